@@ -1,0 +1,20 @@
+"""The public names of nag: read by type checkers, and by nag/__init__.py as its table of lazy imports."""
+
+from nag.analysis import NoiseShift as NoiseShift
+from nag.analysis import Trajectory as Trajectory
+from nag.analysis import measure_shift as measure_shift
+from nag.analysis import record as record
+from nag.analysis import write_report as write_report
+from nag.calibration import NoiseCalibration as NoiseCalibration
+from nag.guidance import NoiseGuidance as NoiseGuidance
+from nag.levels import SchedulerLevels as SchedulerLevels
+from nag.levels import read_levels as read_levels
+from nag.metrics import frechet_distance as frechet_distance
+from nag.pipelines import NAGPipeline as NAGPipeline
+from nag.process import GaussianProcess as GaussianProcess
+from nag.regressor import NoiseEstimate as NoiseEstimate
+from nag.regressor import NoiseLevelRegressor as NoiseLevelRegressor
+from nag.theory import FiniteData as FiniteData
+
+__version__: str
+__all__: list[str]

@@ -1,0 +1,72 @@
+"""Shared by all tests: no network, no cache of the user's, one thread, checked shapes, and small real components."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+CACHE = tempfile.mkdtemp(prefix="nag-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["HF_HOME"] = CACHE  # these before anything imports huggingface_hub
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    "nag", "check_shapes.check_shapes"
+)  # every array annotation of nag is enforced in every test
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+torch.set_num_threads(1)
+
+
+def tiny_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
+    """A real UNet2DModel of some 20 k parameters for 8x8 gray images, in evaluation mode; the global seed is untouched."""
+    config: dict[str, object] = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return UNet2DModel(**(config | overrides)).eval()
+
+
+@pytest.fixture
+def unet() -> UNet2DModel:
+    """Unconditional, 8x8, one channel."""
+    return tiny_unet()
+
+
+@pytest.fixture
+def class_unet() -> UNet2DModel:
+    """Class-conditional, 8x8, one channel: labels 0, 1, 2 and the null class 3."""
+    return tiny_unet(num_class_embeds=4)
+
+
+@pytest.fixture
+def ddim_scheduler() -> DDIMScheduler:
+    """DDIM, linear betas, trailing timesteps, no clipping."""
+    return DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+
+
+@pytest.fixture
+def ddpm_scheduler() -> DDPMScheduler:
+    """DDPM, linear betas, trailing timesteps, no clipping."""
+    return DDPMScheduler(clip_sample=False, timestep_spacing="trailing")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A local generator on the CPU, seed 0."""
+    return torch.Generator().manual_seed(0)
