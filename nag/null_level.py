@@ -1,0 +1,108 @@
+"""A network asked without its noise level: the level embedding's output is set to zero, sample by sample.
+
+No parameter is added, so a network that was fine-tuned with level dropout stays a plain diffusers checkpoint.
+
+The embedding module is changed by giving it, for the length of a `with` block, a subclass of its own class whose
+`__call__` zeroes rows of the output. Its state dict, its hooks and every other attribute stay untouched; hooks that
+were there before (offloading, quantisation) still run; a copy made meanwhile is a plain module with weights of its own.
+torch.compile and DistributedDataParallel see an ordinary module.
+
+References:
+    Is Noise Conditioning Necessary for Denoising Generative Models?, Sun 2025, arXiv 2502.13129, section 4 (zero
+    embedding).
+    Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497
+    (noise-condition dropout).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nag.architectures import level_modules
+
+__all__ = ["instrumented", "null_level"]
+
+
+class Instrument:
+    """Base of the classes that `instrumented` mixes in; attributes live only within its `with` block."""
+
+    attributes: tuple[str, ...] = ()
+    plain_class: type[nn.Module]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copy = self.plain_class.__new__(self.plain_class)
+        memo[id(self)] = copy
+        for name, value in self.__dict__.items():
+            if name not in self.attributes:
+                copy.__dict__[name] = deepcopy(value, memo)
+        return copy
+
+
+@cache
+def _subclass(mixin: type[Instrument], cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {"plain_class": cls, "__module__": cls.__module__})
+
+
+@contextmanager
+def instrumented(module: nn.Module, mixin: type[Instrument], **attributes: Any) -> Iterator[nn.Module]:
+    """Gives one module another `__call__` for the length of a block, and leaves it exactly as it was.
+
+    Args:
+        module: any module.
+        mixin: an `Instrument` whose `__call__` calls `super().__call__`.
+        attributes: set on the module within the block; the mixin names them in `attributes`.
+    """
+    cls = type(module)
+    before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
+    if not issubclass(cls, mixin):
+        module.__class__ = _subclass(mixin, cls)
+    module.__dict__.update(attributes)
+    try:
+        yield module
+    finally:
+        for name in attributes:
+            module.__dict__.pop(name, None)
+        module.__dict__.update(before)
+        module.__class__ = cls
+
+
+class NullLevel(Instrument):
+    """Zeroes the rows of the output that `null_mask` names; None means all."""
+
+    attributes = ("null_mask",)
+    null_mask: Tensor | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        embedding: Tensor = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if self.null_mask is None:
+            return torch.zeros_like(embedding)
+        return embedding.masked_fill(self.null_mask.to(embedding.device)[:, None], 0)
+
+
+@contextmanager
+def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
+    """Within the block, the network does not see the noise level of the masked samples.
+
+    Args:
+        model: a network of `nag.architectures`, plain, compiled or wrapped for data-parallel training.
+        mask: `(B,)` bool, True where the level is hidden; None hides it for all samples.
+
+    Raises:
+        TypeError: if the mask is not boolean.
+        ValueError: if the mask has more than one axis, or the network is not supported.
+    """
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean, got {mask.dtype}. True hides the level of a sample.")
+    if mask is not None and mask.ndim != 1:
+        raise ValueError(f"mask must have shape (B,), got {tuple(mask.shape)}. Give one value per sample.")
+    with ExitStack() as stack:
+        for module in level_modules(model):
+            stack.enter_context(instrumented(module, NullLevel, null_mask=mask))
+        yield

@@ -1,0 +1,260 @@
+"""The null level: per-sample, exact on exit, and harmless to copies, hooks, compilation and data-parallel wrappers."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nag.architectures import ARCHITECTURES, architecture_of, level_modules, split_output, unwrap
+from nag.null_level import null_level
+
+
+def conditional_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        cross_attention_dim=8,
+    ).eval()
+
+
+def dit() -> DiTTransformer2DModel:
+    model = DiTTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=1,
+        out_channels=2,
+        num_embeds_ada_norm=5,
+    )
+    for parameter in model.parameters():  # the real initialisation makes every block the identity
+        nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+MODELS = {
+    "UNet2DModel": (lambda: tiny_unet(num_class_embeds=4), lambda b: {"class_labels": torch.arange(b) % 4}),
+    "UNet2DConditionModel": (
+        conditional_unet,
+        lambda b: {"encoder_hidden_states": torch.randn(b, 3, 8, generator=torch.Generator().manual_seed(1))},
+    ),
+    "DiTTransformer2DModel": (dit, lambda b: {"class_labels": torch.arange(b) % 5}),
+}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    make, conditioning = MODELS[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def call(net, timestep):
+        return net(x, torch.full((4,), timestep), **conditioning(4)).sample
+
+    return model, call
+
+
+def attributes(module: nn.Module) -> dict:
+    return {name: (type(m), sorted(m.__dict__), len(m._forward_hooks)) for name, m in module.named_modules()}
+
+
+def test_the_table_covers_the_tested_models():
+    assert set(MODELS) == set(ARCHITECTURES)
+
+
+@torch.no_grad()
+def test_masked_samples_do_not_see_the_level_and_others_do(case):
+    model, call = case
+    mask = torch.tensor([True, False, True, False])
+    plain = call(model, 3)
+    with null_level(model):
+        null = call(model, 3)
+        torch.testing.assert_close(call(model, 900), null, rtol=0, atol=0)
+    with null_level(model, mask):
+        mixed = call(model, 3)
+    # one batch against another: the same numbers up to the order of summation
+    torch.testing.assert_close(mixed[mask], null[mask], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mixed[~mask], plain[~mask], rtol=1e-5, atol=1e-6)
+    assert (plain - null).abs().max() > 1e-3
+    assert (plain - call(model, 900)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_null_is_a_zero_embedding():
+    """Oracle: the same network whose last embedding layer was set to zero by hand."""
+    model, silenced = tiny_unet(), tiny_unet()
+    nn.init.zeros_(silenced.time_embedding.linear_2.weight)
+    nn.init.zeros_(silenced.time_embedding.linear_2.bias)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with null_level(model):
+        found = model(x, 5).sample
+    torch.testing.assert_close(found, silenced(x, 5).sample, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_everything_is_left_as_found_also_after_an_exception(case):
+    model, call = case
+    before, state, plain = attributes(model), copy.deepcopy(model.state_dict()), call(model, 3)
+    with pytest.raises(ZeroDivisionError), null_level(model):
+        assert list(model.state_dict()) == list(state)
+        with null_level(model, torch.tensor([True, False, False, False])):
+            raise ZeroDivisionError
+    assert attributes(model) == before
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    torch.testing.assert_close(call(model, 3), plain, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_inner_masks_give_way_to_outer_ones(case):
+    model, call = case
+    outer = torch.tensor([True, True, False, False])
+    with null_level(model, outer):
+        expected = call(model, 3)
+        with null_level(model):
+            call(model, 3)
+        torch.testing.assert_close(call(model, 3), expected, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_copy_made_meanwhile_is_plain_and_has_weights_of_its_own(case):
+    model, call = case
+    with null_level(model):
+        twin = copy.deepcopy(model)
+    assert attributes(twin) == attributes(model)
+    torch.testing.assert_close(call(twin, 3), call(model, 3), rtol=0, atol=0)
+    for parameter in twin.parameters():
+        parameter.zero_()
+    assert call(twin, 3).abs().max() == 0
+    assert call(model, 3).abs().max() > 0
+
+
+class Doubling(ModelHook):
+    def post_forward(self, module, output):
+        return 2 * output
+
+
+@torch.no_grad()
+def test_hooks_of_diffusers_that_were_there_before_still_run():
+    model = tiny_unet()
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    HookRegistry.check_if_exists_or_initialize(model.time_embedding).register_hook(Doubling(), "doubling")
+    hooked = model(x, 5).sample
+    mask = torch.tensor([True, False])
+    with null_level(model, mask):
+        mixed = model(x, 5).sample
+    torch.testing.assert_close(mixed[1], hooked[1], rtol=1e-5, atol=1e-6)
+    assert (mixed[0] - hooked[0]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_compiled_networks_honour_the_mask_in_one_graph():
+    model = tiny_unet()
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    mask, timestep = torch.tensor([True, False, True, False]), torch.tensor(3)
+    plain = model(x, timestep).sample
+    with null_level(model):
+        null = model(x, timestep).sample
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, timestep).sample, plain, rtol=1e-5, atol=1e-6)
+    for wanted in (mask, ~mask):
+        with null_level(compiled, wanted):
+            found = compiled(x, timestep).sample
+        expected = torch.where(wanted[:, None, None, None], null, plain)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(compiled(x, timestep).sample, plain, rtol=1e-5, atol=1e-6)
+
+
+# PyTorch's own remark on 1x1 convolutions whose gradient it lays out channels-last: speed, not a fault
+@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides:UserWarning")
+def test_data_parallel_wrapping_and_autocast(tmp_path):
+    model = tiny_unet()
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([True, False, True, False])
+    with torch.no_grad(), null_level(model, mask):
+        expected = model(x, 3).sample
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model)
+        assert unwrap(wrapped) is model
+        with null_level(wrapped, mask):
+            torch.testing.assert_close(wrapped(x, 3).sample.detach(), expected, rtol=0, atol=0)
+        with null_level(wrapped, mask), torch.autocast("cpu", torch.bfloat16):
+            low = wrapped(x, 3).sample
+        torch.testing.assert_close(low.float().detach(), expected, rtol=0.1, atol=0.05)  # bfloat16: 8 bits
+        low.sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_gradient_does_not_reach_the_hidden_embedding():
+    model = tiny_unet()
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with null_level(model):
+        model(x, 3).sample.sum().backward()
+    assert model.time_embedding.linear_2.weight.grad is None
+    assert model.conv_in.weight.grad.abs().max() > 0
+
+
+def test_networks_that_divide_by_the_level_are_refused():
+    model = tiny_unet(time_embedding_type="fourier")
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert (model(x, 10).sample / model(x, 20).sample).std() > 0  # it runs, and depends on t
+    with pytest.raises(ValueError, match="must not divide its output by the noise level, got UNet2DModel"):
+        architecture_of(model)
+
+
+def test_unknown_networks_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="must be one of UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, got Linear"):
+        architecture_of(nn.Linear(1, 1))
+
+
+def test_a_network_without_its_level_module_is_refused():
+    model = tiny_unet()
+    model.time_embed = model.time_embedding
+    del model.time_embedding
+    with pytest.raises(ValueError, match="must have a module named 'time_embedding'"):
+        level_modules(model)
+
+
+def test_subclasses_of_known_networks_are_known():
+    class Mine(UNet2DModel):
+        pass
+
+    assert architecture_of(Mine(**{k: v for k, v in tiny_unet().config.items() if not k.startswith("_")})).name == "UNet2DModel"
+
+
+def test_bad_masks():
+    model = tiny_unet()
+    with pytest.raises(TypeError, match=r"mask must be boolean, got torch.float32"), null_level(model, torch.ones(2)):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"mask must have shape \(B,\), got \(2, 1\)"),
+        null_level(model, torch.ones(2, 1, dtype=torch.bool)),
+    ):
+        pass
+
+
+def test_split_output():
+    mean, rest = split_output(torch.arange(4.0).reshape(1, 4, 1, 1), 2)
+    assert mean.flatten().tolist() == [0, 1]
+    assert rest is not None
+    assert rest.flatten().tolist() == [2, 3]
+    assert split_output(torch.zeros(1, 2, 1, 1), 2)[1] is None
+    with pytest.raises(ValueError, match="output must have 2 or 4 channels, got 3"):
+        split_output(torch.zeros(1, 3, 1, 1), 2)
