@@ -1,0 +1,298 @@
+"""Guidance step by step: which calls are made, how branches combine, where it acts, what it refuses."""
+
+import math
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+
+from nag.directions import rescale_std
+from nag.guidance import NoiseGuidance, null_labels
+from nag.null_level import null_level
+from nag.regressor import NoiseLevelRegressor
+from nag.theory.posterior import FiniteData
+from tests.conftest import tiny_unet
+from tests.exact_unet import CLOSE, guided, real, situation
+
+# numpy's complaint about tensors, in diffusers' schedulers
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
+# Cost: which calls are made
+
+
+class CountingUNet(UNet2DModel):
+    def forward(self, *args, **kwargs):
+        self.batches = [*getattr(self, "batches", []), len(args[0])]
+        return super().forward(*args, **kwargs)
+
+
+def counting(unet: UNet2DModel) -> UNet2DModel:
+    unet.__class__ = CountingUNet
+    unet.batches = []
+    return unet
+
+
+def test_off_is_exactly_one_plain_call(unet: UNet2DModel) -> None:
+    u, ask = real(counting(unet))
+    with torch.no_grad():
+        plain = unet(u, ask["timestep"]).sample
+        unet.batches = []
+        for settings in ({}, {"mode": "gradient"}, {"scale": 2.0, "interval": (5.0, None)}):
+            assert torch.equal(guided(unet, u, ask, **settings), plain)
+    assert unet.batches == [2, 2, 2]
+
+
+def test_only_steps_inside_the_interval_pay(unet: UNet2DModel) -> None:
+    u, ask = real(counting(unet))
+    log_snr = float(ask["levels"].log_snr[6])
+    for interval, inside in {
+        (log_snr - 1, log_snr + 1): True, (log_snr, log_snr + 1): True, (None, log_snr): True,
+        (log_snr + 0.1, None): False, (None, log_snr - 0.1): False,
+    }.items():  # fmt: skip
+        unet.batches = []
+        guided(unet, u, ask, scale=1.0, interval=interval)
+        assert unet.batches == ([4] if inside else [2])
+
+
+def test_batched_and_sequential_agree(class_unet: UNet2DModel) -> None:
+    u, ask = real(counting(class_unet))
+    settings = {"scale": 0.8, "class_labels": torch.tensor([0, 2]), "guidance_scale": 3.0}
+    with torch.no_grad():
+        batched = guided(class_unet, u, ask, **settings)
+        sequential = guided(class_unet, u, ask, sequential=True, **settings)
+        ask["timestep"] = ask["timestep"].expand(2)
+        torch.testing.assert_close(guided(class_unet, u, ask, **settings), batched)
+    assert class_unet.batches == [6, 2, 2, 2, 6]
+    torch.testing.assert_close(sequential, batched, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_frozen_head_reads_the_null_pass_that_is_made_anyway(unet: UNet2DModel, sequential: bool) -> None:
+    u, ask = real(counting(unet))
+    regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler())
+    settings = {"scale": 0.8, "mode": "corrected", "sequential": sequential}
+    with torch.no_grad():
+        shared = guided(unet, u, ask, regressor=regressor, **settings)
+        assert sum(unet.batches) == 4
+        full = NoiseLevelRegressor.from_unet(unet, DDIMScheduler(), kind="full")
+        full.head.load_state_dict(regressor.head.state_dict())
+        separate = guided(unet, u, ask, regressor=full, **settings)
+    torch.testing.assert_close(shared, separate, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_its_batch(unet: UNet2DModel) -> None:
+    u, ask = real(unet, batch=3)
+    regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler())
+    for mode in ("classifier_free", "corrected", "gradient"):
+        settings = {"scale": 0.8, "mode": mode, "rescale": 0.3, "regressor": regressor}
+        together = guided(unet, u, ask, **settings)
+        alone = torch.cat([guided(unet, one, ask, **settings) for one in u.split(1)])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+# Class guidance, rescale, learned variance
+
+
+def branches(unet, u, ask, labels):
+    ask_plain = ask["timestep"]
+    none = null_labels(unet, labels)
+    told, classless = (unet(u, ask_plain, class_labels=c).sample for c in (labels, none))
+    with null_level(unet):
+        null, joint = (unet(u, ask_plain, class_labels=c).sample for c in (labels, none))
+    return told, classless, null, joint
+
+
+def test_class_guidance_separate_and_joint() -> None:
+    unet, u, ask, _ = situation("eps", classes=True)
+    labels = torch.tensor([0, 1, 1])
+    told, classless, null, joint = branches(unet, u, ask, labels)
+    g, w = 3.0, 0.6
+    expected = {
+        "separate": told + (g - 1) * (told - classless) + w * (told - null),
+        "joint": told + (g - 1 + w) * (told - joint),
+    }
+    for way, value in expected.items():
+        unet.calls = 0
+        found = guided(unet, u, ask, class_labels=labels, guidance_scale=g, scale=w, class_combination=way)
+        torch.testing.assert_close(found, value, **CLOSE)
+        for off in ({"scale": 0.0}, {"scale": w, "interval": (20.0, None)}):
+            off |= {"class_combination": way, "class_labels": labels}
+            plain_class = told + (g - 1) * (told - classless)
+            torch.testing.assert_close(guided(unet, u, ask, guidance_scale=g, **off), plain_class, **CLOSE)
+            assert torch.equal(guided(unet, u, ask, **off), told)
+
+
+def test_joint_costs_two_predictions_and_separate_three(class_unet: UNet2DModel) -> None:
+    u, ask = real(counting(class_unet))
+    labels = torch.tensor([0, 1])
+    for way in ("separate", "joint"):
+        guided(class_unet, u, ask, class_labels=labels, guidance_scale=2.0, scale=1.0, class_combination=way)
+    assert class_unet.batches == [6, 4]
+
+
+def test_null_labels_are_the_last_row(class_unet: UNet2DModel, unet: UNet2DModel) -> None:
+    assert null_labels(class_unet, torch.tensor([0, 2])).tolist() == [3, 3]
+    with pytest.raises(ValueError, match="unet must have a table of classes"):
+        null_labels(unet, torch.tensor([0]))
+    with pytest.raises(ValueError, match="unet must have a table of classes"):
+        null_labels(class_unet, None)
+
+
+def test_rescale_matches_the_standard_deviation(unet: UNet2DModel) -> None:
+    u, ask = real(unet)
+    with torch.no_grad():
+        plain = unet(u, ask["timestep"]).sample
+        free = guided(unet, u, ask, scale=5.0)
+        full = guided(unet, u, ask, scale=5.0, rescale=1.0)
+        half = guided(unet, u, ask, scale=5.0, rescale=0.5)
+    torch.testing.assert_close(full.std((1, 2, 3)), plain.std((1, 2, 3)))
+    torch.testing.assert_close(half, 0.5 * (free + full))
+
+
+def test_rescale_leaves_a_sample_without_spread_alone() -> None:
+    flat = torch.full((2, 1, 2, 2), 3.0)
+    torch.testing.assert_close(rescale_std(flat, torch.randn(2, 1, 2, 2), 0.7), flat)
+
+
+def test_learned_variance_is_the_conditional_branch_s() -> None:
+    unet = tiny_unet(out_channels=2)
+    u, ask = real(unet)
+    with torch.no_grad():
+        plain = unet(u, ask["timestep"]).sample
+        found = guided(unet, u, ask, scale=1.0)
+        with null_level(unet):
+            null = unet(u, ask["timestep"]).sample
+    torch.testing.assert_close(found[:, 1:], plain[:, 1:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[:, :1], 2 * plain[:, :1] - null[:, :1], rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_is_combined_in_single_precision(unet: UNet2DModel) -> None:
+    u, ask = real(unet.to(torch.bfloat16))
+    assert guided(unet, u.bfloat16(), ask, scale=1.0).dtype == torch.bfloat16
+
+
+# The weight
+
+
+def test_schedules_rise_from_the_noisy_to_the_clean_end() -> None:
+    levels = situation("eps")[2]["levels"]
+    settings = {"scale": 2.0, "interval": (-2.0, 4.0)}
+    for schedule, at in {"constant": (2, 2, 2), "linear": (0, 1, 2), "cosine": (0, 1, 2)}.items():
+        guidance = NoiseGuidance(schedule=schedule, **settings)
+        assert [guidance.weight(k, levels) for k in (-2.0, 1.0, 4.0)] == pytest.approx(at)
+        assert guidance.weight(-2.1, levels) == guidance.weight(4.1, levels) == 0
+    quarter = NoiseGuidance(schedule="cosine", **settings).weight(-0.5, levels)
+    assert quarter == pytest.approx(1 - math.cos(math.pi / 4))
+    low, high = float(levels.log_snr.min()), float(levels.log_snr.max())
+    whole = NoiseGuidance(schedule="linear", scale=2.0, interval=(None, None))
+    assert [whole.weight(k, levels) for k in (low, high)] == pytest.approx([0, 2])
+    assert NoiseGuidance(schedule=lambda level: level**2, **settings).weight(3.0, levels) == 18
+    assert NoiseGuidance(scale=2.0, interval=(9.0, 9.5), schedule="linear").weight(
+        9.25, levels
+    ) == pytest.approx(1)
+
+
+def test_pure_noise_has_no_level_to_be_aware_of() -> None:
+    levels = situation("velocity")[2]["levels"]
+    assert NoiseGuidance(scale=1.0, interval=(None, None)).weight(float(levels.log_snr[0]), levels) == 0
+    assert NoiseGuidance(scale=1.0, interval=(None, None)).weight(float(levels.log_snr[1]), levels) == 1
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"scale": -1.0}, "noise_guidance_scale must be at least 0 and finite, got -1.0. Use 0"),
+        ({"scale": math.nan}, "noise_guidance_scale must be at least 0 and finite, got nan"),
+        (
+            {"mode": "free"},
+            "noise_guidance_mode must be one of classifier_free, corrected, gradient, got 'free'",
+        ),
+        ({"schedule": "square"}, "schedule must be one of constant, linear, cosine, got 'square'"),
+        ({"class_combination": "both"}, "class_combination must be one of separate, joint, got 'both'"),
+        ({"interval": (1.0, 1.0)}, r"noise_guidance_interval must have start < end, got \(1.0, 1.0\)"),
+        ({"interval": (2.0, -2.0)}, r"noise_guidance_interval must have start < end"),
+        ({"interval": (math.inf, None)}, "noise_guidance_interval must be two log-SNRs"),
+        ({"rescale": 1.5}, r"rescale must lie in \[0, 1\], got 1.5"),
+        ({"max_norm": 0.0}, "max_norm must be positive and finite, got 0.0"),
+        ({"mode": "gradient", "class_combination": "joint"}, "class_combination must be 'separate'"),
+    ],
+)
+def test_settings_are_checked_at_construction(settings: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        NoiseGuidance(**settings)
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.nan])
+def test_a_schedule_function_must_give_a_weight(factor: float) -> None:
+    guidance = NoiseGuidance(scale=1.0, schedule=lambda level: factor)
+    with pytest.raises(ValueError, match="schedule must return a finite factor of at least 0"):
+        guidance.weight(0.0, situation("eps")[2]["levels"])
+
+
+@pytest.mark.parametrize("mode", ["classifier_free", "corrected"])
+def test_x_0_networks_are_refused_where_predictions_are_compared(mode: str) -> None:
+    unet, u, ask, posterior = situation("x_0")
+    with pytest.raises(
+        ValueError, match="noise_guidance_mode must be 'gradient' for a network that predicts x_0"
+    ):
+        guided(unet, u, ask, regressor=posterior, scale=1.0, mode=mode)
+    assert unet.calls == 0
+    guided(unet, u, ask, scale=0.0, mode=mode)
+
+
+def test_and_rightly_so() -> None:
+    """With one datum the x_0 difference is zero: the reason for the refusal."""
+    unet, u, ask, _ = situation("x_0")
+    single = FiniteData(data=unet.oracle.data[:1], process=unet.oracle.process, prior=unet.oracle.prior)
+    t = unet.oracle.process.t_from_log_snr(ask["levels"].log_snr[ask["step"]])
+    torch.testing.assert_close(single.denoised(u, t), single.blind(u, "x_0"), **CLOSE)
+    assert float(single.posterior_gradient(u, t).norm()) > 0.1
+
+
+@pytest.mark.parametrize("mode", ["corrected", "gradient"])
+def test_a_regressor_must_be_there(mode: str) -> None:
+    unet, u, ask, _ = situation("eps")
+    with pytest.raises(
+        ValueError, match=f"regressor must be given for noise_guidance_mode '{mode}', got None"
+    ):
+        guided(unet, u, ask, scale=1.0, mode=mode)
+
+
+def test_a_regressor_of_another_process_is_refused(unet: UNet2DModel) -> None:
+    regressor = NoiseLevelRegressor.from_unet(unet, FlowMatchEulerDiscreteScheduler())
+    u, ask = real(unet)
+    with pytest.raises(
+        ValueError, match="regressor must know the states of the scheduler's process DiscreteVP, got one"
+    ):
+        guided(unet, u, ask, regressor=regressor, scale=1.0, mode="corrected")
+
+
+def test_gradients_need_single_precision(unet: UNet2DModel) -> None:
+    u, ask = real(unet)
+    regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler()).to(torch.bfloat16)
+    with pytest.raises(
+        ValueError, match="regressor must be in float32 for noise_guidance_mode 'gradient', got torch.b"
+    ):
+        guided(unet, u, ask, regressor=regressor, scale=1.0, mode="gradient")
+
+
+@pytest.mark.parametrize("kind", ["sequential", "group"])
+def test_gradients_refuse_offloading_that_swaps_weights(unet: UNet2DModel, kind: str) -> None:
+    u, ask = real(unet)
+    regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler())
+    if kind == "sequential":
+        cpu_offload(unet, execution_device=torch.device("cpu"))
+    else:
+        unet.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(
+        ValueError, match="UNet2DModel must keep its weights in place for noise_guidance_mode 'gradient'"
+    ):
+        guided(unet, u, ask, regressor=regressor, scale=1.0, mode="gradient")
+    with torch.no_grad():
+        guided(unet, u, ask, regressor=regressor, scale=1.0, mode="corrected")
