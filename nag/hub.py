@@ -1,0 +1,117 @@
+"""What lies beside a checkpoint, in a folder or on the Hub: a regressor's folder, a calibration; and saving it whole.
+
+diffusers fetches from the Hub what `model_index.json` names. A regressor is not named there, so that plain diffusers
+opens the checkpoint; it is fetched by its own `from_pretrained`. `_ignore_files` in the index keeps its weights out of
+a plain user's download.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+__all__ = [
+    "REGRESSOR_FOLDER",
+    "fetch_beside",
+    "hide_from_download",
+    "hub_options",
+    "pickle_only",
+    "written_whole",
+]
+
+REGRESSOR_FOLDER = "regressor"
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_PICKLE = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s keyword arguments that say where and how to fetch a file."""
+    return {name: options[name] for name in _HUB_OPTIONS if options.get(name) is not None}
+
+
+def fetch_beside(checkpoint: str | os.PathLike[str], name: str, **options: Any) -> Path | None:
+    """The local path of a file of a checkpoint, fetched where necessary; None if the checkpoint has no such file.
+
+    Args:
+        checkpoint: folder or Hub id.
+        name: path of the file in it, with forward slashes.
+        options: as for `from_pretrained`: cache_dir, force_download, local_files_only, revision, token.
+    """
+    if os.path.isdir(checkpoint):
+        path = Path(checkpoint, name)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(str(checkpoint), name, **hub_options(options)))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+
+
+def pickle_only(checkpoint: str | os.PathLike[str], **options: Any) -> list[str]:
+    """The pickle weights of a checkpoint that has no safetensors, as file names; empty if it has any."""
+    if os.path.isdir(checkpoint):
+        names = [
+            path.relative_to(checkpoint).as_posix() for path in Path(checkpoint).rglob("*") if path.is_file()
+        ]
+    else:
+        hub = {name: value for name, value in hub_options(options).items() if name in ("revision", "token")}
+        names = list_repo_files(str(checkpoint), **hub)
+    pickles = sorted(name for name in names if name.endswith(_PICKLE))
+    return [] if any(name.endswith(".safetensors") for name in names) else pickles
+
+
+def hide_from_download(folder: Path) -> None:
+    """Tells diffusers not to fetch the regressor's weights with the pipeline, in a saved `model_index.json`."""
+    weights = sorted(
+        path.relative_to(folder).as_posix() for path in folder.glob(f"{REGRESSOR_FOLDER}/*.safetensors")
+    )
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["_ignore_files"] = weights
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write into, which takes its place only when the block ends without an error.
+
+    Entries of the same name in an existing folder are replaced; others stay.
+
+    Raises:
+        ValueError: if the path is a file.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"save_directory must be a folder, got the file {target}. Choose another path.")
+    scratch_in = target if target.is_dir() else target.parent
+    scratch_in.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch_in, prefix=f".{target.name}.") as scratch:
+        whole, replaced = Path(scratch, "whole"), Path(scratch, "replaced")
+        whole.mkdir()
+        replaced.mkdir()
+        yield whole
+        if not target.exists():
+            os.replace(whole, target)
+            return
+        reached = []
+        try:
+            for entry in sorted(whole.iterdir()):
+                place = target / entry.name
+                reached.append(place)
+                if place.exists():
+                    os.replace(place, replaced / entry.name)
+                os.replace(entry, place)
+        except BaseException:
+            for place in reached:
+                if not (whole / place.name).exists():
+                    os.replace(place, whole / place.name)
+            for former in replaced.iterdir():
+                os.replace(former, target / former.name)
+            raise

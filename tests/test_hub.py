@@ -1,0 +1,388 @@
+"""Saving and loading: plain diffusers opens what is saved, whole or not at all, in a folder and on a (simulated) Hub."""
+
+import base64
+import hashlib
+import importlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+)
+from huggingface_hub.utils import _http
+
+import nag.hub
+from nag.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.hub import written_whole
+from nag.pipelines import NAGPipeline, NAGUNet2DPipeline
+from nag.regressor import NoiseLevelRegressor
+from tests.conftest import tiny_unet
+
+# diffusers' own, whenever a model's configuration is fetched by itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The `local_dir_use_symlinks` argument is deprecated:UserWarning"
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class SimulatedHub:
+    """The Hub's HTTP interface over a dictionary of files: what huggingface_hub asks, and nothing that it does not."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.downloaded: list[str] = []
+        self.order: list[str] = []
+        http = importlib.import_module(type(huggingface_hub.get_session()).__module__.split(".")[0])
+        self.client, self.transport, self.response = (
+            http.Client,
+            http.MockTransport(self.handle),
+            http.Response,
+        )
+
+    def upload(self, repo: str, folder: Path) -> None:
+        self.files[repo] = {
+            p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        }
+
+    def handle(self, request):
+        path, method = request.url.path, request.method
+        if method == "POST" and path == "/api/repos/create":
+            body = json.loads(request.content)
+            repo = "/".join(filter(None, (body.get("organization"), body["name"])))
+            self.order.append("create")
+            self.files.setdefault(repo, {})
+            return self.response(200, json={"url": f"https://huggingface.co/{repo}"})
+        if method == "POST" and path == "/api/validate-yaml":
+            return self.response(200, json={"errors": [], "warnings": []})
+        if found := re.fullmatch(r"/api/models/(\w+/\w+)(?:/(revision|preupload|commit|tree)/(\w+))?", path):
+            repo, action, _ = found.groups()
+            if repo not in self.files:
+                return self.missing("RepoNotFound")
+            if action == "preupload":
+                wanted = json.loads(request.content)["files"]
+                modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted]
+                return self.response(200, json={"files": modes})
+            if action == "commit":
+                self.order.append("commit")
+                for line in request.content.splitlines():
+                    entry = json.loads(line)
+                    if entry["key"] == "file":
+                        value = entry["value"]
+                        self.files[repo][value["path"]] = base64.b64decode(value["content"])
+                return self.response(200, json={"commitUrl": f"https://huggingface.co/{repo}/commit/{COMMIT}",
+                                                "commitOid": COMMIT, "success": True})  # fmt: skip
+            if action == "tree":
+                return self.response(200, json=[
+                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for name, data in self.files[repo].items()
+                ])  # fmt: skip
+            siblings = [{"rfilename": name} for name in self.files[repo]]
+            return self.response(200, json={"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []})
+        if found := re.fullmatch(r"/(\w+/\w+)/resolve/(\w+)/(.+)", path):
+            repo, _, name = found.groups()
+            if repo not in self.files:
+                return self.missing("RepoNotFound")
+            if name not in self.files[repo]:
+                return self.missing("EntryNotFound", {"X-Repo-Commit": COMMIT})
+            data = self.files[repo][name]
+            headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if method == "HEAD":
+                return self.response(200, headers=headers | {"Content-Length": str(len(data))})
+            self.downloaded.append(name)
+            return self.response(200, headers=headers, content=data)
+        raise AssertionError(f"the simulated Hub was asked {method} {request.url}")
+
+    def missing(self, code: str, headers: dict[str, str] | None = None):
+        return self.response(404, headers={"X-Error-Code": code} | (headers or {}), json={"error": code})
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimulatedHub]:
+    simulated = SimulatedHub()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    huggingface_hub.set_client_factory(
+        lambda: simulated.client(transport=simulated.transport, follow_redirects=True)
+    )
+    yield simulated
+    huggingface_hub.set_client_factory(_http.default_client_factory)
+
+
+def full(unet: UNet2DModel) -> NoiseLevelRegressor:
+    return NoiseLevelRegressor.from_unet(unet, DDIMScheduler(), kind="encoder")
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+PLAIN = ["model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+         "unet/diffusion_pytorch_model.safetensors"]  # fmt: skip
+REGRESSOR = ["regressor/config.json", "regressor/diffusion_pytorch_model.safetensors"]
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "plain"),
+    [(DDIMScheduler(), DDIMPipeline), (EulerDiscreteScheduler(), DDPMPipeline)],
+)
+def test_plain_diffusers_opens_a_saved_folder(
+    unet: UNet2DModel, tmp_path: Path, scheduler, plain: type
+) -> None:
+    pipe = NAGUNet2DPipeline(unet, scheduler, regressor=full(unet))
+    pipe.save_pretrained(tmp_path / "model")
+    assert tree(tmp_path / "model") == sorted(PLAIN + REGRESSOR)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    for opened in (
+        DiffusionPipeline.from_pretrained(tmp_path / "model"),
+        plain.from_pretrained(tmp_path / "model"),
+    ):
+        assert type(opened) is plain
+        assert type(opened.scheduler) is type(scheduler)
+        assert same_weights(opened.unet, unet)
+
+
+def test_a_plain_folder_has_no_regressor(unet: UNet2DModel, tmp_path: Path) -> None:
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "model")
+    pipe = NAGPipeline.from_pretrained(tmp_path / "model")
+    assert type(pipe) is NAGUNet2DPipeline
+    assert type(pipe.scheduler) is DDIMScheduler
+    assert same_weights(pipe.unet, unet)
+    assert pipe.regressor is None
+    with pytest.raises(
+        ValueError, match="regressor must lie in the folder 'regressor' of the checkpoint, got none"
+    ):
+        NAGPipeline.from_pretrained(tmp_path / "model", regressor=True)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "encoder", "full"])
+def test_regressor_saved_and_found_again(unet: UNet2DModel, tmp_path: Path, kind: str) -> None:
+    regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler(), kind=kind)
+    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=regressor).save_pretrained(tmp_path / "model")
+    pipe = NAGPipeline.from_pretrained(tmp_path / "model")
+    assert same_weights(pipe.regressor, regressor)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(pipe.regressor.estimate(x).log_snr, regressor.estimate(x).log_snr)
+    assert NAGPipeline.from_pretrained(tmp_path / "model", regressor=False).regressor is None
+    given = full(unet)
+    assert NAGPipeline.from_pretrained(tmp_path / "model", regressor=given).regressor is given
+    given.save_pretrained(tmp_path / "elsewhere")
+    other = NAGPipeline.from_pretrained(tmp_path / "model", regressor=tmp_path / "elsewhere").regressor
+    assert same_weights(other, given)
+
+
+def test_precision(unet: UNet2DModel, tmp_path: Path) -> None:
+    """The UNet comes as asked, the regressor in single precision, in which gradients run."""
+    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
+    pipe = NAGPipeline.from_pretrained(tmp_path / "model", dtype=torch.float16)
+    assert pipe.unet.dtype == torch.float16
+    assert pipe.regressor.dtype == torch.float32
+    assert pipe.to(torch.bfloat16).unet.dtype == torch.bfloat16
+    assert pipe.regressor.dtype == torch.float32
+
+
+def test_a_calibration_travels_with_the_checkpoint(unet: UNet2DModel, tmp_path: Path) -> None:
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / CALIBRATION_FILE).write_text("{}")
+    pipe = NAGPipeline.from_pretrained(tmp_path / "model")
+    assert pipe.noise_calibration_path == tmp_path / "model" / CALIBRATION_FILE
+    pipe.save_pretrained(tmp_path / "copy")
+    assert (tmp_path / "copy" / CALIBRATION_FILE).read_text() == "{}"
+    pipe.save_pretrained(tmp_path / "model")
+    assert NAGPipeline.from_pipe(pipe).noise_calibration_path == pipe.noise_calibration_path
+
+
+def test_saving_again_replaces_what_is_there_and_keeps_other_files(unet: UNet2DModel, tmp_path: Path) -> None:
+    NAGUNet2DPipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path)
+    assert tree(tmp_path) == sorted([*PLAIN, *REGRESSOR, "notes.txt"])
+    assert same_weights(NAGPipeline.from_pretrained(tmp_path).unet, unet)
+
+
+def test_a_stale_regressor_is_not_left_beside_another_unet(unet: UNet2DModel, tmp_path: Path) -> None:
+    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
+    with pytest.raises(ValueError, match="save_directory must not hold 'regressor' of another pipeline"):
+        NAGUNet2DPipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)} == before
+
+
+def test_whole_or_not_at_all(unet: UNet2DModel, tmp_path: Path) -> None:
+    """A calibration that cannot be read fails after the UNet and the regressor were written."""
+    pipe = NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet))
+    pipe.noise_calibration_path = tmp_path / "gone.json"
+    with pytest.raises(FileNotFoundError):
+        pipe.save_pretrained(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    NAGUNet2DPipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path / "model")
+    before = {name: (tmp_path / "model" / name).read_bytes() for name in tree(tmp_path / "model")}
+    with pytest.raises(FileNotFoundError):
+        pipe.save_pretrained(tmp_path / "model")
+    assert {name: (tmp_path / "model" / name).read_bytes() for name in tree(tmp_path / "model")} == before
+
+
+def test_a_failure_while_replacing_brings_the_old_entries_back(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text(name)
+    real = nag.hub.os.replace
+
+    def failing(source, target) -> None:
+        if Path(target) == tmp_path / "b" and "whole" in Path(source).parts:
+            raise OSError("disk full")
+        real(source, target)
+
+    monkeypatch.setattr(nag.hub.os, "replace", failing)
+
+    def write() -> None:
+        with written_whole(tmp_path) as folder:
+            for name in ("a", "b", "c"):
+                (folder / name).mkdir()
+                (folder / name / "new").write_text(name)
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
+    assert tree(tmp_path) == ["a/old", "b/old", "c/old"]
+
+
+def test_a_flat_checkpoint_such_as_the_first_ddpm_ones(unet: UNet2DModel, tmp_path: Path) -> None:
+    """Network and scheduler at the top of the folder."""
+    DDPMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path)
+    for part in ("unet", "scheduler"):
+        for file in (tmp_path / part).iterdir():
+            shutil.move(file, tmp_path)
+        (tmp_path / part).rmdir()
+    assert same_weights(NAGPipeline.from_pretrained(tmp_path).unet, unet)
+
+
+def test_refusals(unet: UNet2DModel, tmp_path: Path) -> None:
+    pipe = NAGUNet2DPipeline(unet, DDIMScheduler())
+    with pytest.raises(ValueError, match="safe_serialization must be True, got False"):
+        pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="save_directory must be a folder, got the file"):
+        pipe.save_pretrained(tmp_path / "file")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(ValueError, match="use_safetensors must be True, got False"):
+        NAGUNet2DPipeline.from_pretrained(tmp_path, use_safetensors=False)
+
+
+def pickled(unet: UNet2DModel, folder: Path) -> Path:
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(folder)
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    torch.save(unet.state_dict(), folder / "unet/diffusion_pytorch_model.bin")
+    return folder
+
+
+PICKLE = (
+    r"path must hold safetensors weights, got unet/diffusion_pytorch_model.bin in .* save_pretrained again"
+)
+
+
+def test_pickle_weights_are_refused(unet: UNet2DModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=PICKLE):
+        NAGPipeline.from_pretrained(pickled(unet, tmp_path / "model"))
+
+
+def test_an_incomplete_folder_fails_as_in_diffusers(unet: UNet2DModel, tmp_path: Path) -> None:
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path)
+    (tmp_path / "unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match="no file named diffusion_pytorch_model.safetensors"):
+        NAGPipeline.from_pretrained(tmp_path)
+
+
+# The Hub
+
+
+def test_pushed_pulled_and_opened_by_plain_diffusers(unet: UNet2DModel, hub: SimulatedHub) -> None:
+    regressor = full(unet)
+    pipe = NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=regressor)
+    pipe.push_to_hub("someone/model", token="hf_x")
+    assert sorted(hub.files["someone/model"]) == sorted([*PLAIN, *REGRESSOR, "README.md"])
+    index = json.loads(hub.files["someone/model"]["model_index.json"])
+    assert index["_class_name"] == "DDIMPipeline"
+    assert "regressor" not in index
+
+    found = NAGPipeline.from_pretrained("someone/model")
+    assert same_weights(found.unet, unet)
+    assert same_weights(found.regressor, regressor)
+
+
+def test_a_plain_user_does_not_download_the_regressor(
+    unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path
+) -> None:
+    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
+    hub.upload("someone/model", tmp_path / "model")
+    opened = DiffusionPipeline.from_pretrained("someone/model")
+    assert type(opened) is DDIMPipeline
+    assert same_weights(opened.unet, unet)
+    assert not [name for name in hub.downloaded if name.startswith("regressor")]
+
+
+def test_save_and_push_uploads_the_final_index(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
+    pipe = NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet))
+    pipe.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="someone/model", token="hf_x")
+    assert hub.order == ["create", "commit"]
+    local = {name: (tmp_path / "model" / name).read_bytes() for name in tree(tmp_path / "model")}
+    assert hub.files["someone/model"] == local
+
+
+def test_beside_a_checkpoint_on_the_hub(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "model")
+    hub.upload("someone/plain", tmp_path / "model")
+    cache = tmp_path / "cache of mine"
+    pipe = NAGPipeline.from_pretrained("someone/plain", cache_dir=cache)
+    assert pipe.regressor is None
+    assert pipe.noise_calibration_path is None
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "model" / CALIBRATION_FILE).write_text("{}")
+    hub.upload("someone/calibrated", tmp_path / "model")
+    assert NAGPipeline.from_pretrained("someone/calibrated").noise_calibration_path.read_text() == "{}"
+    full(unet).save_pretrained(tmp_path / "regressor")
+    hub.upload("someone/regressor", tmp_path / "regressor")
+    assert NAGPipeline.from_pretrained("someone/plain", regressor="someone/regressor").regressor is not None
+
+
+def test_offline_from_the_cache(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
+    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
+    hub.upload("someone/model", tmp_path / "model")
+    NAGPipeline.from_pretrained("someone/model")
+    shutil.rmtree(tmp_path / "model")
+    hub.files.clear()
+    pipe = NAGPipeline.from_pretrained("someone/model", local_files_only=True)
+    assert same_weights(pipe.unet, unet)
+    assert pipe.regressor is not None
+
+
+def test_pickle_weights_on_the_hub_are_refused(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
+    hub.upload("someone/pickled", pickled(unet, tmp_path / "model"))
+    with pytest.raises(ValueError, match=PICKLE):
+        NAGPipeline.from_pretrained("someone/pickled")
+    assert not [name for name in hub.downloaded if name.endswith(".bin")]
+
+
+def test_a_repository_that_is_not_there(hub: SimulatedHub) -> None:
+    with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+        NAGPipeline.from_pretrained("someone/nothing")
