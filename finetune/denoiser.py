@@ -1,0 +1,263 @@
+"""Trains a denoiser that can be asked with and without its noise level (noise-condition dropout).
+
+    nag finetune denoiser --help
+    accelerate launch finetune/denoiser.py --help
+
+Loss per sample: |network(x_t, level, class) - r|^2 averaged over pixels, with r = c x_0 + d eps the target of the
+prediction type. With probability `level_dropout` the level is hidden (`nag.null_level`), and independently with
+`class_dropout` the class becomes the null class. One network thus learns E[r | x_t, t] and E[r | x_t], the latter over
+the prior of levels it is trained on: uniform over the timesteps.
+
+References:
+    Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
+    Classifier-Free Diffusion Guidance, Ho 2022, arXiv 2207.12598, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nag.finetune.options import DenoiserOptions, command
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nag.finetune.loop import Draws
+
+__all__ = ["DenoiserTask", "main", "run"]
+
+
+class DenoiserTask:
+    """A UNet2DModel, its training process and its scheduler.
+
+    Args:
+        unet: the network; trained in place.
+        scheduler: a diffusers scheduler with a VP (eps, v, x_0) or flow (velocity) process, saved with the result.
+        options: see `DenoiserOptions`.
+
+    Raises:
+        ValueError: if the options ask for what the network cannot serve.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any, options: DenoiserOptions) -> None:
+        from nag.architectures import architecture_of
+        from nag.process import DiscreteVP, Flow
+
+        self.model, self.options = unet, options
+        self.null_class = architecture_of(unet).null_class(unet)
+        if unet.config.out_channels != unet.config.in_channels:
+            raise ValueError(
+                f"pretrained_model_name_or_path must predict {unet.config.in_channels} channels, got "
+                f"{unet.config.out_channels}. Networks with a learned variance cannot be trained here."
+            )
+        for name in ("level_dropout", "class_dropout"):
+            if not 0 <= getattr(options, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(options, name)}. It is a share of samples.")
+        self.prediction, process = _read_network(scheduler)
+        if not isinstance(process, (DiscreteVP, Flow)):
+            raise ValueError(
+                f"scheduler must have a VP or flow training process, got {type(scheduler).__name__}. "
+                "Networks with EDM or VE inputs cannot be trained here."
+            )
+        self.process, self.scheduler = process, scheduler
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuses labels that the class embedding cannot hold.
+
+        Raises:
+            ValueError: if a label is out of range or meets the null class.
+        """
+        if self.null_class is None:
+            return
+        low, high = int(labels.min()), int(labels.max())
+        most = self.null_class - (1 if self.options.class_dropout > 0 else 0)
+        if low < 0 or high > most:
+            raise ValueError(
+                f"labels must be between 0 and {most}, got {low} to {high}. The model has {self.null_class + 1} class "
+                "embeddings, the last of which is the null class when class_dropout > 0."
+            )
+
+    def parameter_groups(self, options: DenoiserOptions) -> list[dict[str, Any]]:
+        return [{"params": [p for p in self.model.parameters() if p.requires_grad], "lr": options.learning_rate}]
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        import torch
+
+        from nag.null_level import null_level
+        from nag.process import DiscreteVP
+
+        eps = draws.normal(images.shape[1:])
+        u = draws.uniform()
+        if isinstance(self.process, DiscreteVP):
+            timestep = (u * self.process.num_train_timesteps).floor()
+            t = self.process.t_from_timestep(timestep)
+        else:
+            t = u.clamp(self.process.t_min, self.process.t_max)
+            timestep = t * self.scheduler.config.num_train_timesteps
+        hidden = draws.uniform() < self.options.level_dropout
+        dropped = draws.uniform() < self.options.class_dropout
+        kwargs = {}
+        if self.null_class is not None:
+            kwargs["class_labels"] = torch.where(dropped, self.null_class, labels)
+        x_t = self.process.corrupt(images, t, eps)
+        target = self.process.from_x_0_and_eps(images, eps, t, self.prediction)
+        with null_level(model, hidden):
+            value = model(x_t, timestep, **kwargs).sample
+        error = (value.float() - target).square().mean(dim=(1, 2, 3))
+        if self.options.null_loss_weight == "1/sigma":
+            error = torch.where(hidden, error / self.process.sigma(t), error)
+        return error
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """Writes `samples/step-STEP.png`: rows of samples from the saved scheduler, class by class."""
+        import torch
+        from diffusers.utils import make_image_grid
+
+        from nag.pipelines import NAGUNet2DPipeline
+
+        count = self.options.num_validation_images
+        if count < 1:
+            return {}
+        pipeline = NAGUNet2DPipeline(unet=self.model, scheduler=type(self.scheduler).from_config(self.scheduler.config))
+        pipeline.set_progress_bar_config(disable=True)
+        labels = None if self.null_class is None else [i % max(self.null_class, 1) for i in range(count)]
+        images = pipeline(
+            batch_size=count,
+            class_labels=labels,
+            num_inference_steps=self.options.validation_inference_steps,
+            generator=[torch.Generator().manual_seed(i) for i in range(count)],
+        ).images
+        columns = max(c for c in range(1, min(count, 10) + 1) if count % c == 0)
+        (folder / "samples").mkdir(exist_ok=True)
+        make_image_grid(images, count // columns, columns).save(folder / "samples" / f"step-{step}.png")
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """Writes the pipeline, with a model card, and uploads it if asked."""
+        import torch
+
+        from nag.finetune.checkpoints import replace_children
+        from nag.finetune.loop import command_line
+        from nag.finetune.model_card import upload, write_model_card
+        from nag.pipelines import NAGUNet2DPipeline
+
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.options.save_dtype]
+        unet = type(self.model).from_config(self.model.config)
+        unet.load_state_dict(self.model.state_dict())
+        pipeline = NAGUNet2DPipeline(unet=torch.nn.Module.to(unet, dtype), scheduler=self.scheduler)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            inner = Path(part) / "result"
+            pipeline.save_pretrained(inner)
+            write_model_card(
+                inner,
+                title=f"{self.prediction}-predicting denoiser with noise-level dropout",
+                text=(
+                    f"A UNet2DModel trained with level dropout {self.options.level_dropout} and class dropout "
+                    f"{self.options.class_dropout}: it can be asked without its noise level (time embedding set to "
+                    "zero), as Noise Awareness Guidance needs."
+                ),
+                command=command_line("denoiser", self.options),
+                base_model=self.options.pretrained_model_name_or_path,
+                dataset=self.options.dataset_name,
+            )
+            replace_children(inner, folder)
+        upload(folder, self.options)
+
+
+def _read_network(scheduler: Any) -> tuple[str, Any]:
+    """What the network of a scheduler predicts, and its training process."""
+    from nag.levels import read_levels
+
+    copy = type(scheduler).from_config(scheduler.config)
+    copy.set_timesteps(10)
+    levels = read_levels(copy)
+    return levels.prediction, levels.training
+
+
+def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
+    import json
+
+    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+
+    path = Path(options.model_config_name_or_path or "")
+    config = json.loads(path.read_text()) if path.is_file() else UNet2DModel.load_config(str(path))
+    unet = UNet2DModel.from_config(config)
+    if options.prediction_type == "flow_prediction":
+        return unet, FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.ddpm_num_steps)
+    return unet, DDPMScheduler(
+        num_train_timesteps=options.ddpm_num_steps,
+        beta_schedule=options.ddpm_beta_schedule,
+        prediction_type=options.prediction_type or "epsilon",
+        clip_sample=options.clip_sample,
+        timestep_spacing=options.timestep_spacing,
+    )
+
+
+def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
+    from nag.pipelines import NAGPipeline
+    from nag.process import PREDICTIONS  # noqa: F401
+
+    pipeline = NAGPipeline.from_pretrained(
+        options.pretrained_model_name_or_path, regressor=False, revision=options.revision, variant=options.variant
+    )
+    names = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_prediction": "velocity"}
+    found, _ = _read_network(pipeline.scheduler)
+    if options.prediction_type is not None and names[options.prediction_type] != found:
+        raise ValueError(
+            f"prediction_type must be that of the pretrained model ({found}), got {options.prediction_type}. "
+            "Leave the flag out, or train from scratch."
+        )
+    return pipeline.unet, pipeline.scheduler
+
+
+def run(options: DenoiserOptions) -> dict[str, Any]:
+    """Trains a denoiser; see `DenoiserOptions`.
+
+    Raises:
+        ValueError: if the options contradict each other, the data or the model.
+        FileExistsError: if the output folder is in use.
+        FileNotFoundError: if data or checkpoint do not exist.
+    """
+    import torch
+
+    from nag.finetune.images import load_images
+    from nag.finetune.loop import check_output_dir, mix, train
+
+    if (options.pretrained_model_name_or_path is None) == (options.model_config_name_or_path is None):
+        raise ValueError(
+            "model must be named once, got both or neither. "
+            "Pass --pretrained_model_name_or_path or --model_config_name_or_path."
+        )
+    checkpoint = check_output_dir(options)
+    torch.manual_seed(mix(options.seed, "init") % 2**63)
+    unet, scheduler = _from_scratch(options) if options.pretrained_model_name_or_path is None else _pretrained(options)
+    unet = unet.float()
+    task = DenoiserTask(unet, scheduler, options)
+    size = unet.config.sample_size
+    if options.resolution is None and not isinstance(size, int):
+        raise ValueError(f"resolution must be given for a model without a square sample size, got {size}.")
+    table = load_images(
+        dataset_name=options.dataset_name,
+        dataset_config_name=options.dataset_config_name,
+        train_data_dir=options.train_data_dir,
+        split=options.split,
+        channels=unet.config.in_channels,
+        resolution=options.resolution or size,
+        image_column=options.image_column,
+        label_column=options.label_column if task.null_class is not None else None,
+        max_samples=options.max_train_samples,
+        center_crop=options.center_crop,
+        skip_unreadable_images=options.skip_unreadable_images,
+    )
+    task.check_labels(table.labels)
+    return train(task, table, options, checkpoint)
+
+
+main = command(DenoiserOptions, run, "Train or fine-tune a denoiser with noise-level dropout.")
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,321 @@
+"""The training loop: resumable bit for bit, and the same on one process or several.
+
+Nothing random depends on what ran before. Sample number p of the stream is image perm_e[p mod N] of epoch e = p div N,
+and its noise, level and dropouts come from a generator seeded with (seed, p). So a resumed run continues exactly, and
+two processes with half the batch each see the same global batch as one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from nag.finetune.images import ImageTable
+from nag.finetune.options import TrainingOptions
+
+__all__ = ["Draws", "Task", "check_output_dir", "command_line", "train"]
+
+
+def mix(*words: int | str) -> int:
+    """A seed of 63 bits from any words."""
+    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Draws:
+    """Random numbers of one batch, each sample from a generator of its own.
+
+    Args:
+        seed: the run's seed.
+        positions: `(B,)`, the samples' positions in the stream.
+        device: where the numbers go; they are drawn on the CPU.
+    """
+
+    def __init__(self, seed: int, positions: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.generators = [torch.Generator().manual_seed(mix(seed, "sample", int(p))) for p in positions]
+        self.device = device
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """`(B, *shape)`, standard normal."""
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators]).to(self.device)
+
+    def uniform(self) -> Tensor:
+        """`(B,)`, uniform in [0, 1)."""
+        return torch.stack([torch.rand((), generator=g) for g in self.generators]).to(self.device)
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    model: nn.Module
+
+    def parameter_groups(self, options: Any) -> list[dict[str, Any]]:
+        """Groups for AdamW."""
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """Loss per sample, `(B,)`, from images `(B, C, H, W)` in [-1, 1] and labels `(B,)`."""
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        """Figures of the current (averaged) weights."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the result with the (averaged) weights that `model` now holds."""
+
+
+class _Stream(torch.utils.data.Dataset):
+    def __init__(self, table: ImageTable, seed: int) -> None:
+        self.table, self.seed, self.epoch, self.order = table, seed, -1, torch.empty(0)
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int]:
+        epoch, place = divmod(position, len(self.table))
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, "epoch", epoch))
+            self.epoch, self.order = epoch, torch.randperm(len(self.table), generator=generator)
+        image, label = self.table[int(self.order[place])]
+        return image, label, position
+
+
+class _Positions(torch.utils.data.Sampler[list[int]]):
+    """Positions of this process's batches from step `start` on."""
+
+    def __init__(self, start: int, stop: int, batch: int, accumulate: int, rank: int, world: int) -> None:
+        self.start, self.stop, self.batch = start, stop, batch
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for turn in range(self.start * self.accumulate, self.stop * self.accumulate):
+            first = (turn * self.world + self.rank) * self.batch
+            yield list(range(first, first + self.batch))
+
+
+def check_output_dir(options: TrainingOptions) -> Path | None:
+    """Resolves the checkpoint to resume from, before anything is loaded.
+
+    Raises:
+        FileExistsError: if the output folder is in use and neither overwriting nor resuming was asked for.
+    """
+    folder = options.output_dir
+    if options.resume_from_checkpoint is not None:
+        return find_checkpoint(folder, options.resume_from_checkpoint)
+    if folder.exists() and any(folder.iterdir()) and not options.overwrite_output_dir:
+        raise FileExistsError(
+            f"output_dir must be empty, got {folder}, which is in use. "
+            "Pass --resume_from_checkpoint latest, --overwrite_output_dir or another folder."
+        )
+    return None
+
+
+def command_line(name: str, options: TrainingOptions) -> str:
+    """The command that gives these options."""
+    words = [f"nag finetune {name}"]
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if value == item.default or item.name in ("resume_from_checkpoint", "overwrite_output_dir"):
+            continue
+        words.append(f"--{'' if value is not False else 'no_'}{item.name}" + ("" if isinstance(value, bool) else f" {value}"))
+    return " \\\n  ".join(words)
+
+
+def _check(options: TrainingOptions) -> None:
+    for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}. Give a positive number.")
+    if not options.learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {options.learning_rate}. A usual value is 1e-4.")
+
+
+def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None) -> dict[str, Any]:
+    """Trains, checkpoints, and saves the result into `options.output_dir`.
+
+    SIGINT and SIGTERM end the run after the current step with a checkpoint.
+
+    Args:
+        task: model, loss and what to save.
+        table: the checked images.
+        options: see `finetune.options`.
+        checkpoint: what `check_output_dir` gave.
+
+    Returns:
+        The final figures: step, loss, and what the task's validation measured.
+
+    Raises:
+        ValueError: if the checkpoint belongs to other settings.
+    """
+    from accelerate import Accelerator
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+    from tqdm.auto import tqdm
+
+    _check(options)
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        log_with=options.report_to,
+        project_dir=str(options.output_dir / options.logging_dir),
+    )
+    folder, world = options.output_dir, accelerator.num_processes
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    model = task.model
+    if options.gradient_checkpointing:
+        model.enable_gradient_checkpointing()  # type: ignore[operator]
+    model.to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        task.parameter_groups(options),
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        weight_decay=options.adam_weight_decay,
+        eps=options.adam_epsilon,
+    )
+    lr_lambda = get_scheduler(
+        options.lr_scheduler,
+        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0),
+        num_warmup_steps=options.lr_warmup_steps,
+        num_training_steps=options.max_train_steps,
+    ).lr_lambdas[0]
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ema = None
+    if options.use_ema:
+        ema = EMAModel(
+            trained,
+            decay=options.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=options.ema_inv_gamma,
+            power=options.ema_power,
+        )
+    signature = {
+        "seed": options.seed,
+        "images": len(table),
+        "global_batch": options.train_batch_size * options.gradient_accumulation_steps * world,
+    }
+    start = 0
+    if checkpoint is not None:
+        saved = json.loads((checkpoint / "state.json").read_text())
+        for key, value in signature.items():
+            if saved[key] != value:
+                raise ValueError(
+                    f"resume_from_checkpoint must belong to this run, got {key} {saved[key]} there and {value} here. "
+                    "Resume with the settings of the checkpoint."
+                )
+        start = load_checkpoint(checkpoint, model, ema, optimizer)["step"]
+        if accelerator.scaler is not None and saved.get("scaler"):
+            accelerator.scaler.load_state_dict(saved["scaler"])
+    wrapped = accelerator.prepare_model(model)
+    prepared = accelerator.prepare_optimizer(optimizer)
+    loader = torch.utils.data.DataLoader(
+        _Stream(table, options.seed),
+        batch_sampler=_Positions(
+            start,
+            options.max_train_steps,
+            options.train_batch_size,
+            options.gradient_accumulation_steps,
+            accelerator.process_index,
+            world,
+        ),
+        num_workers=options.dataloader_num_workers,
+    )
+    if options.report_to is not None:
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(options).items()}
+        accelerator.init_trackers("nag", config=plain)
+
+    def keep(step: int) -> None:
+        if accelerator.is_main_process:
+            state = dict(signature)
+            if accelerator.scaler is not None:
+                state["scaler"] = accelerator.scaler.state_dict()
+            save_checkpoint(folder, step, model, ema, optimizer, state)
+            prune_checkpoints(folder, options.checkpoints_total_limit)
+        accelerator.wait_for_everyone()
+
+    stop_asked: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: stop_asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    bar = tqdm(
+        total=options.max_train_steps, initial=start, desc="training", disable=not accelerator.is_main_process
+    )
+    step, running = start, float("nan")
+    validation_steps = getattr(options, "validation_steps", 0)
+    try:
+        wrapped.train()
+        for images, labels, positions in loader:
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * lr_lambda(step)
+            torch.manual_seed(mix(options.seed, "model", step, accelerator.process_index))
+            draws = Draws(options.seed, positions.tolist(), accelerator.device)
+            images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+            if options.random_flip:
+                flip = draws.uniform() < 0.5
+                images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            with accelerator.accumulate(wrapped):
+                with accelerator.autocast():
+                    loss = task.loss(wrapped, images, labels, draws).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(trained, options.max_grad_norm)
+                prepared.step()
+                prepared.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+            step += 1
+            if ema is not None:
+                ema.step(trained)
+            value = accelerator.reduce(loss.detach(), reduction="mean").item()
+            running = value if running != running else 0.98 * running + 0.02 * value
+            bar.update()
+            bar.set_postfix(loss=f"{running:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.1e}")
+            accelerator.log({"loss": value, "lr": optimizer.param_groups[0]["lr"]}, step=step)
+            stopped = accelerator.reduce(torch.tensor(float(len(stop_asked)), device=accelerator.device)).item() > 0
+            due = options.checkpointing_steps and step % options.checkpointing_steps == 0
+            if due or (stopped and step < options.max_train_steps):
+                keep(step)
+            if stopped and step < options.max_train_steps:
+                bar.close()
+                raise KeyboardInterrupt(f"stopped after step {step}; continue with --resume_from_checkpoint latest")
+            if validation_steps and step % validation_steps == 0 and step < options.max_train_steps:
+                _with_average(task, ema, trained, accelerator, lambda: task.validate(step, folder))  # noqa: B023
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        bar.close()
+
+    figures: dict[str, Any] = {"step": step} | ({} if running != running else {"loss": running})
+
+    def finish() -> None:
+        figures.update(task.validate(step, folder))
+        task.save(folder)
+
+    _with_average(task, ema, trained, accelerator, finish)
+    accelerator.log({k: v for k, v in figures.items() if isinstance(v, float)}, step=step)
+    accelerator.end_training()
+    return figures
+
+
+def _with_average(task: Task, ema: Any, trained: list[nn.Parameter], accelerator: Any, act: Any) -> None:
+    """Runs `act` on the main process while the model holds the averaged weights."""
+    if accelerator.is_main_process:
+        if ema is not None:
+            ema.store(trained)
+            ema.copy_to(trained)
+        task.model.eval()
+        try:
+            act()
+        finally:
+            task.model.train()
+            if ema is not None:
+                ema.restore(trained)
+    accelerator.wait_for_everyone()

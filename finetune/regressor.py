@@ -1,0 +1,226 @@
+"""Trains a noise-level regressor for a denoiser, by Gaussian likelihood of the log-SNR, and calibrates it.
+
+    nag finetune regressor --help
+    accelerate launch finetune/regressor.py --help
+
+Loss per sample: -log N(log_snr_t; m(x_t), s^2(x_t)), levels drawn from the denoiser's training prior (uniform over the
+timesteps). Afterwards mean and variance are calibrated on held-out images (`NoiseLevelRegressor.set_calibration`).
+
+References:
+    Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nag.finetune.options import RegressorOptions, command
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nag.finetune.images import ImageTable
+    from nag.finetune.loop import Draws
+
+__all__ = ["RegressorTask", "calibrate_regressor", "main", "run"]
+
+
+def _draw_level(process: Any, u: Tensor) -> Tensor:
+    """Levels t of the training prior from uniform numbers."""
+    from nag.process import DiscreteVP
+
+    if isinstance(process, DiscreteVP):
+        return process.t_from_timestep((u * process.num_train_timesteps).floor())
+    return u.clamp(process.t_min, process.t_max)
+
+
+class RegressorTask:
+    """A regressor, its likelihood and its held-out images.
+
+    Args:
+        regressor: trained in place.
+        heldout: images for calibration and the final figures.
+        options: see `RegressorOptions`.
+    """
+
+    def __init__(self, regressor: Any, heldout: ImageTable, options: RegressorOptions) -> None:
+        self.model, self.heldout, self.options = regressor, heldout, options
+
+    def parameter_groups(self, options: RegressorOptions) -> list[dict[str, Any]]:
+        head = list(self.model.head.parameters())
+        own = {id(p) for p in head}
+        body = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+        groups = [{"params": head, "lr": options.head_learning_rate or options.learning_rate}]
+        return groups + ([{"params": body, "lr": options.learning_rate}] if body else [])
+
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        import torch
+
+        process = self.model.process
+        eps = draws.normal(images.shape[1:])
+        t = _draw_level(process, draws.uniform())
+        hide = draws.uniform() < 0.5
+        shown = None
+        if self.model.config.uses_class:
+            null = self.model.class_conditioning(len(images), None, images.device)["class_labels"]
+            shown = torch.where(hide | (labels < 0), null, labels)
+        estimate = model(process.corrupt(images, t, eps), shown)
+        return -estimate.log_density(process.log_snr(t).float())
+
+    def validate(self, step: int, folder: Path) -> dict[str, float]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """Calibrates, writes the regressor with a model card and its figures, and uploads it if asked."""
+        import torch
+
+        from nag.analysis.accuracy import measure_accuracy
+        from nag.finetune.checkpoints import replace_children
+        from nag.finetune.loop import command_line
+        from nag.finetune.model_card import upload, write_model_card
+
+        half = len(self.heldout) // 2
+        calibrate_regressor(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
+        test = self.heldout.subset(range(half, len(self.heldout)))
+        accuracy = measure_accuracy(self.model, test.tensor(), seed=self.options.seed + 2)
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.options.save_dtype]
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            inner = Path(part) / "result"
+            before = self.model.dtype
+            torch.nn.Module.to(self.model, dtype).save_pretrained(inner)
+            torch.nn.Module.to(self.model, before)
+            write_model_card(
+                inner,
+                title=f"Noise-level regressor ({self.model.config.kind})",
+                text="Estimates the log-SNR of a noisy state: mean and variance, calibrated on held-out images.",
+                command=command_line("regressor", self.options),
+                base_model=self.options.pretrained_model_name_or_path,
+                dataset=self.options.dataset_name,
+                figures={
+                    "held-out images (half to calibrate, half to test)": len(self.heldout),
+                    "RMSE / Fisher floor, worst over log-SNR in [0, 3]": accuracy.worst_ratio(0, 3),
+                    "RMSE / Fisher floor, worst over log-SNR in [-1, 5]": accuracy.worst_ratio(-1, 5),
+                    "coverage of the 90 % interval": accuracy.coverage_90,
+                    "its standard error": accuracy.coverage_standard_error,
+                },
+            )
+            replace_children(inner, folder)
+        upload(folder, self.options)
+
+
+def calibrate_regressor(regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250) -> None:
+    """Fits the regressor's calibration on held-out images, each at `passes` levels of the training prior.
+
+    Raises:
+        ValueError: if there are too few images.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    regressor.eval()
+    regressor.calibration_bias.zero_()
+    regressor.calibration_log_scale.zero_()
+    device, process = regressor.calibration_bias.device, regressor.process
+    means, stds, truths = [], [], []
+    with torch.no_grad():
+        for start in list(range(0, len(heldout), batch_size)) * passes:
+            chosen = range(start, min(start + batch_size, len(heldout)))
+            x_0 = heldout.tensor(chosen)
+            t = _draw_level(process, torch.rand(len(x_0), generator=generator))
+            x_t = process.corrupt(x_0, t, torch.randn(x_0.shape, generator=generator))
+            labels = heldout.labels[chosen.start : chosen.stop].to(device) if regressor.config.uses_class else None
+            labels = None if labels is None or bool((labels < 0).any()) else labels
+            estimate = regressor.estimate(x_t.to(device), labels)
+            means.append(estimate.log_snr.cpu())
+            stds.append(estimate.std.cpu())
+            truths.append(process.log_snr(t))
+    regressor.set_calibration(torch.cat(means), torch.cat(stds), torch.cat(truths))
+
+
+def run(options: RegressorOptions) -> dict[str, Any]:
+    """Trains a regressor; see `RegressorOptions`.
+
+    Raises:
+        ValueError: if the options contradict each other, the data or the model.
+        FileExistsError: if the output folder is in use.
+        FileNotFoundError: if data or checkpoint do not exist.
+    """
+    import torch
+
+    from nag.architectures import architecture_of
+    from nag.finetune.images import load_images
+    from nag.finetune.loop import check_output_dir, mix, train
+    from nag.pipelines import NAGPipeline
+    from nag.regressor import NoiseLevelRegressor
+
+    if not options.pretrained_model_name_or_path:
+        raise ValueError("pretrained_model_name_or_path must be given, got none. Name a pipeline folder or Hub id.")
+    checkpoint = check_output_dir(options)
+    pipeline = NAGPipeline.from_pretrained(
+        options.pretrained_model_name_or_path, regressor=False, revision=options.revision, variant=options.variant
+    )
+    unet = pipeline.unet.float().eval().requires_grad_(False)
+    torch.manual_seed(mix(options.seed, "init") % 2**63)
+    regressor = NoiseLevelRegressor.from_unet(
+        unet,
+        pipeline.scheduler,
+        kind=options.kind,
+        features=options.features,
+        head_type=options.head_type,
+        hidden_size=options.hidden_size,
+    )
+    regressor.requires_grad_(True)
+    freeze_unused(regressor)
+    size = unet.config.sample_size
+    classes = architecture_of(unet).null_class(unet) is not None
+    shared: dict[str, Any] = dict(
+        channels=unet.config.in_channels,
+        resolution=options.resolution or size,
+        image_column=options.image_column,
+        label_column=options.label_column if classes and options.kind == "frozen" else None,
+        center_crop=options.center_crop,
+        skip_unreadable_images=options.skip_unreadable_images,
+    )
+    table = load_images(
+        dataset_name=options.dataset_name,
+        dataset_config_name=options.dataset_config_name,
+        train_data_dir=options.train_data_dir,
+        split=options.split,
+        max_samples=options.max_train_samples,
+        **shared,
+    )
+    if options.calibration_data_dir is not None:
+        heldout = load_images(
+            train_data_dir=options.calibration_data_dir, max_samples=options.calibration_samples, **shared
+        )
+    else:
+        count = options.calibration_samples
+        if not 0 < count < len(table):
+            raise ValueError(
+                f"calibration_samples must be between 1 and {len(table) - 1}, got {count}. "
+                "Those images are held out of the training data; or pass --calibration_data_dir."
+            )
+        heldout = table.subset(range(len(table) - count, len(table)))
+        table = table.subset(range(len(table) - count))
+    return train(RegressorTask(regressor, heldout, options), table, options, checkpoint)
+
+
+def freeze_unused(regressor: Any) -> None:
+    """Parameters that the loss cannot reach: the level embedding, hidden by the null level, and the last layer."""
+    from nag.architectures import architecture_of, level_modules
+
+    if regressor.backbone is None:
+        return
+    for module in level_modules(regressor.backbone):
+        module.requires_grad_(False)
+    regressor.backbone.get_submodule(architecture_of(regressor.backbone).features).requires_grad_(False)
+
+
+main = command(RegressorOptions, run, "Train a noise-level regressor for a denoiser.")
+
+if __name__ == "__main__":
+    typer.run(main)
