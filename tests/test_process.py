@@ -1,4 +1,4 @@
-"""Laws of `nag.process`: closed forms, derivatives, inverses, and every conversion there and back."""
+"""Laws of every `GaussianProcess`: closed forms, derivatives, inverses, and every conversion there and back."""
 
 import itertools
 import math
@@ -21,6 +21,7 @@ from nag.process import (
     VariancePreserving,
     expand,
 )
+from nag.scheduler_levels import PreconditionedEDM
 
 # float64 everywhere; a handful of operations on numbers of order 1
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
@@ -33,6 +34,7 @@ PROCESSES: dict[str, GaussianProcess] = {
     "sigma_is_t": EDM(sigma_min=0.0, sigma_max=1.0, rho=1.0),
     "flow": Flow(),
     "cosine": Cosine(),
+    "preconditioned_edm": PreconditionedEDM(),
 }
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 
@@ -135,8 +137,19 @@ def test_alpha_sigma_of_the_log_snr_are_those_of_t(process: GaussianProcess) -> 
 def test_dtype_is_preserved(process: GaussianProcess, dtype: torch.dtype) -> None:
     t = torch.tensor([0.25, 0.5], dtype=dtype)
     x = torch.ones(2, 3, dtype=dtype)
-    values = [process.alpha(t), process.sigma(t), process.alpha_dot(t), process.sigma_dot(t), process.log_snr(t)]
-    values += [process.t_from_log_snr(t), *process.alpha_sigma(t), process.g_squared(t), process.corrupt(x, t, x)]
+    values = [
+        process.alpha(t),
+        process.sigma(t),
+        process.alpha_dot(t),
+        process.sigma_dot(t),
+        process.log_snr(t),
+    ]
+    values += [
+        process.t_from_log_snr(t),
+        *process.alpha_sigma(t),
+        process.g_squared(t),
+        process.corrupt(x, t, x),
+    ]
     values += process.x_0_and_eps(x, x, t, "v")
     assert {value.dtype for value in values} == {dtype}
     # 1e-4: float32 against float64, at levels where nothing is singular
@@ -386,16 +399,22 @@ def test_expand_refuses_other_shapes(t: Tensor) -> None:
 
 @every_process
 def test_unknown_prediction_is_refused_with_the_valid_names(process: GaussianProcess) -> None:
-    with pytest.raises(ValueError, match="prediction must be one of eps, x_0, v, velocity, score, edm, got 'sample'"):
+    with pytest.raises(
+        ValueError, match="prediction must be one of eps, x_0, v, velocity, score, edm, got 'sample'"
+    ):
         process.coefficients("sample", torch.tensor(0.5))
 
 
 def test_edm_prediction_is_refused_elsewhere() -> None:
-    with pytest.raises(ValueError, match=r"prediction must not be 'edm' for Flow, got 'edm'\. Use the EDM process"):
+    with pytest.raises(
+        ValueError, match=r"prediction must not be 'edm' for Flow, got 'edm'\. Use the EDM process"
+    ):
         Flow().coefficients("edm", torch.tensor(0.5))
 
 
 @pytest.mark.parametrize("table", [(1.0,), (1.0, 1.0), (1.0, 2.0), (3.0, 1.0, 2.0)])
 def test_table_that_does_not_fall_is_refused(table: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"log_snr_table must fall strictly over at least 2 timesteps, got \d values"):
+    with pytest.raises(
+        ValueError, match=r"log_snr_table must fall strictly over at least 2 timesteps, got \d values"
+    ):
         DiscreteVP(log_snr_table=table)
