@@ -1,5 +1,4 @@
 """Fine-tuning: a denoiser with level dropout, and a noise-level regressor. One loop, resumable bit for bit.
 
-    nag finetune denoiser --help
-    nag finetune regressor --help
+The commands are `nag finetune denoiser` and `nag finetune regressor`; `--help` lists their options.
 """

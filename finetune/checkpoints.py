@@ -57,7 +57,12 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    ema: Any,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
 ) -> Path:
     """Writes `folder/checkpoint-STEP`, appearing under its name only when complete.
 
@@ -74,11 +79,16 @@ def save_checkpoint(
     for name, parameter in _trained(model):
         for key, value in optimizer.state.get(parameter, {}).items():
             moments[f"{name}:{key}"] = value.detach().cpu().contiguous()
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part / "model.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part / "model.safetensors"
+    )
     save_file(moments, part / "optimizer.safetensors")
     if ema is not None:
         names = [name for name, _ in _trained(model)]
-        shadow = {name: value.detach().cpu().contiguous() for name, value in zip(names, ema.shadow_params, strict=True)}
+        shadow = {
+            name: value.detach().cpu().contiguous()
+            for name, value in zip(names, ema.shadow_params, strict=True)
+        }
         save_file(shadow, part / "ema.safetensors")
         state = state | {"ema_step": ema.optimization_step}
     (part / "state.json").write_text(json.dumps(state | {"step": step}, indent=2, sort_keys=True) + "\n")
@@ -87,7 +97,9 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(folder: Path, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    folder: Path, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """Puts everything back that `save_checkpoint` wrote, and returns its state.
 
     Raises:
@@ -104,7 +116,9 @@ def load_checkpoint(folder: Path, model: nn.Module, ema: Any, optimizer: torch.o
             }
     if ema is not None:
         if not (folder / "ema.safetensors").is_file():
-            raise ValueError(f"resume_from_checkpoint must hold a moving average, got {folder}. Pass --no_use_ema.")
+            raise ValueError(
+                f"resume_from_checkpoint must hold a moving average, got {folder}. Pass --no_use_ema."
+            )
         shadow = load_file(folder / "ema.safetensors")
         device = ema.shadow_params[0].device
         ema.shadow_params = [shadow[name].to(device) for name, _ in _trained(model)]

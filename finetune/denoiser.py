@@ -45,7 +45,8 @@ class DenoiserTask:
 
     def __init__(self, unet: Any, scheduler: Any, options: DenoiserOptions) -> None:
         from nag.architectures import architecture_of
-        from nag.process import DiscreteVP, Flow
+        from nag.discrete_process import DiscreteVP
+        from nag.process import Flow
 
         self.model, self.options = unet, options
         self.null_class = architecture_of(unet).null_class(unet)
@@ -56,7 +57,9 @@ class DenoiserTask:
             )
         for name in ("level_dropout", "class_dropout"):
             if not 0 <= getattr(options, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(options, name)}. It is a share of samples.")
+                raise ValueError(
+                    f"{name} must be between 0 and 1, got {getattr(options, name)}. It is a share of samples."
+                )
         self.prediction, process = _read_network(scheduler)
         if not isinstance(process, (DiscreteVP, Flow)):
             raise ValueError(
@@ -82,13 +85,15 @@ class DenoiserTask:
             )
 
     def parameter_groups(self, options: DenoiserOptions) -> list[dict[str, Any]]:
-        return [{"params": [p for p in self.model.parameters() if p.requires_grad], "lr": options.learning_rate}]
+        return [
+            {"params": [p for p in self.model.parameters() if p.requires_grad], "lr": options.learning_rate}
+        ]
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
+        from nag.discrete_process import DiscreteVP
         from nag.null_level import null_level
-        from nag.process import DiscreteVP
 
         eps = draws.normal(images.shape[1:])
         u = draws.uniform()
@@ -122,7 +127,9 @@ class DenoiserTask:
         count = self.options.num_validation_images
         if count < 1:
             return {}
-        pipeline = NAGUNet2DPipeline(unet=self.model, scheduler=type(self.scheduler).from_config(self.scheduler.config))
+        pipeline: Any = NAGUNet2DPipeline(
+            unet=self.model, scheduler=type(self.scheduler).from_config(self.scheduler.config)
+        )
         pipeline.set_progress_bar_config(disable=True)
         labels = None if self.null_class is None else [i % max(self.null_class, 1) for i in range(count)]
         images = pipeline(
@@ -145,7 +152,9 @@ class DenoiserTask:
         from nag.finetune.model_card import upload, write_model_card
         from nag.pipelines import NAGUNet2DPipeline
 
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.options.save_dtype]
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
+            self.options.save_dtype
+        ]
         unet = type(self.model).from_config(self.model.config)
         unet.load_state_dict(self.model.state_dict())
         pipeline = NAGUNet2DPipeline(unet=torch.nn.Module.to(unet, dtype), scheduler=self.scheduler)
@@ -199,10 +208,12 @@ def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
 
 def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
     from nag.pipelines import NAGPipeline
-    from nag.process import PREDICTIONS  # noqa: F401
 
     pipeline = NAGPipeline.from_pretrained(
-        options.pretrained_model_name_or_path, regressor=False, revision=options.revision, variant=options.variant
+        str(options.pretrained_model_name_or_path),
+        regressor=False,
+        revision=options.revision,
+        variant=options.variant,
     )
     names = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_prediction": "velocity"}
     found, _ = _read_network(pipeline.scheduler)
@@ -234,7 +245,9 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
         )
     checkpoint = check_output_dir(options)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
-    unet, scheduler = _from_scratch(options) if options.pretrained_model_name_or_path is None else _pretrained(options)
+    unet, scheduler = (
+        _from_scratch(options) if options.pretrained_model_name_or_path is None else _pretrained(options)
+    )
     unet = unet.float()
     task = DenoiserTask(unet, scheduler, options)
     size = unet.config.sample_size

@@ -129,13 +129,17 @@ def _rows(name: str | None, config: str | None, folder: Path | None, split: str)
     from datasets import load_dataset
 
     if (name is None) == (folder is None):
-        raise ValueError("data must be named once, got both or neither. Pass --dataset_name or --train_data_dir.")
+        raise ValueError(
+            "data must be named once, got both or neither. Pass --dataset_name or --train_data_dir."
+        )
     if folder is None:
         return load_dataset(name, config, split=split)
     if folder.is_file() and folder.suffix == ".parquet":
         return load_dataset("parquet", data_files=str(folder), split="train")
     if not folder.is_dir():
-        raise FileNotFoundError(f"train_data_dir must be a folder or a parquet file, got {folder}. It does not exist.")
+        raise FileNotFoundError(
+            f"train_data_dir must be a folder or a parquet file, got {folder}. It does not exist."
+        )
     parquet = sorted(folder.glob(f"{split}*.parquet"))
     if parquet:
         return load_dataset("parquet", data_files=[str(file) for file in parquet], split="train")
@@ -185,7 +189,9 @@ def load_images(
     if max_samples is not None:
         rows = rows.select(range(min(max_samples, len(rows))))
     if len(rows) == 0:
-        raise ValueError("data must hold at least one image, got none. Check the split and --max_train_samples.")
+        raise ValueError(
+            "data must hold at least one image, got none. Check the split and --max_train_samples."
+        )
     rows = rows.cast_column(image_column, ImageFeature(decode=False))
     table = ImageTable(
         rows,

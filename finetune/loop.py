@@ -125,18 +125,29 @@ def command_line(name: str, options: TrainingOptions) -> str:
     words = [f"nag finetune {name}"]
     for item in fields(options):
         value = getattr(options, item.name)
-        if value == item.default or item.name in ("resume_from_checkpoint", "overwrite_output_dir"):
+        if (
+            value is None
+            or value == item.default
+            or item.name in ("resume_from_checkpoint", "overwrite_output_dir")
+        ):
             continue
-        words.append(f"--{'' if value is not False else 'no_'}{item.name}" + ("" if isinstance(value, bool) else f" {value}"))
+        words.append(
+            f"--{'' if value is not False else 'no_'}{item.name}"
+            + ("" if isinstance(value, bool) else f" {value}")
+        )
     return " \\\n  ".join(words)
 
 
 def _check(options: TrainingOptions) -> None:
     for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
         if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}. Give a positive number.")
+            raise ValueError(
+                f"{name} must be at least 1, got {getattr(options, name)}. Give a positive number."
+            )
     if not options.learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {options.learning_rate}. A usual value is 1e-4.")
+        raise ValueError(
+            f"learning_rate must be positive, got {options.learning_rate}. A usual value is 1e-4."
+        )
 
 
 def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None) -> dict[str, Any]:
@@ -231,7 +242,9 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
         num_workers=options.dataloader_num_workers,
     )
     if options.report_to is not None:
-        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(options).items()}
+        plain = {
+            k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(options).items()
+        }
         accelerator.init_trackers("nag", config=plain)
 
     def keep(step: int) -> None:
@@ -244,7 +257,10 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
         accelerator.wait_for_everyone()
 
     stop_asked: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: stop_asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        s: signal.signal(s, lambda number, _: stop_asked.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
     bar = tqdm(
         total=options.max_train_steps, initial=start, desc="training", disable=not accelerator.is_main_process
     )
@@ -279,13 +295,17 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
             bar.update()
             bar.set_postfix(loss=f"{running:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.1e}")
             accelerator.log({"loss": value, "lr": optimizer.param_groups[0]["lr"]}, step=step)
-            stopped = accelerator.reduce(torch.tensor(float(len(stop_asked)), device=accelerator.device)).item() > 0
+            stopped = (
+                accelerator.reduce(torch.tensor(float(len(stop_asked)), device=accelerator.device)).item() > 0
+            )
             due = options.checkpointing_steps and step % options.checkpointing_steps == 0
             if due or (stopped and step < options.max_train_steps):
                 keep(step)
             if stopped and step < options.max_train_steps:
                 bar.close()
-                raise KeyboardInterrupt(f"stopped after step {step}; continue with --resume_from_checkpoint latest")
+                raise KeyboardInterrupt(
+                    f"stopped after step {step}; continue with --resume_from_checkpoint latest"
+                )
             if validation_steps and step % validation_steps == 0 and step < options.max_train_steps:
                 _with_average(task, ema, trained, accelerator, lambda: task.validate(step, folder))  # noqa: B023
     finally:

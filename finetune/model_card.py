@@ -30,7 +30,13 @@ def write_model_card(
         datasets=dataset,
         tags=["diffusers", "noise-awareness-guidance", "arxiv:2510.12497"],
     )
-    parts = [f"---\n{data.to_yaml()}\n---\n", f"# {title}\n", f"{text}\n", "## Training\n", f"```\n{command}\n```\n"]
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {title}\n",
+        f"{text}\n",
+        "## Training\n",
+        f"```\n{command}\n```\n",
+    ]
     if figures:
         rows = "\n".join(
             f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
@@ -47,7 +53,9 @@ def upload(folder: Path, options: TrainingOptions) -> None:
         return
     from huggingface_hub import create_repo, upload_folder
 
-    repo = create_repo(options.hub_model_id or folder.resolve().name, private=options.hub_private_repo, exist_ok=True)
+    repo = create_repo(
+        options.hub_model_id or folder.resolve().name, private=options.hub_private_repo, exist_ok=True
+    )
     upload_folder(
         repo_id=repo.repo_id,
         folder_path=folder,

@@ -43,7 +43,9 @@ class TrainingOptions:
     dataloader_num_workers: int = option(0, "Worker processes that load images.")
     max_train_steps: int = option(1000, "Optimizer steps.")
     learning_rate: float = option(1e-4, "Peak learning rate.")
-    lr_scheduler: str = option("cosine", "linear, cosine, cosine_with_restarts, polynomial, constant(_with_warmup).")
+    lr_scheduler: str = option(
+        "cosine", "linear, cosine, cosine_with_restarts, polynomial, constant(_with_warmup)."
+    )
     lr_warmup_steps: int = option(100, "Steps of linear warm-up.")
     adam_beta1: float = option(0.9, "AdamW beta1.")
     adam_beta2: float = option(0.99, "AdamW beta2.")
@@ -56,7 +58,9 @@ class TrainingOptions:
     ema_power: float = option(0.75, "Power of the average's warm-up.")
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast precision.")
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
-    checkpointing_steps: int = option(500, "Write checkpoint-STEP every so many steps; 0: only on interruption.")
+    checkpointing_steps: int = option(
+        500, "Write checkpoint-STEP every so many steps; 0: only on interruption."
+    )
     checkpoints_total_limit: int | None = option(2, "Keep so many checkpoints.")
     resume_from_checkpoint: str | None = option(None, "A checkpoint folder, or 'latest'.")
     seed: int = option(0, "Seed of all randomness.")
@@ -75,18 +79,25 @@ class DenoiserOptions(TrainingOptions):
     pretrained_model_name_or_path: str | None = option(None, "Pipeline to start from: a folder or a Hub id.")
     revision: str | None = option(None, "Revision on the Hub.")
     variant: str | None = option(None, "Variant of the weights, such as fp16.")
-    model_config_name_or_path: str | None = option(None, "From scratch: UNet2DModel config (JSON file, folder, Hub id).")
+    model_config_name_or_path: str | None = option(
+        None, "From scratch: UNet2DModel config (JSON file, folder, Hub id)."
+    )
     prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_prediction"] | None = option(
         None, "What the network predicts; default: as the pretrained pipeline, or epsilon."
     )
     ddpm_num_steps: int = option(1000, "From scratch: timesteps of the process.")
     ddpm_beta_schedule: str = option("linear", "From scratch: linear, scaled_linear, squaredcos_cap_v2.")
     clip_sample: bool = option(True, "From scratch: clip the predicted clean image in the saved scheduler.")
-    timestep_spacing: str = option("leading", "From scratch: spacing in the saved scheduler: leading, trailing, linspace.")
+    timestep_spacing: str = option(
+        "leading", "From scratch: spacing in the saved scheduler: leading, trailing, linspace."
+    )
     level_dropout: float = option(0.1, "Share of samples whose noise level is hidden.")
-    class_dropout: float = option(0.1, "Share of samples whose class becomes the null class (the last embedding).")
+    class_dropout: float = option(
+        0.1, "Share of samples whose class becomes the null class (the last embedding)."
+    )
     null_loss_weight: Literal["uniform", "1/sigma"] = option(
-        "uniform", "Loss weight of samples with hidden level; 1/sigma makes the corrected guidance of an eps target exact."
+        "uniform",
+        "Loss weight of samples with hidden level; 1/sigma makes the corrected guidance of an eps target exact.",
     )
     validation_steps: int = option(0, "Write a grid of samples every so many steps; 0: only at the end.")
     num_validation_images: int = option(16, "Images in the grid; 0: none.")
@@ -101,19 +112,21 @@ class RegressorOptions(TrainingOptions):
     revision: str | None = option(None, "Revision on the Hub.")
     variant: str | None = option(None, "Variant of the weights, such as fp16.")
     kind: Literal["frozen", "full", "encoder"] = option(
-        "frozen", "frozen: a head on the pipeline's own UNet; full: a fine-tuned copy; encoder: its first half."
+        "frozen",
+        "frozen: a head on the pipeline's own UNet; full: a fine-tuned copy; encoder: its first half.",
     )
     features: Literal["last", "middle"] = option("last", "Layer that the head reads; encoder: always middle.")
     head_type: Literal["statistics", "attention"] = option("statistics", "How the head pools over positions.")
     hidden_size: int = option(128, "Width of the head.")
     calibration_data_dir: Path | None = option(
-        None, "Held-out images for the calibration; default: the last calibration_samples of the training data."
+        None,
+        "Held-out images for the calibration; default: the last calibration_samples of the training data.",
     )
     calibration_samples: int = option(1000, "Held-out images used to calibrate mean and variance.")
     head_learning_rate: float | None = option(None, "Learning rate of the head; default: as learning_rate.")
 
 
-def command(options: type[TrainingOptions], run: Callable[[Any], None], help: str) -> Callable[..., None]:
+def command(options: type[TrainingOptions], run: Callable[[Any], object], help: str) -> Callable[..., None]:
     """A function with one typed keyword per option, which typer turns into a command."""
     hints = get_type_hints(options)
 
@@ -121,7 +134,7 @@ def command(options: type[TrainingOptions], run: Callable[[Any], None], help: st
         try:
             chosen = options(**values)
             run(chosen)
-        except (ValueError, TypeError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
             typer.secho(f"Error: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
@@ -131,10 +144,12 @@ def command(options: type[TrainingOptions], run: Callable[[Any], None], help: st
     parameters = []
     for item in fields(options):
         name, kind = f"--{item.name}", hints[item.name]
-        flag = f"{name}/--no_{item.name}" if kind is bool else name
-        annotation = Annotated[kind, typer.Option(flag, help=item.metadata["help"])]
+        flag = f"{name}/--no_{item.name}" if kind is bool and item.default else name
+        annotation: Any = Annotated[kind, typer.Option(flag, help=item.metadata["help"])]
         parameters.append(
-            inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation)
+            inspect.Parameter(
+                item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation
+            )
         )
     main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     main.__annotations__ = {p.name: p.annotation for p in parameters}

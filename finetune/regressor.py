@@ -31,7 +31,7 @@ __all__ = ["RegressorTask", "calibrate_regressor", "main", "run"]
 
 def _draw_level(process: Any, u: Tensor) -> Tensor:
     """Levels t of the training prior from uniform numbers."""
-    from nag.process import DiscreteVP
+    from nag.discrete_process import DiscreteVP
 
     if isinstance(process, DiscreteVP):
         return process.t_from_timestep((u * process.num_train_timesteps).floor())
@@ -86,8 +86,10 @@ class RegressorTask:
         half = len(self.heldout) // 2
         calibrate_regressor(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
         test = self.heldout.subset(range(half, len(self.heldout)))
-        accuracy = measure_accuracy(self.model, test.tensor(), seed=self.options.seed + 2)
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.options.save_dtype]
+        accuracy = measure_accuracy(self.model.eval(), test.tensor(), seed=self.options.seed + 2)
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
+            self.options.save_dtype
+        ]
         with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
             inner = Path(part) / "result"
             before = self.model.dtype
@@ -112,7 +114,9 @@ class RegressorTask:
         upload(folder, self.options)
 
 
-def calibrate_regressor(regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250) -> None:
+def calibrate_regressor(
+    regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250
+) -> None:
     """Fits the regressor's calibration on held-out images, each at `passes` levels of the training prior.
 
     Raises:
@@ -132,7 +136,9 @@ def calibrate_regressor(regressor: Any, heldout: ImageTable, *, seed: int, passe
             x_0 = heldout.tensor(chosen)
             t = _draw_level(process, torch.rand(len(x_0), generator=generator))
             x_t = process.corrupt(x_0, t, torch.randn(x_0.shape, generator=generator))
-            labels = heldout.labels[chosen.start : chosen.stop].to(device) if regressor.config.uses_class else None
+            labels = (
+                heldout.labels[chosen.start : chosen.stop].to(device) if regressor.config.uses_class else None
+            )
             labels = None if labels is None or bool((labels < 0).any()) else labels
             estimate = regressor.estimate(x_t.to(device), labels)
             means.append(estimate.log_snr.cpu())
@@ -158,10 +164,15 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     from nag.regressor import NoiseLevelRegressor
 
     if not options.pretrained_model_name_or_path:
-        raise ValueError("pretrained_model_name_or_path must be given, got none. Name a pipeline folder or Hub id.")
+        raise ValueError(
+            "pretrained_model_name_or_path must be given, got none. Name a pipeline folder or Hub id."
+        )
     checkpoint = check_output_dir(options)
     pipeline = NAGPipeline.from_pretrained(
-        options.pretrained_model_name_or_path, regressor=False, revision=options.revision, variant=options.variant
+        options.pretrained_model_name_or_path,
+        regressor=False,
+        revision=options.revision,
+        variant=options.variant,
     )
     unet = pipeline.unet.float().eval().requires_grad_(False)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
@@ -177,14 +188,14 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     freeze_unused(regressor)
     size = unet.config.sample_size
     classes = architecture_of(unet).null_class(unet) is not None
-    shared: dict[str, Any] = dict(
-        channels=unet.config.in_channels,
-        resolution=options.resolution or size,
-        image_column=options.image_column,
-        label_column=options.label_column if classes and options.kind == "frozen" else None,
-        center_crop=options.center_crop,
-        skip_unreadable_images=options.skip_unreadable_images,
-    )
+    shared: dict[str, Any] = {
+        "channels": unet.config.in_channels,
+        "resolution": options.resolution or size,
+        "image_column": options.image_column,
+        "label_column": options.label_column if classes and options.kind == "frozen" else None,
+        "center_crop": options.center_crop,
+        "skip_unreadable_images": options.skip_unreadable_images,
+    }
     table = load_images(
         dataset_name=options.dataset_name,
         dataset_config_name=options.dataset_config_name,

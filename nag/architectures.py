@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,47 +36,39 @@ class Architecture:
     level_modules: str
     features: str
     middle: str | None
-    channels: Callable[[nn.Module], int]
-    middle_channels: Callable[[nn.Module], int]
-    null_class: Callable[[nn.Module], int | None]
-    trim: Callable[[nn.Module], None] | None = None
+    channels: Callable[[Any], int]
+    middle_channels: Callable[[Any], int]
+    null_class: Callable[[Any], int | None]
+    trim: Callable[[Any], None] | None = None
 
 
-def _trim_unet(unet: nn.Module) -> None:
+def _trim_unet(unet: Any) -> None:
     unet.up_blocks = nn.ModuleList()
     unet.conv_norm_out = nn.Identity()
     unet.conv_act = nn.Identity()
     unet.conv_out = nn.Identity()
 
 
-def _unet_null_class(unet: nn.Module) -> int | None:
-    classes = unet.config.num_class_embeds
+def _unet_null_class(unet: Any) -> int | None:
+    classes: int | None = unet.config.num_class_embeds
     return None if classes is None else classes - 1
 
 
+_UNET = Architecture(
+    name="UNet2DModel",
+    level_modules=r"time_embedding",
+    features="conv_out",
+    middle="mid_block",
+    channels=lambda unet: unet.config.block_out_channels[0],
+    middle_channels=lambda unet: unet.config.block_out_channels[-1],
+    null_class=_unet_null_class,
+    trim=_trim_unet,
+)
 ARCHITECTURES = {
     row.name: row
     for row in (
-        Architecture(
-            name="UNet2DModel",
-            level_modules=r"time_embedding",
-            features="conv_out",
-            middle="mid_block",
-            channels=lambda unet: unet.config.block_out_channels[0],
-            middle_channels=lambda unet: unet.config.block_out_channels[-1],
-            null_class=_unet_null_class,
-            trim=_trim_unet,
-        ),
-        Architecture(
-            name="UNet2DConditionModel",
-            level_modules=r"time_embedding",
-            features="conv_out",
-            middle="mid_block",
-            channels=lambda unet: unet.config.block_out_channels[0],
-            middle_channels=lambda unet: unet.config.block_out_channels[-1],
-            null_class=_unet_null_class,
-            trim=_trim_unet,
-        ),
+        _UNET,
+        replace(_UNET, name="UNet2DConditionModel"),
         Architecture(
             name="DiTTransformer2DModel",
             level_modules=r"transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder",
@@ -89,7 +82,7 @@ ARCHITECTURES = {
 }
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """The diffusers network inside torch.compile and data-parallel wrappers."""
     while True:
         if hasattr(model, "_orig_mod"):
@@ -116,7 +109,10 @@ def architecture_of(model: nn.Module) -> Architecture:
             f"model must be one of {', '.join(ARCHITECTURES)}, got {type(model).__name__}. "
             "Other networks need a row in nag/architectures.py."
         )
-    if getattr(model.config, "time_embedding_type", "positional") == "fourier" and cls.__name__ == "UNet2DModel":
+    if (
+        getattr(model.config, "time_embedding_type", "positional") == "fourier"
+        and cls.__name__ == "UNet2DModel"
+    ):
         raise ValueError(
             "model must not divide its output by the noise level, got UNet2DModel with time_embedding_type 'fourier'. "
             "A null level cannot hide t there. Use a model with a positional embedding."

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from nag.levels import read_levels
+from nag.levels import read_levels, read_settings
 from nag.relevel import Relevelled, discards_passed_state, relevel, require_calibratable
 from nag.scheduler_levels import SchedulerLevels
 
@@ -58,9 +58,14 @@ class NoiseCalibration:
         settings: its whole configuration.
         eta: DDIM's eta.
         guidance_scale: class guidance, 1 is off.
-        noise_guidance_scale: noise guidance, 0 is off.
-        noise_guidance_mode: its mode; of no matter when it is off.
-        noise_guidance_interval: its interval in log-SNR; of no matter when it is off.
+        noise_guidance_scale: noise guidance, 0 is off; then its other settings are of no matter.
+        noise_guidance_mode: its mode.
+        noise_guidance_interval: its interval in log-SNR.
+        noise_guidance_schedule: its schedule, by name.
+        noise_guidance_rescale: its rescale.
+        noise_guidance_class_combination: how it is combined with class guidance.
+        noise_guidance_project: whether it is projected; None except in the mode "gradient".
+        noise_guidance_max_norm: its bound; None except in the mode "gradient", and for no bound.
         samples: how many samples were averaged.
         seed: of these samples.
         regressor: fingerprint of the regressor that measured.
@@ -84,6 +89,11 @@ class NoiseCalibration:
     noise_guidance_scale: float = 0.0
     noise_guidance_mode: str = "classifier_free"
     noise_guidance_interval: tuple[float | None, float | None] = (-2.5, None)
+    noise_guidance_schedule: str = "constant"
+    noise_guidance_rescale: float = 0.0
+    noise_guidance_class_combination: str = "separate"
+    noise_guidance_project: bool | None = None
+    noise_guidance_max_norm: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("log_snr", "standard_error", "nominal_log_snr"):
@@ -108,7 +118,8 @@ class NoiseCalibration:
             scheduler: a supported diffusers scheduler.
             log_snr: N measured levels; tensors are taken too.
             standard_error: N standard errors.
-            measured: the other arguments of the class: `samples`, `seed`, `regressor` and the guidance settings.
+            measured: the other arguments of the class: `samples`, `seed`, `regressor`, `eta`, `guidance_scale` and
+                `NoiseGuidance.settings()`.
 
         Raises:
             ValueError: if the scheduler is not supported or the tables do not fit it.
@@ -122,7 +133,7 @@ class NoiseCalibration:
             timesteps=_floats(levels.timesteps),
             num_inference_steps=_steps(scheduler, levels),
             scheduler=type(scheduler).__name__,
-            settings=_settings(scheduler),
+            settings=read_settings(scheduler),
             **measured,
         )
 
@@ -136,8 +147,7 @@ class NoiseCalibration:
 
         Args:
             scheduler: a supported scheduler whose timesteps are set.
-            guidance: any of `eta`, `guidance_scale`, `noise_guidance_scale`, `noise_guidance_mode`,
-                `noise_guidance_interval` that must agree as well.
+            guidance: any of `eta`, `guidance_scale` and `NoiseGuidance.settings()` that must agree as well.
 
         Raises:
             ValueError: naming the first setting that differs.
@@ -153,7 +163,7 @@ class NoiseCalibration:
 
     def _difference(self, scheduler: Any, guidance: dict[str, Any]) -> tuple[str, Any, Any] | None:
         """Name, measured and given value of the first setting that differs."""
-        levels, settings = read_levels(scheduler), _settings(scheduler)
+        levels, settings = read_levels(scheduler), read_settings(scheduler)
         if self.scheduler != type(scheduler).__name__:
             return "scheduler", self.scheduler, type(scheduler).__name__
         for name in sorted({*self.settings, *settings}):
@@ -254,15 +264,6 @@ def _floats(values: Iterable[Any]) -> tuple[float, ...]:
 def _steps(scheduler: Any, levels: SchedulerLevels) -> int:
     """What `set_timesteps` was called with; some schedulers forget it."""
     return getattr(scheduler, "num_inference_steps", None) or len(levels)
-
-
-def _settings(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's configuration as JSON holds it; arrays become lists."""
-    public = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-    settings: dict[str, Any] = json.loads(
-        json.dumps(public, default=lambda array: array.tolist(), sort_keys=True)
-    )
-    return settings
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

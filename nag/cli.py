@@ -18,8 +18,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-finetune = typer.Typer(no_args_is_help=True, help="Train a noise-level regressor, or a denoiser with level dropout.")
+finetune = typer.Typer(
+    no_args_is_help=True, help="Train a noise-level regressor, or a denoiser with level dropout."
+)
 app.add_typer(finetune, name="finetune")
 
 
@@ -47,21 +50,27 @@ finetune.command("regressor")(
 )
 
 Model = Annotated[str, typer.Argument(help="Pipeline: a folder or a Hub id.", show_default=False)]
-Data = Annotated[Path, typer.Option("--data", help="Held-out images: a folder, or a parquet file.", show_default=False)]
+Data = Annotated[
+    Path, typer.Option("--data", help="Held-out images: a folder, or a parquet file.", show_default=False)
+]
 Regressor = Annotated[
-    str | None, typer.Option("--regressor", help="Regressor: a folder or a Hub id; default: beside the model.")
+    str | None,
+    typer.Option("--regressor", help="Regressor: a folder or a Hub id; default: beside the model."),
 ]
 Schedulers = Annotated[
     list[str] | None,
-    typer.Option("--scheduler", help=f"{', '.join(SCHEDULERS)}; default: the model's. May be given several times."),
+    typer.Option(
+        "--scheduler", help=f"{', '.join(SCHEDULERS)}; default: the model's. May be given several times."
+    ),
 ]
 Steps = Annotated[list[int], typer.Option("--steps", help="Sampling steps. May be given several times.")]
-Scale = Annotated[float, typer.Option("--noise_guidance_scale", help="Also run with Noise Awareness Guidance.")]
-Mode = Annotated[
-    str, typer.Option("--noise_guidance_mode", help="classifier_free, corrected or gradient.")
+Scale = Annotated[
+    float, typer.Option("--noise_guidance_scale", help="Also run with Noise Awareness Guidance.")
 ]
+Mode = Annotated[str, typer.Option("--noise_guidance_mode", help="classifier_free, corrected or gradient.")]
 Interval = Annotated[
-    tuple[float, float], typer.Option("--noise_guidance_interval", help="Log-SNR, noisy end first; inf leaves a side open.")
+    tuple[float, float],
+    typer.Option("--noise_guidance_interval", help="Log-SNR, noisy end first; inf leaves a side open."),
 ]
 ClassScale = Annotated[float, typer.Option("--guidance_scale", help="Class guidance; 1 is off.")]
 Eta = Annotated[float, typer.Option("--eta", help="Stochasticity of DDIM.")]
@@ -87,7 +96,8 @@ def shift(
     noise_guidance_mode: Mode = "classifier_free",
     noise_guidance_interval: Interval = (-2.5, float("inf")),
     noise_calibration: Annotated[
-        str | None, typer.Option("--noise_calibration", help="Also run calibrated: 'auto' (beside the model) or a file.")
+        str | None,
+        typer.Option("--noise_calibration", help="Also run calibrated: 'auto' (beside the model) or a file."),
     ] = None,
     num_samples: Samples = 256,
     num_images: Images = 500,
@@ -103,7 +113,7 @@ def shift(
     settings = Setting(
         model=model,
         data=data,
-        schedulers=tuple(scheduler or [None]),  # type: ignore[list-item]
+        schedulers=tuple(scheduler or [None]),
         steps=tuple(steps),
         regressor=regressor,
         guidance_scale=guidance_scale,
@@ -139,9 +149,12 @@ def calibrate(
     seed: Seed = 0,
     device: Device = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="File; default: noise_calibration.json in the model's folder.")
+        Path | None,
+        typer.Option("--output", help="File; default: noise_calibration.json in the model's folder."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table of the same scheduler and steps.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a table of the same scheduler and steps.")
+    ] = False,
 ) -> None:
     """Measure where the states of a sampler really are, step after step, and save the table beside the model."""
     from nag.jobs import Setting, calibrate_job
@@ -149,7 +162,7 @@ def calibrate(
     settings = Setting(
         model=model,
         data=data,
-        schedulers=tuple(scheduler or [None]),  # type: ignore[list-item]
+        schedulers=tuple(scheduler or [None]),
         steps=tuple(steps),
         regressor=regressor,
         guidance_scale=guidance_scale,
@@ -172,7 +185,8 @@ def accuracy(
     model: Model,
     data: Data,
     regressor: Annotated[
-        list[str] | None, typer.Option("--regressor", help="Regressor folders; default: beside the model. Several times.")
+        list[str] | None,
+        typer.Option("--regressor", help="Regressor folders; default: beside the model. Several times."),
     ] = None,
     num_images: Images = 1000,
     batch_size: Batch = 250,
@@ -187,7 +201,7 @@ def accuracy(
     accuracy_job(
         model,
         data,
-        tuple(regressor or [None]),  # type: ignore[list-item]
+        tuple(regressor or [None]),
         num_images=num_images,
         batch_size=batch_size,
         seed=seed,
@@ -201,7 +215,7 @@ def main() -> None:
     """Runs `nag`; bad input ends with a message and exit code 2, an interruption with 130."""
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:

@@ -38,6 +38,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -164,6 +165,37 @@ class NoiseGuidance:
                 "class_combination must be 'separate' for the mode 'gradient', got 'joint'. "
                 "The gradient has no null branch that could drop the class as well."
             )
+
+    def settings(self) -> dict[str, Any]:
+        """What a sampler with this guidance is told apart by, as `NoiseCalibration` keeps it.
+
+        Each field as `noise_guidance_<field>`: a schedule function by its name, None for what the mode does not use,
+        and without `sequential`, which changes no result.
+
+        Raises:
+            ValueError: if guidance is on and its schedule is a function without a name of its own.
+        """
+        schedule = self.schedule
+        if not isinstance(schedule, str):
+            schedule = (
+                f"{getattr(schedule, '__module__', '')}.{getattr(schedule, '__qualname__', '<unnamed>')}"
+            )
+            if self.scale != 0 and "<" in schedule:
+                raise ValueError(
+                    f"schedule must be a function at the top of a module for noise_calibration, got {schedule}. A table "
+                    "could not say which one it was measured with."
+                )
+        gradient = self.mode == "gradient"
+        return {
+            "noise_guidance_scale": self.scale,
+            "noise_guidance_mode": self.mode,
+            "noise_guidance_interval": self.interval,
+            "noise_guidance_schedule": schedule,
+            "noise_guidance_rescale": self.rescale,
+            "noise_guidance_class_combination": self.class_combination,
+            "noise_guidance_project": self.project if gradient else None,
+            "noise_guidance_max_norm": self.max_norm if gradient else None,
+        }
 
     def weight(self, log_snr: float, levels: SchedulerLevels) -> float:
         """The guidance weight w at a level: `scale` times the schedule inside the interval, 0 outside.

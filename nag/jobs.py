@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nag.analysis import NoiseShift, ReportRun, forward_reference, measure_shift, record, write_report
-from nag.analysis.calibrate import calibrate
 from nag.analysis.accuracy import measure_accuracy, plot_accuracy
+from nag.analysis.calibrate import calibrate
 from nag.analysis.report import check_output
 from nag.architectures import architecture_of, unwrap
 from nag.calibration import NoiseCalibration
@@ -131,16 +131,26 @@ def _variants(setting: Setting) -> Iterator[tuple[str, dict[str, Any]]]:
     if setting.noise_calibration is not None:
         yield " calibrated", {"noise_calibration": setting.noise_calibration}
     if guidance.scale > 0:
-        yield f" + NAG {guidance.mode} w={guidance.scale:g}", {
-            "noise_guidance_scale": guidance.scale,
-            "noise_guidance_mode": guidance.mode,
-            "noise_guidance_interval": guidance.interval,
-        }
+        yield (
+            f" + NAG {guidance.mode} w={guidance.scale:g}",
+            {
+                "noise_guidance_scale": guidance.scale,
+                "noise_guidance_mode": guidance.mode,
+                "noise_guidance_interval": guidance.interval,
+            },
+        )
 
 
 def scheduler_line(scheduler: Any) -> str:
     """The settings of a scheduler that change the shift."""
-    names = ("timestep_spacing", "clip_sample", "clip_sample_range", "thresholding", "steps_offset", "variance_type")
+    names = (
+        "timestep_spacing",
+        "clip_sample",
+        "clip_sample_range",
+        "thresholding",
+        "steps_offset",
+        "variance_type",
+    )
     found = {name: scheduler.config[name] for name in names if name in scheduler.config}
     return f"{type(scheduler).__name__}: " + ", ".join(f"{k}={v}" for k, v in found.items())
 
@@ -197,7 +207,11 @@ def shift_job(setting: Setting, output_dir: Path, *, overwrite: bool = False) ->
         for name, trajectory in trajectories.items()
     }
     path = write_report(
-        runs, output_dir, title=f"Noise shift of {Path(setting.model).name}", settings=plain_settings(setting), overwrite=overwrite
+        runs,
+        output_dir,
+        title=f"Noise shift of {Path(setting.model).name}",
+        settings=plain_settings(setting),
+        overwrite=overwrite,
     )
     print(shift_table(shifts))
     print(f"Report: {path}")
@@ -208,7 +222,10 @@ def plain_settings(setting: Setting) -> dict[str, Any]:
     """The settings as JSON can hold them."""
     values = {item.name: getattr(setting, item.name) for item in fields(setting)}
     values["noise_guidance_interval"] = setting.interval
-    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return {
+        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+        for k, v in values.items()
+    }
 
 
 def shift_table(shifts: dict[str, NoiseShift]) -> str:
@@ -217,7 +234,9 @@ def shift_table(shifts: dict[str, NoiseShift]) -> str:
     lines = [f"{'run':<{width}}  {'mean shift':>17}  {'mean |shift|':>17}  steps"]
     for name, shift in shifts.items():
         if shift.mean_shift is None or shift.mean_abs_shift is None:
-            lines.append(f"{name:<{width}}  {'not measurable':>17}  {'':>17}  {shift.num_measured}/{shift.num_steps}")
+            lines.append(
+                f"{name:<{width}}  {'not measurable':>17}  {'':>17}  {shift.num_measured}/{shift.num_steps}"
+            )
             continue
         mean = f"{shift.mean_shift:+.4f} ± {shift.mean_shift_standard_error:.4f}"
         size = f"{shift.mean_abs_shift:.4f} ± {shift.mean_abs_shift_standard_error:.4f}"
@@ -237,7 +256,9 @@ def calibrate_job(setting: Setting, output: Path | None, *, overwrite: bool = Fa
 
     if output is None:
         if not Path(setting.model).is_dir():
-            raise ValueError(f"output must be given for a model from the Hub, got {setting.model!r}. Name a file.")
+            raise ValueError(
+                f"output must be given for a model from the Hub, got {setting.model!r}. Name a file."
+            )
         output = Path(setting.model) / CALIBRATION_FILE
     guidance = NoiseGuidance(
         scale=setting.noise_guidance_scale, mode=setting.noise_guidance_mode, interval=setting.interval
@@ -279,9 +300,7 @@ def _refuse_known(path: Path, schedulers: list[Any], setting: Setting, guidance:
                     scheduler,
                     eta=setting.eta,
                     guidance_scale=setting.guidance_scale,
-                    noise_guidance_scale=guidance.scale,
-                    noise_guidance_mode=guidance.mode,
-                    noise_guidance_interval=guidance.interval,
+                    **guidance.settings(),
                 )
             except ValueError:
                 continue
@@ -311,7 +330,9 @@ def accuracy_job(
     targets = [output_dir / "accuracy.json", output_dir / "accuracy.png"]
     for target in targets:
         if target.exists() and not overwrite:
-            raise FileExistsError(f"output_dir must not hold {target.name}, got {output_dir}. Pass --overwrite.")
+            raise FileExistsError(
+                f"output_dir must not hold {target.name}, got {output_dir}. Pass --overwrite."
+            )
     results = {}
     for regressor in regressors:
         bench = load_bench(model, data, regressor, num_images, device)
@@ -320,13 +341,19 @@ def accuracy_job(
             bench.regressor, bench.images, class_labels=bench.image_labels, seed=seed, batch_size=batch_size
         )
         found = results[name]
-        print(f"{name} ({bench.regressor.config.kind})\n{'log-SNR':>8} {'RMSE':>8} {'floor':>8} {'ratio':>6} {'bias':>8}")
+        print(
+            f"{name} ({bench.regressor.config.kind})\n{'log-SNR':>8} {'RMSE':>8} {'floor':>8} {'ratio':>6} {'bias':>8}"
+        )
         for row in zip(found.log_snr, found.rmse, found.floor, found.ratio, found.bias, strict=True):
             print(f"{row[0]:8.1f} {row[1]:8.4f} {row[2]:8.4f} {row[3]:6.2f} {row[4]:+8.4f}")
-        print(f"90 % interval covers {100 * found.coverage_90:.1f} ± {100 * found.coverage_standard_error:.1f} %")
+        print(
+            f"90 % interval covers {100 * found.coverage_90:.1f} ± {100 * found.coverage_standard_error:.1f} %"
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = {"model": model, "data": str(data), "num_images": num_images, "seed": seed}
-    text = json.dumps({"settings": settings, "regressors": {k: v.to_dict() for k, v in results.items()}}, indent=1)
+    text = json.dumps(
+        {"settings": settings, "regressors": {k: v.to_dict() for k, v in results.items()}}, indent=1
+    )
     for target, write in (
         (targets[0], lambda path: path.write_text(text + "\n")),
         (targets[1], lambda path: plot_accuracy(results, path)),

@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +27,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nag.process import Cosine, DiscreteVP, Flow, GaussianProcess, VarianceExploding, VariancePreserving
+from nag.discrete_process import DiscreteVP
+from nag.process import Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 from nag.scheduler_levels import Label, PreconditionedEDM, SchedulerLevels, log_snr_of
 
-__all__ = ["REFUSED", "SUPPORTED", "PreconditionedEDM", "SchedulerLevels", "read_levels", "read_training"]
+__all__ = [
+    "REFUSED",
+    "SUPPORTED",
+    "PreconditionedEDM",
+    "SchedulerLevels",
+    "read_levels",
+    "read_settings",
+    "read_training",
+]
 
 
 def read_levels(scheduler: Any) -> SchedulerLevels:
@@ -64,6 +74,15 @@ def read_training(scheduler: Any) -> GaussianProcess:
     """
     _reader(scheduler)
     return _training(scheduler)[0]
+
+
+def read_settings(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's whole configuration as JSON holds it; arrays become lists."""
+    public = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    settings: dict[str, Any] = json.loads(
+        json.dumps(public, default=lambda array: array.tolist(), sort_keys=True)
+    )
+    return settings
 
 
 def _reader(scheduler: Any) -> Callable[[Any], SchedulerLevels]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from functools import cache
 from typing import Any
 
 import torch
@@ -45,9 +44,14 @@ class Instrument:
         return copy
 
 
-@cache
+_SUBCLASSES: dict[tuple[type, type], type[nn.Module]] = {}
+
+
 def _subclass(mixin: type[Instrument], cls: type[nn.Module]) -> type[nn.Module]:
-    return type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {"plain_class": cls, "__module__": cls.__module__})
+    if (mixin, cls) not in _SUBCLASSES:
+        attributes = {"plain_class": cls, "__module__": cls.__module__}
+        _SUBCLASSES[mixin, cls] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), attributes)
+    return _SUBCLASSES[mixin, cls]
 
 
 @contextmanager

@@ -12,7 +12,8 @@ so every conversion goes through (x_0, eps) and no pair of targets needs a rule 
     eps: (0, 1)    x_0: (1, 0)    v: (-sigma, alpha)    velocity: (d alpha/dt, d sigma/dt)    score: (0, -1/sigma)
     edm: Karras' preconditioned network output, in the coordinates alpha = 1
 
-`v` is Salimans and Ho's alpha eps - sigma x_0; `velocity` is dx_t/dt. They are never mixed.
+`v` is Salimans and Ho's alpha eps - sigma x_0; `velocity` is dx_t/dt. They are never mixed. The processes here are
+continuous in t; `nag.discrete_process` has the one of a table of integer timesteps.
 
 References:
     Denoising Diffusion Probabilistic Models, Ho 2020, arXiv 2006.11239, eq. 4.
@@ -27,7 +28,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,10 +36,10 @@ __all__ = [
     "EDM",
     "PREDICTIONS",
     "Cosine",
-    "DiscreteVP",
     "Flow",
     "GaussianProcess",
     "VarianceExploding",
+    "VarianceKeeping",
     "VariancePreserving",
     "expand",
 ]
@@ -151,7 +151,9 @@ class GaussianProcess(ABC):
         if prediction == "score":
             return zero, -1 / self.sigma(t)
         if prediction == "edm":
-            raise ValueError(f"prediction must not be 'edm' for {type(self).__name__}, got 'edm'. Use the EDM process.")
+            raise ValueError(
+                f"prediction must not be 'edm' for {type(self).__name__}, got 'edm'. Use the EDM process."
+            )
         raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}.")
 
     def x_0_and_eps(self, value: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
@@ -184,7 +186,7 @@ class GaussianProcess(ABC):
         return self.from_x_0_and_eps(*self.x_0_and_eps(value, x_t, t, source), t, target)
 
 
-class _VarianceKeeping(GaussianProcess):
+class VarianceKeeping(GaussianProcess):
     """alpha^2 + sigma^2 = 1: (alpha, sigma) from the log-SNR by the logistic function."""
 
     def alpha_sigma(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +194,7 @@ class _VarianceKeeping(GaussianProcess):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariancePreserving(_VarianceKeeping):
+class VariancePreserving(VarianceKeeping):
     """Continuous VP process with linear beta(t) = beta_min + (beta_max - beta_min) t (Song 2021, eq. 33).
 
     alpha_t = exp(-B/2) and sigma_t^2 = 1 - exp(-B), with B(t) the integral of beta.
@@ -230,94 +232,16 @@ class VariancePreserving(_VarianceKeeping):
         return (2 * integral / (self.beta_min + root)).clamp(self.t_min, self.t_max)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiscreteVP(_VarianceKeeping):
-    """The VP process of a network trained on T integer timesteps: t = (timestep + 1) / T.
-
-    The log-SNR is linear in the timestep between two integers, as in diffusers' own interpolation of levels.
-
-    Args:
-        log_snr_table: T values, strictly falling: the log-SNR of timestep 0, 1, ..., T - 1.
-
-    Raises:
-        ValueError: if the table has fewer than two values or does not fall.
-    """
-
-    log_snr_table: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        table = self.log_snr_table
-        if len(table) < 2 or any(b >= a for a, b in zip(table, table[1:])):
-            raise ValueError(
-                f"log_snr_table must fall strictly over at least 2 timesteps, got {len(table)} values. "
-                "Give the log-SNR of timestep 0 first."
-            )
-
-    @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> DiscreteVP:
-        """Reads diffusers' table alphas_cumprod = alpha^2, of shape `(T,)`.
-
-        A table with a terminal value of 0 (zero terminal SNR) is taken as the smallest positive normal number, so that
-        its log-SNR is finite (about -87) and the level is still pure noise to rounding.
-        """
-        squared = alphas_cumprod.double().clamp_min(torch.finfo(torch.float32).tiny)
-        return cls(log_snr_table=tuple((squared.log() - torch.log1p(-squared)).tolist()))
-
-    @property
-    def num_train_timesteps(self) -> int:
-        """T."""
-        return len(self.log_snr_table)
+class _PureEnds(GaussianProcess):
+    """sigma_0 = 0 and alpha_1 = 0, where the log-SNR is not finite."""
 
     @property
     def t_min(self) -> float:
-        return 1 / self.num_train_timesteps
+        return 1e-5
 
-    @cached_property
-    def _table(self) -> Tensor:
-        return torch.tensor(self.log_snr_table, dtype=torch.float64)
-
-    def timestep(self, t: Tensor) -> Tensor:
-        """The network's label timestep = T t - 1, not rounded."""
-        return self.num_train_timesteps * t - 1
-
-    def t_from_timestep(self, timestep: Tensor) -> Tensor:
-        """t = (timestep + 1) / T."""
-        return (timestep + 1) / self.num_train_timesteps
-
-    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Lower end of the cell of the table that holds t, its slope per timestep, and the place within the cell."""
-        last = self.num_train_timesteps - 1
-        timestep = self.timestep(t.double()).clamp(0, last)
-        low = timestep.floor().clamp(max=last - 1)
-        table = self._table.to(t.device)
-        start = table[low.long()]
-        return start, table[low.long() + 1] - start, timestep - low
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        start, slope, place = self._cell(t)
-        return (start + slope * place).to(t.dtype)
-
-    def t_from_log_snr(self, log_snr: Tensor) -> Tensor:
-        table = self._table.to(log_snr.device)
-        value = log_snr.double().clamp(table[-1], table[0])
-        low = (torch.searchsorted(-table, -value.contiguous(), right=True) - 1).clamp(0, len(table) - 2)
-        place = (value - table[low]) / (table[low + 1] - table[low])
-        return self.t_from_timestep(low + place).to(log_snr.dtype)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return self.alpha_sigma(self.log_snr(t))[0]
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return self.alpha_sigma(self.log_snr(t))[1]
-
-    def _log_snr_dot(self, t: Tensor) -> Tensor:
-        return (self._cell(t)[1] * self.num_train_timesteps).to(t.dtype)
-
-    def alpha_dot(self, t: Tensor) -> Tensor:
-        return 0.5 * self.alpha(t) * self.sigma(t) ** 2 * self._log_snr_dot(t)
-
-    def sigma_dot(self, t: Tensor) -> Tensor:
-        return -0.5 * self.sigma(t) * self.alpha(t) ** 2 * self._log_snr_dot(t)
+    @property
+    def t_max(self) -> float:
+        return 1 - 1e-5
 
 
 class _SignalKeeping(GaussianProcess):
@@ -348,7 +272,9 @@ class VarianceExploding(_SignalKeeping):
 
     def t_from_log_snr(self, log_snr: Tensor) -> Tensor:
         log_sigma = -0.5 * log_snr
-        return ((log_sigma - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)).clamp(0, 1)
+        return ((log_sigma - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)).clamp(
+            0, 1
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,16 +319,8 @@ class EDM(_SignalKeeping):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flow(GaussianProcess):
+class Flow(_PureEnds):
     """The straight path of flow matching and rectified flow: alpha = 1 - t, sigma = t, velocity = eps - x_0."""
-
-    @property
-    def t_min(self) -> float:
-        return 1e-5
-
-    @property
-    def t_max(self) -> float:
-        return 1 - 1e-5
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -424,16 +342,8 @@ class Flow(GaussianProcess):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(_VarianceKeeping):
+class Cosine(_PureEnds, VarianceKeeping):
     """The generalised VP path alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
-
-    @property
-    def t_min(self) -> float:
-        return 1e-5
-
-    @property
-    def t_max(self) -> float:
-        return 1 - 1e-5
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(0.5 * math.pi * t)

@@ -30,8 +30,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
 from nag.architectures import architecture_of, unwrap
+from nag.discrete_process import DiscreteVP
 from nag.null_level import Instrument, instrumented, null_level
-from nag.process import DiscreteVP, Flow, GaussianProcess
+from nag.process import Flow, GaussianProcess
 
 __all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint"]
 
@@ -69,7 +70,9 @@ class NoiseEstimate:
 
     def log_density(self, log_snr: Tensor) -> Tensor:
         """Log density per unit of log-SNR at `()` or `(B,)` levels, `(B,)`."""
-        return -0.5 * ((log_snr - self.log_snr) ** 2 / self.variance + self.variance.log() + math.log(2 * math.pi))
+        return -0.5 * (
+            (log_snr - self.log_snr) ** 2 / self.variance + self.variance.log() + math.log(2 * math.pi)
+        )
 
 
 class StatisticsHead(nn.Module):
@@ -77,9 +80,7 @@ class StatisticsHead(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.mix = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1)
-        )
+        self.mix = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1))
         self.out = nn.Sequential(
             nn.LayerNorm(2 * hidden), nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2)
         )
@@ -96,7 +97,9 @@ class AttentionHead(nn.Module):
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.key = nn.Conv2d(channels, 4, 1)
-        self.value = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1), nn.Softplus())
+        self.value = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1), nn.Softplus()
+        )
         self.out = nn.Sequential(
             nn.LayerNorm(4 * hidden), nn.Linear(4 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2)
         )
@@ -165,11 +168,17 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         uses_class: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, valid in (("kind", kind, KINDS), ("head_type", head_type, HEADS), ("features", features, ("last", "middle"))):
+        for name, value, valid in (
+            ("kind", kind, KINDS),
+            ("head_type", head_type, HEADS),
+            ("features", features, ("last", "middle")),
+        ):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {value!r}.")
         self.process = _process(process, alphas)
-        ends = self.process.log_snr(torch.tensor([self.process.t_max, self.process.t_min], dtype=torch.float64))
+        ends = self.process.log_snr(
+            torch.tensor([self.process.t_max, self.process.t_min], dtype=torch.float64)
+        )
         self.log_snr_range: tuple[float, float] = (ends[0].item(), ends[1].item())
         self.backbone: nn.Module | None = None
         if kind != "frozen":
@@ -179,7 +188,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             self.backbone = cls.from_config(backbone_config)
             if kind == "encoder":
                 _trim(self.backbone)
-        self.head = (StatisticsHead if head_type == "statistics" else AttentionHead)(feature_channels, hidden_size)
+        self.head = (StatisticsHead if head_type == "statistics" else AttentionHead)(
+            feature_channels, hidden_size
+        )
         knots = torch.linspace(*self.log_snr_range, KNOTS)
         self.register_buffer("calibration_knots", knots)
         self.register_buffer("calibration_bias", torch.zeros(KNOTS))
@@ -218,16 +229,29 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         if kind == "encoder":
             features = "middle"
         if features == "middle" and architecture.middle is None:
-            raise ValueError(f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block.")
-        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+            raise ValueError(
+                f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block."
+            )
+        keys = (
+            "num_train_timesteps",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "trained_betas",
+            "rescale_betas_zero_snr",
+        )
         regressor = cls(
             kind=kind,
             backbone_class=architecture.name,
-            backbone_config=None if kind == "frozen" else dict(model.config),
+            backbone_config=None
+            if kind == "frozen"
+            else {k: v for k, v in model.config.items() if not k.startswith("_")},
             backbone_fingerprint=fingerprint(model) if kind == "frozen" else None,
             in_channels=model.config.in_channels,
             features=features,
-            feature_channels=(architecture.channels if features == "last" else architecture.middle_channels)(model),
+            feature_channels=(architecture.channels if features == "last" else architecture.middle_channels)(
+                model
+            ),
             head_type=head_type,
             hidden_size=hidden_size,
             process=type(process).__name__,
@@ -251,9 +275,13 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             ValueError: if the regressor has a backbone of its own, or the network is another one.
         """
         if self.config.kind != "frozen":
-            raise ValueError(f"kind must be 'frozen' to attach a backbone, got {self.config.kind!r}. It has its own.")
+            raise ValueError(
+                f"kind must be 'frozen' to attach a backbone, got {self.config.kind!r}. It has its own."
+            )
         architecture, model = architecture_of(unet), unwrap(unet)
-        channels = (architecture.channels if self.config.features == "last" else architecture.middle_channels)(model)
+        channels = (
+            architecture.channels if self.config.features == "last" else architecture.middle_channels
+        )(model)
         if channels != self.config.feature_channels or model.config.in_channels != self.config.in_channels:
             raise ValueError(
                 f"unet must give {self.config.feature_channels} features for {self.config.in_channels} channels, got "
@@ -277,7 +305,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         if self.backbone is not None:
             return self.backbone
         if not self._borrowed:
-            raise RuntimeError("regressor must be given its UNet first, got a frozen head alone. Call attach_backbone(unet).")
+            raise RuntimeError(
+                "regressor must be given its UNet first, got a frozen head alone. Call attach_backbone(unet)."
+            )
         return self._borrowed[0]
 
     @contextmanager
@@ -312,7 +342,11 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         low = (torch.searchsorted(knots, mean.detach().contiguous()) - 1).clamp(0, KNOTS - 2)
         share = ((mean - knots[low]) / (knots[low + 1] - knots[low])).clamp(0, 1)
         bias, scale = self.calibration_bias.float(), self.calibration_log_scale.float()
-        return mean, torch.lerp(bias[low], bias[low + 1], share), torch.lerp(scale[low], scale[low + 1], share)
+        return (
+            mean,
+            torch.lerp(bias[low], bias[low + 1], share),
+            torch.lerp(scale[low], scale[low + 1], share),
+        )
 
     def estimate(self, x: Tensor, class_labels: Tensor | None = None, **conditioning: Any) -> NoiseEstimate:
         """The posterior of the log-SNR of states.
@@ -342,7 +376,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             network(x.to(dtype), timestep, **conditioning)
         return self.estimate_from_features(kept[-1])
 
-    def class_conditioning(self, batch: int, class_labels: Tensor | None, device: torch.device) -> dict[str, Tensor]:
+    def class_conditioning(
+        self, batch: int, class_labels: Tensor | None, device: torch.device
+    ) -> dict[str, Tensor]:
         """The keyword that shows the network a class, or the null class, or nothing."""
         null_class = architecture_of(self.network).null_class(unwrap(self.network))
         if null_class is None:
@@ -355,7 +391,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         """As `estimate`."""
         return self.estimate(x, class_labels, **conditioning)
 
-    def log_posterior(self, x: Tensor, log_snr: Tensor, class_labels: Tensor | None = None, **conditioning: Any) -> Tensor:
+    def log_posterior(
+        self, x: Tensor, log_snr: Tensor, class_labels: Tensor | None = None, **conditioning: Any
+    ) -> Tensor:
         """log p(log_snr | x), a density per unit of log-SNR, `(B,)`, differentiable in x.
 
         Args:
@@ -375,8 +413,8 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             `(B,)`.
         """
         estimate = state if isinstance(state, NoiseEstimate) else self.estimate(state)
-        nodes, weights = np.polynomial.hermite_e.hermegauss(16)
-        nodes, weights = (torch.as_tensor(v, device=estimate.log_snr.device).float() for v in (nodes, weights))
+        rule = np.polynomial.hermite_e.hermegauss(16)
+        nodes, weights = (torch.as_tensor(v, device=estimate.log_snr.device).float() for v in rule)
         levels = estimate.log_snr[:, None] + estimate.std[:, None] * nodes
         return (function(levels.clamp(*self.log_snr_range)) * weights).sum(dim=1) / weights.sum()
 
@@ -392,7 +430,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             ValueError: if there are fewer than 20 predictions per knot.
         """
         if len(mean) < 20 * KNOTS:
-            raise ValueError(f"calibration must have at least {20 * KNOTS} states, got {len(mean)}. Give more held-out images.")
+            raise ValueError(
+                f"calibration must have at least {20 * KNOTS} states, got {len(mean)}. Give more held-out images."
+            )
         mean, std, truth = (v.double().cpu() for v in (mean, std, truth))
         order = mean.argsort()
         knots, bias, log_scale = [], [], []

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nag.levels import read_levels
+from nag.levels import read_levels, read_settings
 from nag.scheduler_levels import SchedulerLevels
 
 __all__ = ["Relevelled", "discards_passed_state", "relevel", "require_calibratable"]
@@ -79,7 +80,7 @@ def discards_passed_state(scheduler: Any) -> bool:
     state it is handed answers to one of the two like a fresh copy of itself at the same step, whatever it remembers
     of earlier predictions: to the first if it interpolates eps (DDIM, Euler, LMS, DEIS), to the second if it
     interpolates x_0 (DPM-Solver++). Predictor-correctors (UniPC, SASolver), Runge-Kutta stages (Heun, KDPM2,
-    single-step DPM-Solver) and PNDM's start answer to neither.
+    single-step DPM-Solver) and PNDM's start answer to neither. It is made once for a class, configuration and steps.
 
     Args:
         scheduler: a supported scheduler whose timesteps were just set; it is not changed.
@@ -123,9 +124,28 @@ def _needed(scheduler: Any) -> list[str]:
     ]
 
 
+_VERDICTS: dict[tuple[Any, ...], int | None] = {}
+_MOST_VERDICTS = 64
+
+
 def _discarding_step(scheduler: Any) -> int | None:
-    """The first step at which both answers differ from a fresh copy's."""
+    """The first step at which both answers differ from a fresh copy's; the verdict on the last 64 samplers is kept."""
     levels = read_levels(scheduler)
+    key = (
+        type(scheduler),
+        json.dumps(read_settings(scheduler), sort_keys=True),
+        *(tuple(column.tolist()) for column in (levels.timesteps, levels.alpha, levels.sigma)),
+    )
+    if key not in _VERDICTS:
+        verdict = _experiment(scheduler, levels)
+        while len(_VERDICTS) >= _MOST_VERDICTS:
+            del _VERDICTS[next(iter(_VERDICTS))]
+        _VERDICTS[key] = verdict
+    return _VERDICTS[key]
+
+
+def _experiment(scheduler: Any, levels: SchedulerLevels) -> int | None:
+    """Runs copies of a scheduler through its steps; see `discards_passed_state`."""
     draws = torch.Generator().manual_seed(0)
     fresh = copy.deepcopy(scheduler)
     run = copy.deepcopy(scheduler)

@@ -172,6 +172,9 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         accepted = self._step_parameters
         options = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
         scale = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
+        if hasattr(self.scheduler, "set_begin_index"):
+            # Left to look it up, a scheduler takes a first timestep that occurs twice for the second step.
+            self.scheduler.set_begin_index(0)
         for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             u, level = scale(x, timestep), measured[i]
             prediction = noise_guidance.predict(
@@ -279,6 +282,8 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         needed = [p.name for p in list(parameters.values())[3:] if p.default is p.empty]
         if name == "DDPMWuerstchenScheduler":  # its signature does not say so
             needed = ["a timestep for each sample"]
+        if "prev_timestep" in parameters:  # UnCLIP: without it, each step ends at timestep - 1
+            needed.append("prev_timestep")
         if not parameters or needed:
             raise ValueError(
                 f"scheduler must step from a prediction, a timestep and a state alone, got {name}, which "
@@ -321,13 +326,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
                     f"{len(noise_calibration)}. Schedulers of order 2 take more steps than num_inference_steps."
                 )
             return noise_calibration
-        settings = {
-            "eta": eta,
-            "guidance_scale": guidance_scale,
-            "noise_guidance_scale": noise_guidance.scale,
-            "noise_guidance_mode": noise_guidance.mode,
-            "noise_guidance_interval": noise_guidance.interval,
-        }
+        settings = {"eta": eta, "guidance_scale": guidance_scale, **noise_guidance.settings()}
         if isinstance(noise_calibration, NoiseCalibration):
             calibration = noise_calibration
             calibration.check(self.scheduler, **settings)

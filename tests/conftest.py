@@ -21,25 +21,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
+from tests.tiny import tiny_unet
+
 torch.set_num_threads(1)
-
-
-def tiny_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
-    """A real UNet2DModel of some 20 k parameters for 8x8 gray images, in evaluation mode; the global seed is untouched."""
-    config: dict[str, object] = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
-        "layers_per_block": 1,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "norm_num_groups": 4,
-        "attention_head_dim": 8,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return UNet2DModel(**(config | overrides)).eval()
 
 
 @pytest.fixture

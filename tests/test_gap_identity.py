@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from nag.directions import corrected_null
+from nag.discrete_process import DiscreteVP
 from nag.levels import read_levels
-from nag.process import EDM, Cosine, DiscreteVP, Flow, GaussianProcess, VariancePreserving
+from nag.process import EDM, Cosine, Flow, GaussianProcess, VariancePreserving
 from nag.theory import FiniteData, LevelPrior
 
 PROCESSES: dict[str, GaussianProcess] = {

@@ -12,11 +12,6 @@ from nag.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
 from tests.exact_unet import CLOSE, COMPARABLE, SCHEDULERS, exact, guided, situation
 
-# numpy's complaint about tensors, in diffusers' schedulers
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
-
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_affine_form_reads_a_prediction_as_a_score(name: str) -> None:

@@ -27,7 +27,7 @@ from nag.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.hub import written_whole
 from nag.pipelines import NAGPipeline, NAGUNet2DPipeline
 from nag.regressor import NoiseLevelRegressor
-from tests.conftest import tiny_unet
+from tests.tiny import tiny_unet
 
 # diffusers' own, whenever a model's configuration is fetched by itself
 pytestmark = pytest.mark.filterwarnings(

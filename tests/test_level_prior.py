@@ -8,7 +8,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.testing import assert_close
 
-from nag.process import EDM, Cosine, DiscreteVP, Flow, GaussianProcess, VarianceExploding, VariancePreserving
+from nag.discrete_process import DiscreteVP
+from nag.process import EDM, Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 from nag.theory import FiniteData, LevelPrior
 
 ROUNDING = {"rtol": 1e-11, "atol": 1e-11}  # float64, sums of hundreds of terms of order 1

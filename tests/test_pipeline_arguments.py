@@ -24,15 +24,8 @@ from torch import Tensor
 from nag.pipelines import NAGPipeline, NAGUNet2DPipeline
 from nag.pipelines.auto import NETWORKS
 from nag.regressor import NoiseLevelRegressor
-from tests.conftest import tiny_unet
 from tests.sampling import pipeline, seeded
-
-pytestmark = [
-    # numpy's complaints about tensors, in diffusers' schedulers
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
+from tests.tiny import tiny_unet
 
 # Arguments as in diffusers
 

@@ -235,6 +235,8 @@ def test_reading_says_the_sign():
 
 def test_reading_does_not_see_a_shift_in_noise(shifts):
     assert "neither noisier nor cleaner than nominal on average" in reading(shifts["calibrated"])
+    assert "No single step differs by two standard errors." in reading(shifts["calibrated"])
+    assert "It is largest at timestep" in reading(shifts["plain"])
 
 
 def test_reading_compares_with_a_baseline(shifts):

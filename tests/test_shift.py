@@ -14,7 +14,7 @@ from nag.analysis import ForwardReference, NoiseShift, Trajectory, forward_refer
 from nag.analysis.means import mean_shifts, unbiased_abs
 from nag.analysis.reference import level_grid
 from nag.analysis.response import ResponseCurve, measure_levels
-from nag.process import DiscreteVP
+from nag.discrete_process import DiscreteVP
 from nag.regressor import NoiseEstimate
 
 LEVELS = np.array([-2.0, 0.0, 2.0, 4.0])

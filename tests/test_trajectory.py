@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -16,15 +15,12 @@ from torch import nn
 
 from nag.analysis import ForwardReference, Trajectory, forward_reference, measure_shift, record
 from nag.analysis.reference import sample_generators
+from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
 from nag.pipelines import NAGUNet2DPipeline
 from nag.process import Flow
 from nag.regressor import NoiseEstimate, NoiseLevelRegressor
-
-pytestmark = [  # of diffusers' schedulers with numpy 2
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
-]
+from tests.tiny import tiny_unet
 
 SCHEDULERS = {
     "DDIM": (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}, {}),
@@ -148,8 +144,9 @@ def test_classes_reach_pipeline_and_regressor():
 def test_save_and_load(tmp_path):
     regressor = Power("DDPM")
     trajectory = record(
-        pipeline_of("DDPM"), regressor, num_samples=9, num_inference_steps=3, eta=0.0, progress=False
-    )
+        pipeline_of("DDPM"), regressor, num_samples=9, num_inference_steps=3, eta=0.0, progress=False,
+        noise_guidance=NoiseGuidance(rescale=0.5, schedule=scheduler_of),
+    )  # fmt: skip
     loaded = Trajectory.load(trajectory.save(tmp_path / "new" / "run.npz"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.npz"]
     for name, value in vars(trajectory).items():
@@ -160,6 +157,8 @@ def test_save_and_load(tmp_path):
     assert loaded.settings["scheduler"] == "DDPMScheduler"
     assert loaded.settings["scheduler_config"]["clip_sample"] is True
     assert loaded.settings["regressor"] is not None
+    assert loaded.settings["noise_guidance"]["rescale"] == 0.5
+    assert loaded.settings["noise_guidance"]["schedule"] == "scheduler_of"
     images = torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     reference = forward_reference(images, regressor, loaded, progress=False)
     again = ForwardReference.load(reference.save(tmp_path / "reference.npz"))

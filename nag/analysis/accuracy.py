@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nag.analysis.reference import LevelEstimator, place
 from nag.process import GaussianProcess
-from nag.regressor import NORMAL_90, NoiseLevelRegressor
+from nag.regressor import NORMAL_90
 
 __all__ = ["RegressorAccuracy", "fisher_floor", "measure_accuracy", "plot_accuracy"]
 
@@ -102,7 +103,7 @@ class RegressorAccuracy:
 
 @torch.no_grad()
 def measure_accuracy(
-    regressor: NoiseLevelRegressor,
+    regressor: LevelEstimator,
     images: Tensor,
     *,
     log_snr: Tensor | None = None,
@@ -113,6 +114,7 @@ def measure_accuracy(
     """Measures a regressor on held-out images.
 
     Args:
+        regressor: in evaluation mode.
         images: `(N, C, H, W)` in [-1, 1], not used in training or calibration.
         log_snr: `(K,)`, levels; default: -3, -2.5, ..., 6.
         class_labels: `(N,)`, for a regressor that is shown classes.
@@ -124,8 +126,7 @@ def measure_accuracy(
     process = regressor.process
     levels = torch.arange(-3, 6.01, 0.5).double() if log_snr is None else log_snr.double()
     generator = torch.Generator().manual_seed(seed)
-    regressor = regressor.eval()
-    device = regressor.calibration_bias.device
+    device, dtype = place(regressor)
 
     def errors(t: Tensor) -> tuple[Tensor, Tensor]:
         found, spread = [], []
@@ -134,7 +135,7 @@ def measure_accuracy(
             x_0 = images[part]
             x_t = process.corrupt(x_0, t[part].float(), torch.randn(x_0.shape, generator=generator))
             labels = None if class_labels is None else class_labels[part].to(device)
-            estimate = regressor.estimate(x_t.to(device), labels)
+            estimate = regressor.estimate(x_t.to(device, dtype), labels)
             found.append(estimate.log_snr.cpu().double())
             spread.append(estimate.std.cpu().double())
         return torch.cat(found) - process.log_snr(t), torch.cat(spread)
@@ -143,9 +144,9 @@ def measure_accuracy(
     for level in levels:
         error, _ = errors(process.t_from_log_snr(level).expand(len(images)))
         square = error.square()
-        rmse = square.mean().sqrt()
+        root = square.mean().sqrt()
         rows.append(
-            (rmse.item(), (square.std() / math.sqrt(len(error)) / (2 * rmse)).item(), error.mean().item())
+            (root.item(), (square.std() / math.sqrt(len(error)) / (2 * root)).item(), error.mean().item())
         )
     t = process.t_min + (process.t_max - process.t_min) * torch.rand(
         len(images), generator=generator, dtype=torch.float64

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nag.analysis.reference import LevelEstimator, finite_estimate, fingerprint_of, forward_reference, sample_generators
+from nag.analysis.reference import (
+    LevelEstimator,
+    fingerprint_of,
+    finite_estimate,
+    forward_reference,
+    sample_generators,
+)
 from nag.analysis.response import measure_levels
 from nag.analysis.trajectory import check_coordinates
 from nag.calibration import NoiseCalibration, require_calibratable
@@ -75,6 +81,8 @@ def calibrate(
         raise ValueError(
             f"num_samples and batch_size must be at least 8, got {num_samples} and {batch_size}. Use a few hundred."
         )
+    guidance = noise_guidance or NoiseGuidance()
+    settings = guidance.settings()
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(num_inference_steps)
     require_calibratable(scheduler)
@@ -90,14 +98,15 @@ def calibrate(
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]
     labels = None if class_labels is None else torch.as_tensor(class_labels)
-    guidance = noise_guidance or NoiseGuidance()
     size = pipeline.unet.config.sample_size
     shape = (pipeline.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
     pipeline.set_progress_bar_config(disable=True)
     starts = range(0, num_samples - num_samples % batch_size or num_samples, batch_size)
     try:
-        with tqdm(total=len(starts) * len(nominal), desc="Calibrating", unit="step", disable=not progress) as bar:
+        with tqdm(
+            total=len(starts) * len(nominal), desc="Calibrating", unit="step", disable=not progress
+        ) as bar:
             for start in starts:
                 stop = min(start + batch_size, num_samples)
                 generators = sample_generators(seed, start, stop)
@@ -107,14 +116,18 @@ def calibrate(
                     bar.update()
                     if not inside[i]:
                         return
-                    found, _ = finite_estimate(regressor, state * levels.input_scale[i].item(), part, f"step {i}")
+                    found, _ = finite_estimate(
+                        regressor, state * levels.input_scale[i].item(), part, f"step {i}"
+                    )
                     seen[i].append(found)
                     result = measure_levels(np.concatenate(seen[i])[None], nominal[i : i + 1], reference)
                     if result.reasons[0] is None:
                         table[i] = float(nominal[i] - 2 * result.shift[0])
                         errors[i] = 2 * result.standard_error[0]
 
-                def after(_: Any, i: int, timestep: Any, kept: dict[str, Tensor], measure: Any = measure) -> dict[str, Tensor]:
+                def after(
+                    _: Any, i: int, timestep: Any, kept: dict[str, Tensor], measure: Any = measure
+                ) -> dict[str, Tensor]:
                     if i + 1 < len(nominal):
                         measure(i + 1, kept["latents"].detach().to("cpu", torch.float32))
                     return kept
@@ -145,7 +158,5 @@ def calibrate(
         regressor=str(fingerprint_of(regressor)),
         eta=eta,
         guidance_scale=guidance_scale,
-        noise_guidance_scale=guidance.scale,
-        noise_guidance_mode=guidance.mode,
-        noise_guidance_interval=guidance.interval,
+        **settings,
     )

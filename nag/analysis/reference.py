@@ -169,14 +169,14 @@ def forward_reference(
     seed: int = 0,
     batch_size: int = 64,
     class_labels: Sequence[int] | Tensor | None = None,
-    spacing: float = 0.25,
+    spacing: float = 0.5,
     reach: float = 1.0,
     progress: bool = True,
 ) -> ForwardReference:
     """Estimates of held-out images corrupted to the levels of a sampler's steps and between them.
 
     One reference on the levels of several schedulers serves them all. The estimator runs on M images at about
-    (range of log-SNR) / spacing levels, 80 for a usual VP schedule.
+    (range of log-SNR) / spacing levels, 40 for a usual VP schedule.
 
     Args:
         images: `(M, C, H, W)` in the network's range, usually [-1, 1], or an iterable of such batches. Take images that

@@ -95,10 +95,13 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
         for s in shift.steps
         if s.shift is not None and low <= s.log_snr < (math.inf if high is None else high)
     ]
-    top = max(inside, key=lambda s: abs(s.shift or 0))
-    parts.append(
-        f"It is largest at timestep {top.timestep:g} (log-SNR {top.log_snr:.1f}): {top.shift:+.3f} ± {top.standard_error:.3f}."
-    )
+    clear = [s for s in inside if s.shift is not None and abs(s.shift) >= 2 * (s.standard_error or 0)]
+    if clear:
+        top = max(clear, key=lambda s: abs(s.shift or 0))
+        at = f"timestep {top.timestep:g} (log-SNR {top.log_snr:.1f})"
+        parts.append(f"It is largest at {at}: {top.shift:+.3f} ± {top.standard_error:.3f}.")
+    else:
+        parts.append("No single step differs by two standard errors.")
     label = np.mean([s.label_mismatch for s in inside])
     if abs(label) >= 0.0005:
         parts.append(f"The scheduler's own labels are off by {label:+.3f} on these steps.")

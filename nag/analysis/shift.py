@@ -195,7 +195,9 @@ def _lists(value: Any) -> Any:
 
 
 def _density(data: Mapping[str, Any]) -> StepDensity:
-    values: dict[str, Any] = {k: Bandwidth(**v) if isinstance(v, Mapping) else tuple(v) for k, v in data.items()}
+    values: dict[str, Any] = {
+        k: Bandwidth(**v) if isinstance(v, Mapping) else tuple(v) for k, v in data.items()
+    }
     return StepDensity(**values)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 
 from nag.analysis.archive import Archive
 from nag.analysis.reference import LevelEstimator, fingerprint_of, finite_estimate, sample_generators
+from nag.guidance import NoiseGuidance
 from nag.levels import SchedulerLevels, read_levels
 
 __all__ = ["Trajectory", "record"]
@@ -123,9 +125,15 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, NoiseGuidance):
+        return _plain(asdict(value))
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else type(value).__name__
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, os.PathLike):
+        return str(value)
+    return getattr(value, "__qualname__", type(value).__name__)
 
 
 def _settings(pipeline: Any, regressor: LevelEstimator, arguments: dict[str, Any]) -> dict[str, Any]:

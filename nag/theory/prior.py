@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nag.process import DiscreteVP, GaussianProcess
+from nag.discrete_process import DiscreteVP
+from nag.process import GaussianProcess
 
 __all__ = ["LevelPrior", "log_normalised"]
 

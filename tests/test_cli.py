@@ -1,0 +1,154 @@
+"""The command line, run as a user runs it, on a tiny checkpoint; and how fast its help answers."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+from typer.testing import CliRunner
+
+from nag.cli import app
+from nag.regressor import NoiseLevelRegressor
+from tests.tiny import tiny_unet, write_parquet
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny checkpoint with an untrained regressor beside it, and held-out images."""
+    folder = tmp_path_factory.mktemp("cli")
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    unet = tiny_unet(num_class_embeds=3)
+    DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = NoiseLevelRegressor.from_unet(unet, scheduler, hidden_size=8)
+    head.save_pretrained(folder / "model" / "regressor")
+    write_parquet(folder / "data", count=40, split="heldout")
+    return folder
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
+
+
+def test_help_is_light():
+    """Help answers without torch, diffusers or any other heavy import."""
+    script = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from nag.cli import app\n"
+        "for words in ([], ['shift'], ['calibrate'], ['accuracy'], ['finetune', 'denoiser'], ['finetune', 'regressor']):\n"
+        "    done = CliRunner().invoke(app, [*words, '--help'])\n"
+        "    assert done.exit_code == 0, done.output\n"
+        "print(sorted({'torch', 'diffusers', 'numpy', 'datasets', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert (
+        time.perf_counter() - start < 10
+    )  # six helps and an interpreter on a busy machine; about 0.6 s when idle
+
+
+def test_flags_bear_the_names_of_diffusers_scripts():
+    text = run("finetune", "denoiser", "--help").output
+    for flag in ("--train_batch_size", "--max_train_steps", "--resume_from_checkpoint", "--mixed_precision"):
+        assert flag in text
+
+
+def test_calibrate_then_shift(checkpoint, tmp_path):
+    model, data = checkpoint / "model", checkpoint / "data"
+    table = tmp_path / "noise_calibration.json"
+    words = ["calibrate", model, "--data", data, "--scheduler", "ddim", "--steps", 3, "--num_samples", 8]
+    words += ["--batch_size", 8, "--num_images", 16, "--output", table]
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    assert "timestep_spacing=trailing, clip_sample=False" in done.output
+    assert len(json.loads(table.read_text())["tables"]) == 1
+    again = run(*words)
+    assert isinstance(again.exception, FileExistsError)
+    assert "output must not hold a table for DDIMScheduler with 3 steps" in str(again.exception)
+    assert run(*words, "--overwrite").exit_code == 0
+
+    report = tmp_path / "report"
+    words = ["shift", model, "--data", data, "--scheduler", "ddim", "--steps", 3, "--num_samples", 8]
+    words += [
+        "--num_images",
+        16,
+        "--noise_guidance_scale",
+        0.5,
+        "--noise_calibration",
+        table,
+        "--output_dir",
+        report,
+    ]
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in report.iterdir()) == ["report.html", "shift.json", "shift.png"]
+    names = [one["name"] for one in json.loads((report / "shift.json").read_text())["runs"]]
+    assert names == ["ddim 3", "ddim 3 calibrated", "ddim 3 + NAG classifier_free w=0.5"]
+    used = run(*words)
+    assert isinstance(used.exception, ValueError)
+    assert "output_dir must be new or empty" in str(used.exception)
+
+
+def test_accuracy(checkpoint, tmp_path):
+    words = ["accuracy", checkpoint / "model", "--data", checkpoint / "data", "--num_images", 16]
+    done = run(*words, "--output_dir", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "90 % interval covers" in done.output
+    assert (
+        len(json.loads((tmp_path / "out" / "accuracy.json").read_text())["regressors"]["regressor"]["rmse"])
+        == 19
+    )
+    again = run(*words, "--output_dir", tmp_path / "out")
+    assert isinstance(again.exception, FileExistsError)
+    assert "output_dir must not hold accuracy.json" in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--scheduler", "dimm"], "scheduler must be one of ddim, ddpm, euler"),
+        (
+            ["--scheduler", "flow_euler"],
+            "scheduler must be for networks with a DiscreteVP process, got 'flow_euler'",
+        ),
+        (["--noise_guidance_scale", -1], "noise_guidance_scale must be at least 0 and finite, got -1.0"),
+        (
+            ["--noise_guidance_scale", 1, "--noise_guidance_interval", 3, 1],
+            "noise_guidance_interval must have start < end",
+        ),
+        (["--regressor", "nowhere/"], "nowhere"),
+    ],
+)
+def test_bad_input_of_shift(checkpoint, tmp_path, words, text):
+    done = run(
+        "shift", checkpoint / "model", "--data", checkpoint / "data", "--num_samples", 8, "--num_images", 16,
+        "--output_dir", tmp_path / "out", *words,
+    )  # fmt: skip
+    assert done.exit_code != 0
+    assert text in str(done.exception) + done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_regressor_is_refused(checkpoint, tmp_path):
+    unet = tiny_unet()
+    DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "plain")
+    done = run("shift", tmp_path / "plain", "--data", checkpoint / "data", "--output_dir", tmp_path / "out")
+    assert "regressor must be given, got none beside" in str(done.exception)
+
+
+def test_errors_reach_a_user_as_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "nag.cli", "finetune", "denoiser", "--output_dir", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("Error: model must be named once")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,40 @@
+"""A small real network and a small real dataset, shared by all tests."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+
+
+def tiny_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
+    """A real UNet2DModel of some 20 k parameters for 8x8 gray images, in evaluation mode; the global seed is untouched."""
+    config: dict[str, object] = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return UNet2DModel(**(config | overrides)).eval()
+
+
+def write_parquet(folder: Path, count: int = 40, split: str = "train") -> Path:
+    """Random 8x8 gray images of the classes "a" and "b", as one parquet file in a folder."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(count)]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    data = {"image": images, "label": [i % 2 for i in range(count)]}
+    Dataset.from_dict(data, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
