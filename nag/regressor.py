@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from nag.architectures import architecture_of, unwrap
 from nag.discrete_process import DiscreteVP
+from nag.heads import HEADS
 from nag.null_level import Instrument, instrumented, null_level
 from nag.process import Flow, GaussianProcess
 
 __all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint"]
 
 KINDS = ("frozen", "full", "encoder")
-HEADS = ("statistics", "attention")
 KNOTS = 16
 NORMAL_90 = 1.6448536269514722
 
@@ -73,42 +73,6 @@ class NoiseEstimate:
         return -0.5 * (
             (log_snr - self.log_snr) ** 2 / self.variance + self.variance.log() + math.log(2 * math.pi)
         )
-
-
-class StatisticsHead(nn.Module):
-    """Two 1x1 convolutions; mean and logarithmic power of each channel over the image; a two-layer perceptron."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.mix = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1))
-        self.out = nn.Sequential(
-            nn.LayerNorm(2 * hidden), nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2)
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        value = self.mix(features)
-        power = (value.square().mean(dim=(2, 3)) + 1e-6).log()
-        return self.out(torch.cat([value.mean(dim=(2, 3)), power], dim=1))
-
-
-class AttentionHead(nn.Module):
-    """Four learned queries attend over the positions; a two-layer perceptron."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.key = nn.Conv2d(channels, 4, 1)
-        self.value = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1), nn.Softplus()
-        )
-        self.out = nn.Sequential(
-            nn.LayerNorm(4 * hidden), nn.Linear(4 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2)
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        weights = self.key(features).flatten(2).softmax(dim=2)
-        value = self.value(features).flatten(2)
-        pooled = torch.einsum("bql,bcl->bqc", weights, value).flatten(1)
-        return self.out((pooled + 1e-6).log())
 
 
 class Tap(Instrument):
@@ -188,9 +152,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             self.backbone = cls.from_config(backbone_config)
             if kind == "encoder":
                 _trim(self.backbone)
-        self.head = (StatisticsHead if head_type == "statistics" else AttentionHead)(
-            feature_channels, hidden_size
-        )
+        self.head = HEADS[head_type](feature_channels, hidden_size)
         knots = torch.linspace(*self.log_snr_range, KNOTS)
         self.register_buffer("calibration_knots", knots)
         self.register_buffer("calibration_bias", torch.zeros(KNOTS))
