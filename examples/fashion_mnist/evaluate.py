@@ -1,7 +1,7 @@
 """Measures on the embedded model what plain sampling, Noise Awareness Guidance and schedule calibration do.
 
-    python examples/fashion_mnist/evaluate.py --regressor outputs/full --judge outputs/judge --frozen outputs/frozen \
-        --reference_data data/fashion_mnist_16/test.parquet --output_dir outputs/evidence
+    python examples/fashion_mnist/prepare.py SOURCE data/fashion_mnist_16
+    python examples/fashion_mnist/evaluate.py --output_dir outputs/evidence
 
 Weights and calibration tables are chosen on seeds 1 and 2 with one regressor and the calibration images: the weight that
 leaves the smallest mean |shift| where plain DDIM has a shift (above three standard errors), else the one with the smallest
@@ -58,7 +58,7 @@ class Bench:
     """The model, the regressors and the images, loaded once."""
 
     def __init__(
-        self, regressor: Path, judge: Path, frozen: Path | None, reference_data: Path, output: Path
+        self, regressor: Path, judge: Path, frozen: Path, reference_data: Path, output: Path
     ) -> None:
         import torch
 
@@ -74,10 +74,8 @@ class Bench:
         self.base = self.pipe.scheduler
         self.regressor = NoiseLevelRegressor.from_pretrained(regressor).float().eval()
         self.judge = NoiseLevelRegressor.from_pretrained(judge).float().eval()
-        self.frozen = None
-        if frozen is not None:
-            self.frozen = NoiseLevelRegressor.from_pretrained(frozen).float().eval()
-            self.frozen.attach_backbone(self.pipe.unet)
+        self.frozen = NoiseLevelRegressor.from_pretrained(frozen).float().eval()
+        self.frozen.attach_backbone(self.pipe.unet)
         images = {
             name: load_images(
                 train_data_dir=DATA / f"{name}.parquet", channels=1, resolution=16, progress=False
@@ -172,7 +170,8 @@ def tune(bench: Bench, name: str) -> float:
     if path.exists():
         return float(json.loads(path.read_text())["weight"])
     steps, rows = SETTINGS[name]["steps"], []
-    for weight in (0.0, *WEIGHTS):
+
+    def measure(weight: float) -> None:
         arguments = {"noise_guidance_scale": weight, "noise_guidance_interval": (START, None)}
         shift = bench.shift(name, steps, TUNE_SEED, 256, judge=False, **arguments)
         features = bench.samples(name, steps, TUNE_SEED, 500, **arguments)
@@ -185,8 +184,15 @@ def tune(bench: Bench, name: str) -> float:
             }
         )
         print(f"tuning {name}", rows[-1], flush=True)
+
+    for weight in (0.0, *WEIGHTS):
+        measure(weight)
     shifted = rows[0]["mean_abs_shift"] > 3 * rows[0]["standard_error"]
-    best = min(rows[1:], key=lambda row: row["mean_abs_shift" if shifted else "frechet"])
+    judged_by = "mean_abs_shift" if shifted else "frechet"
+    best = min(rows[1:], key=lambda row: row[judged_by])
+    while best is rows[-1] and best["weight"] < 16:  # the largest is the best: look further
+        measure(2 * best["weight"])
+        best = min(rows[1:], key=lambda row: row[judged_by])
     write_json(path, {"weight": best["weight"], "by": "shift" if shifted else "frechet", "rows": rows})
     return float(best["weight"])
 
@@ -310,7 +316,7 @@ def run_gradient(bench: Bench) -> None:
                 print(json.dumps(cell), flush=True)
 
 
-def tables(folder: Path, command: str) -> str:
+def tables(folder: Path) -> str:
     """The results as Markdown."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("cell-*.json"))]
     order = list(SETTINGS)
@@ -320,6 +326,8 @@ def tables(folder: Path, command: str) -> str:
         "| sampler | method | evaluations | mean shift | mean abs. shift | Fréchet distance | minus plain | precision | recall |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    done = {(cell["setting"], cell["method"]) for cell in cells}
+    missing = [f"{name}: {method}" for name in SETTINGS for method in METHODS if (name, method) not in done]
     for cell in cells:
         distances = [row["frechet"] for row in cell["seeds"]]
         base = plain.get(cell["setting"])
@@ -340,6 +348,8 @@ def tables(folder: Path, command: str) -> str:
             f"| {sum(r['precision'] for r in cell['seeds']) / len(distances):.3f} "
             f"| {sum(r['recall'] for r in cell['seeds']) / len(distances):.3f} |"
         )
+    if missing:
+        lines += ["", f"Not run: {'; '.join(missing)}."]
     gradients = [json.loads(path.read_text()) for path in sorted(folder.glob("gradient-*.json"))]
     if gradients:
         lines += [
@@ -353,18 +363,22 @@ def tables(folder: Path, command: str) -> str:
                 f"| {cell['mean_shift']:+.4f} ± {cell['mean_shift_standard_error']:.4f} "
                 f"| {cell['mean_abs_shift']:.4f} ± {cell['mean_abs_shift_standard_error']:.4f} |"
             )
-    return "\n".join(lines) + f"\n\n```\n{command}\n```\n"
+    return "\n".join(lines) + "\n"
 
 
 def main(
-    regressor: Annotated[Path, typer.Option("--regressor", help="Regressor that tunes and calibrates.")],
-    judge: Annotated[Path, typer.Option("--judge", help="Regressor that judges.")],
+    regressor: Annotated[
+        Path, typer.Option("--regressor", help="Regressor that tunes and calibrates.")
+    ] = HERE / "regressors" / "full",
+    judge: Annotated[Path, typer.Option("--judge", help="Regressor that judges.")] = HERE
+    / "regressors"
+    / "judge",
+    frozen: Annotated[Path, typer.Option("--frozen", help="Frozen head, for the gradient form.")] = HERE
+    / "regressors"
+    / "frozen",
     reference_data: Annotated[
         Path, typer.Option("--reference_data", help="test.parquet at 16x16, 10,000 images.")
-    ],
-    frozen: Annotated[
-        Path | None, typer.Option("--frozen", help="Frozen head, for the gradient form.")
-    ] = None,
+    ] = Path("data/fashion_mnist_16/test.parquet"),
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the cells.")] = Path(
         "outputs/evidence"
     ),
@@ -376,12 +390,12 @@ def main(
 ) -> None:
     """Measure the embedded model."""
     if report:
-        sys.stdout.write(tables(output_dir, "python examples/fashion_mnist/evaluate.py"))
+        sys.stdout.write(tables(output_dir))
         return
     output_dir.mkdir(parents=True, exist_ok=True)
     k, n = (int(part) for part in shard.split("/"))
     bench = Bench(regressor, judge, frozen, reference_data, output_dir)
-    if frozen is not None and k == n - 1:
+    if k == n - 1:
         run_gradient(bench)
     longest = max(setting["steps"] for setting in SETTINGS.values())
     for last in (False, True):  # twice the longest runs come last
