@@ -366,6 +366,82 @@ def tables(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def draw(folder: Path, path: Path) -> None:
+    """The shift of DDIM with linspace spacing, and distance against cost, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from diffusers import DDIMScheduler
+    from matplotlib import pyplot as plt
+
+    from nag.levels import read_levels
+
+    cells = {
+        (c["setting"], c["method"]): c
+        for c in map(json.loads, (p.read_text() for p in folder.glob("cell-*.json")))
+    }
+    colours = {"plain": "#555555", "calibrated": "#0072b2", "nag": "#d55e00"}
+    names = {"plain": "plain", "calibrated": "schedule calibration", "nag": "Noise Awareness Guidance"}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for method, colour in colours.items():
+        steps = [s for s in cells["ddim 10, linspace", method]["per_step"] if s["shift"] is not None]
+        x, y, e = ([s[key] for s in steps] for key in ("log_snr", "shift", "standard_error"))
+        left.errorbar(x, y, e, marker="o", ms=4, capsize=2, color=colour, label=names[method])
+    scheduler = DDIMScheduler.from_config(
+        DDIMScheduler.load_config(MODEL / "scheduler"), timestep_spacing="linspace"
+    )
+    scheduler.set_timesteps(10)
+    levels = read_levels(scheduler)
+    shown = (levels.log_snr > -5) & (levels.log_snr < 5)
+    own = 0.5 * (levels.log_snr - levels.arrival_log_snr)
+    left.plot(levels.log_snr[shown], own[shown], "k:", label="the scheduler's own part: where its steps end")
+    left.axhline(0, color="k", lw=0.8)
+    left.set(xlabel="nominal log-SNR (right: cleaner)", ylabel="noise shift in log(sigma/alpha)")
+    left.set_title("DDIM, 10 steps, linspace spacing: noisier than nominal", fontsize=10)
+    left.legend(fontsize=8)
+    for name, marker in (("ddim", "o"), ("dpm++", "s"), ("ddpm", "^")):
+        for method, colour in colours.items():
+            found = [
+                cells[key]
+                for key in cells
+                if key[1] == method and key[0].split(" ")[0] == name and "," not in key[0]
+            ]
+            found += [
+                cell
+                for key, cell in cells.items()
+                if method == "plain"
+                and key[1] == METHODS[-1]
+                and key[0].split(" ")[0] == name
+                and "," not in key[0]
+            ]
+            points = sorted(
+                {
+                    c["evaluations"]: sum(r["frechet"] for r in c["seeds"]) / len(c["seeds"]) for c in found
+                }.items()
+            )
+            label = name if method == "plain" else None
+            style = "-" if len(points) > 1 else ""
+            right.plot(
+                *zip(*points, strict=True), style, marker=marker, ms=5, color=colour, label=label, lw=1
+            )
+    right.axhline(0.34, color="k", ls=":", lw=0.8)
+    right.text(10, 0.36, "real images", fontsize=7, va="bottom")
+    right.set(
+        xscale="log",
+        ylim=(0, None),
+        xlabel="network evaluations per sample",
+        ylabel="Fréchet distance (embedded classifier)",
+    )
+    right.set_title("quality against cost (grey plain, blue calibrated, orange NAG)", fontsize=10)
+    right.set_xticks([10, 20, 30, 50, 100], labels=["10", "20", "30", "50", "100"])
+    right.set_xticks([], minor=True)
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main(
     regressor: Annotated[
         Path, typer.Option("--regressor", help="Regressor that tunes and calibrates.")
@@ -387,8 +463,12 @@ def main(
         str, typer.Option("--shard", help="k/n: do every n-th cell, starting with the k-th.")
     ] = "0/1",
     report: Annotated[bool, typer.Option("--report", help="Only print the tables.")] = False,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Only draw the picture there.")] = None,
 ) -> None:
     """Measure the embedded model."""
+    if picture is not None:
+        draw(output_dir, picture)
+        return
     if report:
         sys.stdout.write(tables(output_dir))
         return
