@@ -242,6 +242,10 @@ def test_reading_does_not_see_a_shift_in_noise(shifts):
 def test_reading_compares_with_a_baseline(shifts):
     text = reading(shifts["calibrated"], ("plain", shifts["plain"]))
     assert re.search(r"Mean \|shift\| is (9\d|100) % below plain \(0\.\d+\)", text)
+    faint = replace(shifts["plain"], mean_abs_shift=0.01, mean_abs_shift_standard_error=0.01)
+    assert "below plain" not in reading(
+        shifts["calibrated"], ("plain", faint)
+    )  # no share of what may be nothing
 
 
 def test_reading_without_any_number(shifts):

@@ -108,8 +108,12 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
     arrival = np.mean([s.arrival_mismatch for s in inside])
     if abs(arrival) >= 0.0005:
         parts.append(f"The scheduler's own steps end off by {arrival:+.3f} on average, whatever the network.")
-    if baseline is not None and baseline[1].mean_abs_shift is not None and baseline[1].mean_abs_shift > 0:
-        before = baseline[1].mean_abs_shift
+    before = None if baseline is None else baseline[1].mean_abs_shift
+    if (
+        baseline is not None
+        and before is not None
+        and before > 2 * (baseline[1].mean_abs_shift_standard_error or 0)
+    ):
         change = 100 * (1 - max(shift.mean_abs_shift, 0) / before)
         parts.append(
             f"Mean |shift| is {abs(change):.0f} % {'below' if change >= 0 else 'above'} {baseline[0]} ({before:.3f})."
