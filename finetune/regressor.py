@@ -61,6 +61,8 @@ class RegressorTask:
         import torch
 
         process = self.model.process
+        if self.model.config.kind == "frozen":
+            self.model.network.to(images.device)  # it is borrowed, so nobody else moves it
         eps = draws.normal(images.shape[1:])
         t = _draw_level(process, draws.uniform())
         hide = draws.uniform() < 0.5
