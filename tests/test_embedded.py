@@ -101,3 +101,31 @@ def snippets() -> list[str]:
 def test_readme_snippets_run(number, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     exec(snippets()[number], {"held_out_images": held_out("test", 16).tensor()})
+
+
+def test_the_page_of_evidence_shows_what_was_measured(monkeypatch):
+    """Its tables are those that the committed cells give, so no number in them was typed."""
+    monkeypatch.syspath_prepend(HOME)
+    import evidence
+
+    drawn = evidence.tables(ROOT / "docs" / "evidence").strip()
+    assert drawn in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+
+
+def test_every_row_of_the_readme_is_a_measured_cell():
+    import json
+
+    rows = re.findall(
+        r"\| ([+-]\d\.\d{3}) ± (\d\.\d{3}) \| \**([\d.]+) / ([\d.]+)\** \|", (ROOT / "README.md").read_text()
+    )
+    cells = [json.loads(path.read_text()) for path in (ROOT / "docs" / "evidence").glob("cell-*.json")]
+    assert len(rows) > 10
+    for shift, error, *distances in rows:
+        digits = len(distances[0].split(".")[1])
+        found = [
+            cell
+            for cell in cells
+            if f"{cell['mean_shift']:+.3f}" == shift and f"{cell['mean_shift_standard_error']:.3f}" == error
+            and [f"{row['frechet']:.{digits}f}" for row in cell["seeds"]] == distances
+        ]  # fmt: skip
+        assert found, (shift, error, distances)
