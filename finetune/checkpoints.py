@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["find_checkpoint", "load_checkpoint", "prune_checkpoints", "replace_children", "save_checkpoint"]
+__all__ = ["find_checkpoint", "load_checkpoint", "prune_checkpoints", "save_checkpoint"]
 
 PATTERN = re.compile(r"checkpoint-(\d+)")
 
@@ -124,14 +124,3 @@ def load_checkpoint(
         ema.shadow_params = [shadow[name].to(device) for name, _ in _trained(model)]
         ema.optimization_step = state["ema_step"]
     return state
-
-
-def replace_children(part: Path, target: Path) -> None:
-    """Moves every file and folder of `part` into `target`, replacing what bears the same name."""
-    target.mkdir(parents=True, exist_ok=True)
-    for child in sorted(part.iterdir()):
-        goal = target / child.name
-        if goal.is_dir():
-            shutil.rmtree(goal)
-        os.replace(child, goal)
-    part.rmdir()

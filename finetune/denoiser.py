@@ -15,7 +15,6 @@ References:
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,16 +91,12 @@ class DenoiserTask:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
-        from nag.discrete_process import DiscreteVP
+        from nag.finetune.loop import draw_level
         from nag.null_level import null_level
 
         eps = draws.normal(images.shape[1:])
-        u = draws.uniform()
-        if isinstance(self.process, DiscreteVP):
-            timestep = (u * self.process.num_train_timesteps).floor()
-            t = self.process.t_from_timestep(timestep)
-        else:
-            t = u.clamp(self.process.t_min, self.process.t_max)
+        t, timestep = draw_level(self.process, draws.uniform())
+        if timestep is None:
             timestep = t * self.scheduler.config.num_train_timesteps
         hidden = draws.uniform() < self.options.level_dropout
         dropped = draws.uniform() < self.options.class_dropout
@@ -147,22 +142,19 @@ class DenoiserTask:
         """Writes the pipeline, with a model card, and uploads it if asked."""
         import torch
 
-        from nag.finetune.checkpoints import replace_children
-        from nag.finetune.loop import command_line
+        from nag.finetune.loop import command_line, weight_dtype
         from nag.finetune.model_card import upload, write_model_card
+        from nag.hub import written_whole
         from nag.pipelines import NAGUNet2DPipeline
 
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
-            self.options.save_dtype
-        ]
+        dtype = weight_dtype(self.options)
         unet = type(self.model).from_config(self.model.config)
         unet.load_state_dict(self.model.state_dict())
         pipeline = NAGUNet2DPipeline(unet=torch.nn.Module.to(unet, dtype), scheduler=self.scheduler)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-            inner = Path(part) / "result"
-            pipeline.save_pretrained(inner)
+        with written_whole(folder) as part:
+            pipeline.save_pretrained(part)
             write_model_card(
-                inner,
+                part,
                 title=f"{self.prediction}-predicting denoiser with noise-level dropout",
                 text=(
                     f"A UNet2DModel trained with level dropout {self.options.level_dropout} and class dropout "
@@ -173,7 +165,6 @@ class DenoiserTask:
                 base_model=self.options.pretrained_model_name_or_path,
                 dataset=self.options.dataset_name,
             )
-            replace_children(inner, folder)
         upload(folder, self.options)
 
 

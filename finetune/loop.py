@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nag.discrete_process import DiscreteVP
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.images import ImageTable
 from nag.finetune.options import TrainingOptions
+from nag.process import GaussianProcess
 
-__all__ = ["Draws", "Task", "check_output_dir", "command_line", "train"]
+__all__ = ["Draws", "Task", "check_output_dir", "command_line", "draw_level", "train", "weight_dtype"]
 
 
 def mix(*words: int | str) -> int:
@@ -51,6 +53,27 @@ class Draws:
     def uniform(self) -> Tensor:
         """`(B,)`, uniform in [0, 1)."""
         return torch.stack([torch.rand((), generator=g) for g in self.generators]).to(self.device)
+
+
+def draw_level(process: GaussianProcess, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Levels of the training prior: uniform over the timesteps of a table, or over t.
+
+    Args:
+        process: of the states.
+        u: `(B,)`, uniform in [0, 1).
+
+    Returns:
+        t, `(B,)`, and the integer timesteps `(B,)`, or None for a process without a table.
+    """
+    if isinstance(process, DiscreteVP):
+        timestep = (u * process.num_train_timesteps).floor()
+        return process.t_from_timestep(timestep), timestep
+    return u.clamp(process.t_min, process.t_max), None
+
+
+def weight_dtype(options: TrainingOptions) -> torch.dtype:
+    """The precision that `--save_dtype` names."""
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.save_dtype]
 
 
 class Task(Protocol):

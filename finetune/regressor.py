@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +26,6 @@ if TYPE_CHECKING:
     from nag.finetune.loop import Draws
 
 __all__ = ["RegressorTask", "calibrate_regressor", "main", "run"]
-
-
-def _draw_level(process: Any, u: Tensor) -> Tensor:
-    """Levels t of the training prior from uniform numbers."""
-    from nag.discrete_process import DiscreteVP
-
-    if isinstance(process, DiscreteVP):
-        return process.t_from_timestep((u * process.num_train_timesteps).floor())
-    return u.clamp(process.t_min, process.t_max)
 
 
 class RegressorTask:
@@ -60,11 +50,13 @@ class RegressorTask:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
+        from nag.finetune.loop import draw_level
+
         process = self.model.process
         if self.model.config.kind == "frozen":
             self.model.network.to(images.device)  # it is borrowed, so nobody else moves it
         eps = draws.normal(images.shape[1:])
-        t = _draw_level(process, draws.uniform())
+        t, _ = draw_level(process, draws.uniform())
         hide = draws.uniform() < 0.5
         shown = None
         if self.model.config.uses_class:
@@ -81,24 +73,21 @@ class RegressorTask:
         import torch
 
         from nag.analysis.accuracy import measure_accuracy
-        from nag.finetune.checkpoints import replace_children
-        from nag.finetune.loop import command_line
+        from nag.finetune.loop import command_line, weight_dtype
         from nag.finetune.model_card import upload, write_model_card
+        from nag.hub import written_whole
 
         half = len(self.heldout) // 2
         calibrate_regressor(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
         test = self.heldout.subset(range(half, len(self.heldout)))
         accuracy = measure_accuracy(self.model.eval(), test.tensor(), seed=self.options.seed + 2)
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[
-            self.options.save_dtype
-        ]
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-            inner = Path(part) / "result"
+        dtype = weight_dtype(self.options)
+        with written_whole(folder) as part:
             before = self.model.dtype
-            torch.nn.Module.to(self.model, dtype).save_pretrained(inner)
+            torch.nn.Module.to(self.model, dtype).save_pretrained(part)
             torch.nn.Module.to(self.model, before)
             write_model_card(
-                inner,
+                part,
                 title=f"Noise-level regressor ({self.model.config.kind})",
                 text="Estimates the log-SNR of a noisy state: mean and variance, calibrated on held-out images.",
                 command=command_line("regressor", self.options),
@@ -112,7 +101,6 @@ class RegressorTask:
                     "its standard error": accuracy.coverage_standard_error,
                 },
             )
-            replace_children(inner, folder)
         upload(folder, self.options)
 
 
@@ -126,6 +114,8 @@ def calibrate_regressor(
     """
     import torch
 
+    from nag.finetune.loop import draw_level
+
     generator = torch.Generator().manual_seed(seed)
     regressor.eval()
     regressor.calibration_bias.zero_()
@@ -136,7 +126,7 @@ def calibrate_regressor(
         for start in list(range(0, len(heldout), batch_size)) * passes:
             chosen = range(start, min(start + batch_size, len(heldout)))
             x_0 = heldout.tensor(chosen)
-            t = _draw_level(process, torch.rand(len(x_0), generator=generator))
+            t, _ = draw_level(process, torch.rand(len(x_0), generator=generator))
             x_t = process.corrupt(x_0, t, torch.randn(x_0.shape, generator=generator))
             labels = (
                 heldout.labels[chosen.start : chosen.stop].to(device) if regressor.config.uses_class else None
