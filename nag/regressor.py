@@ -295,17 +295,16 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         mean = middle + half * raw[:, 0]
         log_variance = 2 * math.log(half) + raw[:, 1].clamp(-14, 3)
-        place, bias, scale = self._calibration(mean)
-        return NoiseEstimate(log_snr=place + bias, variance=(log_variance + 2 * scale).exp())
+        bias, scale = self._calibration(mean)
+        return NoiseEstimate(log_snr=mean + bias, variance=(log_variance + 2 * scale).exp())
 
-    def _calibration(self, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _calibration(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Bias and log scale at a raw mean, linear between the knots."""
         knots = self.calibration_knots.float()
         low = (torch.searchsorted(knots, mean.detach().contiguous()) - 1).clamp(0, KNOTS - 2)
         share = ((mean - knots[low]) / (knots[low + 1] - knots[low])).clamp(0, 1)
         bias, scale = self.calibration_bias.float(), self.calibration_log_scale.float()
         return (
-            mean,
             torch.lerp(bias[low], bias[low + 1], share),
             torch.lerp(scale[low], scale[low + 1], share),
         )
