@@ -66,6 +66,7 @@ class NoiseCalibration:
         noise_guidance_class_combination: how it is combined with class guidance.
         noise_guidance_project: whether it is projected; None except in the mode "gradient".
         noise_guidance_max_norm: its bound; None except in the mode "gradient", and for no bound.
+        corrections: `Correction.settings()` of the corrections that ran with it, in their order.
         samples: how many samples were averaged.
         seed: of these samples.
         regressor: fingerprint of the regressor that measured.
@@ -94,6 +95,7 @@ class NoiseCalibration:
     noise_guidance_class_combination: str = "separate"
     noise_guidance_project: bool | None = None
     noise_guidance_max_norm: float | None = None
+    corrections: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("log_snr", "standard_error", "nominal_log_snr"):
@@ -118,8 +120,8 @@ class NoiseCalibration:
             scheduler: a supported diffusers scheduler.
             log_snr: N measured levels; tensors are taken too.
             standard_error: N standard errors.
-            measured: the other arguments of the class: `samples`, `seed`, `regressor`, `eta`, `guidance_scale` and
-                `NoiseGuidance.settings()`.
+            measured: the other arguments of the class: `samples`, `seed`, `regressor`, `eta`, `guidance_scale`, `corrections`
+                and `NoiseGuidance.settings()`.
 
         Raises:
             ValueError: if the scheduler is not supported or the tables do not fit it.
@@ -147,7 +149,7 @@ class NoiseCalibration:
 
         Args:
             scheduler: a supported scheduler whose timesteps are set.
-            guidance: any of `eta`, `guidance_scale` and `NoiseGuidance.settings()` that must agree as well.
+            guidance: any of `eta`, `guidance_scale`, `corrections` and `NoiseGuidance.settings()` that must agree as well.
 
         Raises:
             ValueError: naming the first setting that differs.
@@ -284,13 +286,15 @@ def _read(file: Path) -> list[NoiseCalibration]:
             f"{file} must have version {_VERSION}, got {content.get('version')!r}. "
             "It was written by another version of nag: update nag, or measure again into another file."
         )
-    names = {field.name for field in dataclasses.fields(NoiseCalibration)}
+    fields = dataclasses.fields(NoiseCalibration)
+    names = {field.name for field in fields}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
     tables = []
     for number, table in enumerate(content.get("tables", [])):
-        if set(table) != names:
+        if not required <= set(table) <= names:
             raise ValueError(
                 f"table {number} of {file} must have the fields of a NoiseCalibration, got wrong or missing "
-                f"{', '.join(sorted(names ^ set(table)))}. Delete the file and measure again."
+                f"{', '.join(sorted((required - set(table)) | (set(table) - names)))}. Delete the file and measure again."
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         tables.append(NoiseCalibration(**values))

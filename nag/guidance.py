@@ -38,7 +38,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ from nag.levels import SchedulerLevels
 from nag.null_level import null_level
 from nag.regressor import NoiseLevelRegressor
 
-__all__ = ["MODES", "NoiseGuidance", "null_labels"]
+__all__ = ["MODES", "Guided", "NoiseGuidance", "null_labels"]
 
 MODES = ("classifier_free", "corrected", "gradient")
 PURE_NOISE = -60.0  # log-SNR; alpha is below 1e-13 there
@@ -77,6 +77,13 @@ class _Branch:
 
     class_labels: Tensor | None
     null: bool = False
+
+
+class Guided(NamedTuple):
+    """A guided output of the network, `(B, C or 2 C, *shape)`, and the plain conditional value, `(B, C, *shape)`."""
+
+    prediction: Tensor
+    told: Tensor
 
 
 def null_labels(unet: nn.Module, class_labels: Tensor | None) -> Tensor:
@@ -298,10 +305,42 @@ class NoiseGuidance:
         Raises:
             ValueError: see `check`.
         """
-        level = float(levels.log_snr[step]) if log_snr is None else log_snr
+        guided, _ = self.evaluate(
+            unet,
+            model_input,
+            timestep,
+            levels=levels,
+            step=step,
+            log_snr=log_snr,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            regressor=regressor,
+        )
+        return guided
+
+    def evaluate(
+        self,
+        unet: nn.Module,
+        model_input: Float[Tensor, "batch *shape"],
+        timestep: Tensor,
+        *,
+        levels: SchedulerLevels,
+        step: int,
+        log_snr: float | Tensor | None = None,
+        class_labels: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        regressor: LevelPosterior | None = None,
+    ) -> Guided:
+        """`predict`, and beside it what the network says when it is told level and class.
+
+        Arguments and errors as of `predict`; a log_snr of `(B,)` is taken by the mode "classifier_free" alone, whose
+        interval then goes by its mean.
+        """
+        level = float(levels.log_snr[step]) if log_snr is None else _one_level(log_snr, self)
         weight = self.weight(level, levels)
         if weight == 0 and guidance_scale == 1:
-            return unet(model_input, timestep, class_labels=class_labels).sample
+            output = unet(model_input, timestep, class_labels=class_labels).sample
+            return Guided(output, split_output(output, model_input.shape[1])[0])
         if weight != 0:
             self.check(unet, levels, regressor)
         compares = weight != 0 and self.mode != "gradient"
@@ -346,7 +385,7 @@ class NoiseGuidance:
         if weight != 0 and self.rescale > 0:
             guided = rescale_std(guided, f["told"], self.rescale)
         guided = guided.to(told.dtype)
-        return guided if rest is None else torch.cat([guided, rest], dim=1)
+        return Guided(guided if rest is None else torch.cat([guided, rest], dim=1), told)
 
     def _run(
         self,
@@ -364,6 +403,17 @@ class NoiseGuidance:
             outputs = torch.cat([_call(unet, model_input, timestep, group) for group in groups])
         features = None if head is None else torch.cat(kept).split(batch)[names.index("null")]
         return dict(zip(names, outputs.split(batch), strict=True)), features
+
+
+def _one_level(log_snr: float | Tensor, guidance: NoiseGuidance) -> float:
+    """The level that interval and formulas go by."""
+    if isinstance(log_snr, Tensor) and log_snr.numel() > 1:
+        if guidance.scale != 0 and guidance.mode != "classifier_free":
+            raise ValueError(
+                f"noise_guidance_mode must be 'classifier_free' where each sample has a level of its own, got {guidance.mode!r}."
+            )
+        return float(log_snr.mean())
+    return float(log_snr)
 
 
 def _head_on(unet: nn.Module, regressor: LevelPosterior | None) -> NoiseLevelRegressor | None:

@@ -18,6 +18,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,7 @@ from torch import Tensor
 from nag.architectures import split_output, unwrap
 from nag.calibration import NoiseCalibration, relevel, require_calibratable
 from nag.checkpoint import CheckpointMixin
+from nag.corrections.base import Correction, Corrections, Step
 from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
 from nag.regressor import NoiseLevelRegressor
@@ -98,6 +100,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any] | None] | PipelineCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         noise_guidance: NoiseGuidance | None = None,
+        corrections: Correction | Sequence[Correction] = (),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Samples images.
 
@@ -123,6 +126,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
                 {"latents": x} to go on from. x is in the scheduler's coordinates.
             callback_on_step_end_tensor_inputs: what the callback is shown; of ["latents"].
             noise_guidance: all settings of noise guidance at once, instead of the three arguments for it.
+            corrections: of `nag.corrections`, one or several, which act in their order.
 
         Returns:
             The images, as `.images`.
@@ -154,8 +158,18 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         levels = read_levels(self.scheduler)
         noise_guidance.check(self.unet, levels, self.regressor)
-        measured = self._measured_levels(noise_calibration, len(levels), eta, guidance_scale, noise_guidance)
+        correcting = Corrections(corrections)
+        settings = {
+            "eta": eta,
+            "guidance_scale": guidance_scale,
+            "corrections": tuple(part.settings() for part in correcting.parts),
+            **noise_guidance.settings(),
+        }
+        measured = self._measured_levels(noise_calibration, len(levels), settings)
         regressor = self.regressor
+        correcting.check(self.unet, levels, regressor, calibrated=noise_calibration is not None)
+        if correcting.setter:
+            require_calibratable(self.scheduler)
         if regressor is not None:
             regressor.to(device)
             if regressor.config.kind == "frozen" and regressor.network is not unwrap(self.unet):
@@ -176,11 +190,31 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
             # Left to look it up, a scheduler takes a first timestep that occurs twice for the second step.
             self.scheduler.set_begin_index(0)
         for i, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            u, level = scale(x, timestep), measured[i]
-            prediction = noise_guidance.predict(
+            u, told_timestep = scale(x, timestep), timestep
+            level: float | Tensor | None = measured[i]
+            if correcting:
+                step = Step(
+                    index=i,
+                    levels=levels,
+                    x=x,
+                    model_input=u,
+                    timestep=timestep,
+                    log_snr=levels.log_snr[i].item(),
+                    unet=self.unet,
+                    class_labels=labels,
+                    guidance_scale=guidance_scale,
+                    regressor=regressor,
+                    generator=generator,
+                    last=i == len(levels) - 1,
+                    whole=not getattr(self.scheduler, "state_in_first_order", False),
+                )
+                level = correcting.level(step) if correcting.setter else level
+            if level is not None:
+                told_timestep = levels.timestep_of(torch.as_tensor(level)).float().to(device)
+            prediction, told = noise_guidance.evaluate(
                 self.unet,
                 u,
-                timestep if level is None else levels.timestep_of(torch.tensor(level)).float().to(device),
+                told_timestep,
                 levels=levels,
                 step=i,
                 log_snr=level,
@@ -188,11 +222,23 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
                 guidance_scale=guidance_scale,
                 regressor=regressor,
             )
+            if correcting:
+                step = replace(
+                    step,
+                    timestep=told_timestep,
+                    log_snr=step.log_snr if level is None else level,
+                    told=told,
+                )
+                value, rest = split_output(prediction, u.shape[1])
+                value = corrected = correcting.prediction(step, value)
+                prediction = value if rest is None else torch.cat([value, rest], dim=1)
             if level is not None:
                 value, rest = split_output(prediction, u.shape[1])
                 x, value = relevel(levels, i, level, value, u)
                 prediction = value if rest is None else torch.cat([value, rest], dim=1)
             x = self.scheduler.step(prediction, timestep, x, **options).prev_sample
+            if correcting:
+                x = correcting.state(step, x, corrected)
             if callback_on_step_end is not None:
                 returned = callback_on_step_end(
                     self, i, timestep, dict.fromkeys(callback_on_step_end_tensor_inputs, x)
@@ -311,9 +357,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         self,
         noise_calibration: str | os.PathLike[str] | NoiseCalibration | Sequence[float | None] | None,
         steps: int,
-        eta: float,
-        guidance_scale: float,
-        noise_guidance: NoiseGuidance,
+        settings: dict[str, Any],
     ) -> Sequence[float | None]:
         """The level of each step in log-SNR, None where it is the nominal one."""
         if noise_calibration is None:
@@ -326,7 +370,6 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
                     f"{len(noise_calibration)}. Schedulers of order 2 take more steps than num_inference_steps."
                 )
             return noise_calibration
-        settings = {"eta": eta, "guidance_scale": guidance_scale, **noise_guidance.settings()}
         if isinstance(noise_calibration, NoiseCalibration):
             calibration = noise_calibration
             calibration.check(self.scheduler, **settings)

@@ -30,6 +30,7 @@ from nag.analysis.reference import (
 from nag.analysis.response import measure_levels
 from nag.analysis.trajectory import check_coordinates
 from nag.calibration import NoiseCalibration, require_calibratable
+from nag.corrections.base import Correction, Corrections
 from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
 
@@ -50,6 +51,7 @@ def calibrate(
     guidance_scale: float = 1.0,
     eta: float = 0.0,
     noise_guidance: NoiseGuidance | None = None,
+    corrections: Correction | Sequence[Correction] = (),
     interval: tuple[float | None, float | None] = (-2.5, None),
     progress: bool = True,
 ) -> NoiseCalibration:
@@ -71,6 +73,7 @@ def calibrate(
         guidance_scale: class guidance that the table is for.
         eta: DDIM's stochasticity that the table is for.
         noise_guidance: noise guidance that the table is for.
+        corrections: corrections that the table is for.
         interval: log-SNRs outside keep their nominal level.
         progress: show a progress bar.
 
@@ -83,6 +86,7 @@ def calibrate(
         )
     guidance = noise_guidance or NoiseGuidance()
     settings = guidance.settings()
+    acting = Corrections(corrections).parts
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(num_inference_steps)
     require_calibratable(scheduler)
@@ -141,6 +145,7 @@ def calibrate(
                     eta=eta,
                     guidance_scale=guidance_scale,
                     noise_guidance=guidance,
+                    corrections=acting,
                     noise_calibration=table,
                     generator=generators,
                     latents=noise,
@@ -158,5 +163,6 @@ def calibrate(
         regressor=str(fingerprint_of(regressor)),
         eta=eta,
         guidance_scale=guidance_scale,
+        corrections=tuple(part.settings() for part in acting),
         **settings,
     )

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from nag.analysis.archive import Archive
 from nag.analysis.reference import LevelEstimator, fingerprint_of, finite_estimate, sample_generators
+from nag.corrections.base import Correction
 from nag.guidance import NoiseGuidance
 from nag.levels import SchedulerLevels, read_levels
 
@@ -127,6 +128,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, NoiseGuidance):
         return _plain(asdict(value))
+    if isinstance(value, Correction):
+        return value.settings()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str | int | float | bool | None):

@@ -1,0 +1,74 @@
+"""Epsilon scaling: a network that has seen only forward states predicts too much noise on sampled ones.
+
+    eps  <-  eps / lambda_j,       lambda_j = b + k j,       x_0 recomputed from the same input,
+
+with j = 0 at the cleanest of the N steps and j = N - 1 at the noisiest; b > 1 takes noise away from the prediction. For
+networks that predict v, a velocity or x_0 the same is done to the noise that the prediction implies.
+
+References:
+    Elucidating the Exposure Bias in Diffusion Models, Ning 2024, arXiv 2308.15321, eq. 11 and section 5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nag.corrections.base import Correction, Step
+from nag.levels import SchedulerLevels
+from nag.process import expand
+
+__all__ = ["EpsilonScaling"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsilonScaling(Correction):
+    """Divides the predicted noise by a number close to 1. No further evaluation.
+
+    Args:
+        scale: b, the divisor at the cleanest step; 1 with slope 0 is off.
+        slope: k, added for each step towards the noisy end.
+
+    Raises:
+        ValueError: if a value is not finite, or the scale not positive.
+    """
+
+    scale: float = 1.0
+    slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"scale must be positive and finite, got {self.scale}. Use 1 to switch it off.")
+        if not math.isfinite(self.slope):
+            raise ValueError(f"slope must be finite, got {self.slope}. Use 0 for a constant schedule.")
+
+    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
+        """Refuses a slope that makes the divisor of some step negative or zero.
+
+        Raises:
+            ValueError: if it does.
+        """
+        if self.divisor(0, len(levels)) <= 0:
+            raise ValueError(
+                f"slope must leave every divisor positive, got {self.slope} for {len(levels)} steps from {self.scale}. "
+                "Values around 0.001 are usual."
+            )
+
+    def divisor(self, index: int, steps: int) -> float:
+        """lambda of a step, counted in the order of sampling."""
+        return self.scale + self.slope * (steps - 1 - index)
+
+    def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """The prediction with its noise divided."""
+        divisor = self.divisor(step.index, len(step.levels))
+        if divisor == 1:
+            return value
+        x_0, eps = step.x_0_and_eps(value)
+        taken = eps * (1 - 1 / divisor)
+        ratio = torch.exp(-torch.as_tensor(step.log_snr, dtype=torch.float64) / 2)  # sigma / alpha
+        return step.value_from(x_0 + expand(ratio.to(taken), taken) * taken, eps - taken)
