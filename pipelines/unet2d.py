@@ -14,8 +14,6 @@ References:
     Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
 """
 
-import inspect
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,11 +36,16 @@ from nag.checkpoint import CheckpointMixin
 from nag.corrections.base import Correction, Corrections, Step
 from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
+from nag.pipeline_inputs import (
+    checked_labels,
+    checked_shape,
+    chosen_guidance,
+    measured_levels,
+    step_parameters,
+)
 from nag.regressor import NoiseLevelRegressor
 
 __all__ = ["NAGUNet2DPipeline"]
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
@@ -99,7 +102,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | PipelineCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        noise_guidance: NoiseGuidance | None = None,
+        noise_guidance: NoiseGuidance | str | os.PathLike[str] | None = None,
         corrections: Correction | Sequence[Correction] = (),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Samples images.
@@ -125,7 +128,8 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
             callback_on_step_end: called as callback(pipe, i, timestep, {"latents": x}) after each step; may return
                 {"latents": x} to go on from. x is in the scheduler's coordinates.
             callback_on_step_end_tensor_inputs: what the callback is shown; of ["latents"].
-            noise_guidance: all settings of noise guidance at once, instead of the three arguments for it.
+            noise_guidance: all settings of noise guidance at once, instead of the three arguments for it; or "tuned" for
+                what `nag tune` wrote beside the checkpoint, or the path of such a file.
             corrections: of `nag.corrections`, one or several, which act in their order.
 
         Returns:
@@ -136,9 +140,11 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         """
         # 1. Check everything before any work
         device = self._execution_device
-        labels = self._class_labels(class_labels, batch_size, guidance_scale, device)
+        labels = checked_labels(self.unet, class_labels, batch_size, guidance_scale, device)
         batch_size = batch_size if labels is None else len(labels)
-        shape = self._check_inputs(batch_size, num_inference_steps, eta, generator, latents, output_type)
+        shape = checked_shape(
+            self.unet, self.scheduler, batch_size, num_inference_steps, eta, generator, latents, output_type
+        )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
@@ -146,28 +152,32 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got "
                 f"{list(callback_on_step_end_tensor_inputs)}."
             )
-        if noise_guidance is None:
-            noise_guidance = NoiseGuidance(
-                scale=noise_guidance_scale, mode=noise_guidance_mode, interval=noise_guidance_interval
-            )
-        elif noise_guidance_scale != 0:
-            raise ValueError(
-                f"noise_guidance_scale must be 0 when noise_guidance is given, got {noise_guidance_scale}. "
-                "Set the scale in noise_guidance."
-            )
+        unset = NoiseGuidance(
+            scale=noise_guidance_scale, mode=noise_guidance_mode, interval=noise_guidance_interval
+        )
+        chosen = chosen_guidance(
+            self,
+            noise_guidance,
+            unset,
+            noise_calibration,
+            corrections,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            guidance_scale=guidance_scale,
+        )
+        guidance, correcting = chosen.noise_guidance, Corrections(chosen.corrections)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         levels = read_levels(self.scheduler)
-        noise_guidance.check(self.unet, levels, self.regressor)
-        correcting = Corrections(corrections)
+        guidance.check(self.unet, levels, self.regressor)
         settings = {
             "eta": eta,
             "guidance_scale": guidance_scale,
             "corrections": tuple(part.settings() for part in correcting.parts),
-            **noise_guidance.settings(),
+            **guidance.settings(),
         }
-        measured = self._measured_levels(noise_calibration, len(levels), settings)
+        measured = measured_levels(self, chosen.noise_calibration, len(levels), settings)
         regressor = self.regressor
-        correcting.check(self.unet, levels, regressor, calibrated=noise_calibration is not None)
+        correcting.check(self.unet, levels, regressor, calibrated=chosen.noise_calibration is not None)
         if correcting.setter:
             require_calibratable(self.scheduler)
         if regressor is not None:
@@ -183,7 +193,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         x = x * getattr(self.scheduler, "init_noise_sigma", levels.sigma[0].item())
 
         # 3. Denoise
-        accepted = self._step_parameters
+        accepted = step_parameters(self.scheduler)
         options = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
         scale = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
         if hasattr(self.scheduler, "set_begin_index"):
@@ -211,7 +221,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
                 level = correcting.level(step) if correcting.setter else level
             if level is not None:
                 told_timestep = levels.timestep_of(torch.as_tensor(level)).float().to(device)
-            prediction, told = noise_guidance.evaluate(
+            prediction, told = guidance.evaluate(
                 self.unet,
                 u,
                 told_timestep,
@@ -249,140 +259,6 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         self.maybe_free_model_hooks()
         images = x if output_type == "latent" else self._images(x, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    # Checks and preparation
-
-    def _class_labels(
-        self,
-        class_labels: int | Sequence[int] | Tensor | None,
-        batch_size: int,
-        guidance_scale: float,
-        device: torch.device,
-    ) -> Tensor | None:
-        """`(B,)` integers, or None for an unconditional network."""
-        network: Any = unwrap(self.unet)
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale must be finite, got {guidance_scale}. Use 1 to switch it off.")
-        if network.class_embedding is None:
-            if class_labels is not None:
-                raise ValueError(
-                    f"class_labels must be None for an unconditional network, got {class_labels}. Leave them out."
-                )
-            if guidance_scale != 1:
-                raise ValueError(
-                    f"guidance_scale must be 1 for an unconditional network, got {guidance_scale}. "
-                    "Class guidance needs a class-conditional one."
-                )
-            return None
-        classes = network.config.num_class_embeds
-        if classes is None:
-            raise ValueError(
-                f"unet must embed classes by a table, got class_embed_type {network.config.class_embed_type!r}. "
-                "Use a network with num_class_embeds."
-            )
-        if class_labels is None:
-            raise ValueError(
-                f"class_labels must be given for a class-conditional network, got None. Its labels are 0 to "
-                f"{classes - 1}, the last of which stands for no class."
-            )
-        labels = torch.as_tensor(class_labels, device=device)
-        if labels.is_floating_point() or labels.ndim > 1:
-            raise ValueError(
-                f"class_labels must be one integer or a list of them, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}."
-            )
-        if labels.ndim == 0:
-            labels = labels.expand(batch_size)
-        if batch_size not in (1, len(labels)):
-            raise ValueError(
-                f"class_labels must be one, or one for each of {batch_size} images, got {len(labels)}. "
-                "A list of labels sets the batch size by itself."
-            )
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            raise ValueError(
-                f"class_labels must lie in 0 to {classes - 1}, got {labels.tolist()}. "
-                f"{classes - 1} stands for no class."
-            )
-        return labels.long()
-
-    def _check_inputs(
-        self,
-        batch_size: int,
-        num_inference_steps: int,
-        eta: float,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None,
-        output_type: str,
-    ) -> tuple[int, ...]:
-        """Checks what does not depend on the levels; returns the shape of the state."""
-        for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"generator must be one, or one for each of {batch_size} images, got {len(generator)}."
-            )
-        name, parameters = type(self.scheduler).__name__, self._step_parameters
-        needed = [p.name for p in list(parameters.values())[3:] if p.default is p.empty]
-        if name == "DDPMWuerstchenScheduler":  # its signature does not say so
-            needed = ["a timestep for each sample"]
-        if "prev_timestep" in parameters:  # UnCLIP: without it, each step ends at timestep - 1
-            needed.append("prev_timestep")
-        if not parameters or needed:
-            raise ValueError(
-                f"scheduler must step from a prediction, a timestep and a state alone, got {name}, which "
-                f"{'asks for ' + ', '.join(needed) if needed else 'has no step'}. Use another scheduler."
-            )
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}. 0 is deterministic DDIM.")
-        if eta != 0 and "eta" not in parameters:
-            raise ValueError(f"eta must be 0 for {name}, got {eta}. DDIMScheduler takes it.")
-        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        if size is None:
-            if latents is None:
-                raise ValueError(
-                    "latents must be given for a network without a sample_size, got None. They set the image size."
-                )
-            size = tuple(latents.shape[2:])
-        shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
-        if latents is not None and latents.shape != shape:
-            raise ValueError(
-                f"latents must have shape {shape}, got {tuple(latents.shape)}. They set neither batch nor image size."
-            )
-        return shape
-
-    def _measured_levels(
-        self,
-        noise_calibration: str | os.PathLike[str] | NoiseCalibration | Sequence[float | None] | None,
-        steps: int,
-        settings: dict[str, Any],
-    ) -> Sequence[float | None]:
-        """The level of each step in log-SNR, None where it is the nominal one."""
-        if noise_calibration is None:
-            return [None] * steps
-        require_calibratable(self.scheduler)
-        if isinstance(noise_calibration, Sequence) and not isinstance(noise_calibration, str):
-            if len(noise_calibration) != steps:
-                raise ValueError(
-                    f"noise_calibration must have one log-SNR (or None) for each of {steps} steps, got "
-                    f"{len(noise_calibration)}. Schedulers of order 2 take more steps than num_inference_steps."
-                )
-            return noise_calibration
-        if isinstance(noise_calibration, NoiseCalibration):
-            calibration = noise_calibration
-            calibration.check(self.scheduler, **settings)
-        else:
-            path = self.find_noise_calibration() if noise_calibration == "auto" else noise_calibration
-            calibration = NoiseCalibration.load(path, self.scheduler, **settings)
-        pairs = zip(calibration.log_snr, calibration.nominal_log_snr, strict=True)
-        return [None if level == nominal else level for level, nominal in pairs]
-
-    @property
-    def _step_parameters(self) -> dict[str, inspect.Parameter]:
-        step = getattr(self.scheduler, "step", None)
-        return {} if step is None else dict(inspect.signature(step).parameters)
 
     def _images(self, x: Tensor, output_type: str) -> Any:
         """From [-1, 1] to the images asked for."""

@@ -1,0 +1,217 @@
+"""Arguments of the pipelines: checked before any work, and resolved to what the sampling loop needs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nag.architectures import unwrap
+from nag.calibration import NoiseCalibration, require_calibratable
+from nag.corrections.base import Correction, Corrections
+from nag.guidance import NoiseGuidance
+from nag.tuned import Tuned, load_tuned
+
+__all__ = ["checked_labels", "checked_shape", "chosen_guidance", "measured_levels", "step_parameters"]
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def step_parameters(scheduler: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a scheduler's `step`."""
+    step = getattr(scheduler, "step", None)
+    return {} if step is None else dict(inspect.signature(step).parameters)
+
+
+def checked_labels(
+    unet: Any,
+    class_labels: int | Sequence[int] | Tensor | None,
+    batch_size: int,
+    guidance_scale: float,
+    device: torch.device,
+) -> Tensor | None:
+    """The class of each sample, `(B,)` integers, or None for an unconditional network.
+
+    Raises:
+        ValueError: if labels, batch size and class guidance do not fit the network.
+    """
+    network: Any = unwrap(unet)
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be finite, got {guidance_scale}. Use 1 to switch it off.")
+    if network.class_embedding is None:
+        if class_labels is not None:
+            raise ValueError(
+                f"class_labels must be None for an unconditional network, got {class_labels}. Leave them out."
+            )
+        if guidance_scale != 1:
+            raise ValueError(
+                f"guidance_scale must be 1 for an unconditional network, got {guidance_scale}. "
+                "Class guidance needs a class-conditional one."
+            )
+        return None
+    classes = network.config.num_class_embeds
+    if classes is None:
+        raise ValueError(
+            f"unet must embed classes by a table, got class_embed_type {network.config.class_embed_type!r}. "
+            "Use a network with num_class_embeds."
+        )
+    if class_labels is None:
+        raise ValueError(
+            f"class_labels must be given for a class-conditional network, got None. Its labels are 0 to "
+            f"{classes - 1}, the last of which stands for no class."
+        )
+    labels = torch.as_tensor(class_labels, device=device)
+    if labels.is_floating_point() or labels.ndim > 1:
+        raise ValueError(
+            f"class_labels must be one integer or a list of them, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}."
+        )
+    if labels.ndim == 0:
+        labels = labels.expand(batch_size)
+    if batch_size not in (1, len(labels)):
+        raise ValueError(
+            f"class_labels must be one, or one for each of {batch_size} images, got {len(labels)}. "
+            "A list of labels sets the batch size by itself."
+        )
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise ValueError(
+            f"class_labels must lie in 0 to {classes - 1}, got {labels.tolist()}. "
+            f"{classes - 1} stands for no class."
+        )
+    return labels.long()
+
+
+def checked_shape(
+    unet: Any,
+    scheduler: Any,
+    batch_size: int,
+    num_inference_steps: int,
+    eta: float,
+    generator: torch.Generator | list[torch.Generator] | None,
+    latents: Tensor | None,
+    output_type: str,
+) -> tuple[int, ...]:
+    """The shape of the state, after the checks that do not depend on the levels.
+
+    Raises:
+        ValueError: if an argument is out of its range or does not fit the network or the scheduler.
+    """
+    for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(
+            f"generator must be one, or one for each of {batch_size} images, got {len(generator)}."
+        )
+    name, parameters = type(scheduler).__name__, step_parameters(scheduler)
+    needed = [p.name for p in list(parameters.values())[3:] if p.default is p.empty]
+    if name == "DDPMWuerstchenScheduler":  # its signature does not say so
+        needed = ["a timestep for each sample"]
+    if "prev_timestep" in parameters:  # UnCLIP: without it, each step ends at timestep - 1
+        needed.append("prev_timestep")
+    if not parameters or needed:
+        raise ValueError(
+            f"scheduler must step from a prediction, a timestep and a state alone, got {name}, which "
+            f"{'asks for ' + ', '.join(needed) if needed else 'has no step'}. Use another scheduler."
+        )
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}. 0 is deterministic DDIM.")
+    if eta != 0 and "eta" not in parameters:
+        raise ValueError(f"eta must be 0 for {name}, got {eta}. DDIMScheduler takes it.")
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    if size is None:
+        if latents is None:
+            raise ValueError(
+                "latents must be given for a network without a sample_size, got None. They set the image size."
+            )
+        size = tuple(latents.shape[2:])
+    shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
+    if latents is not None and latents.shape != shape:
+        raise ValueError(
+            f"latents must have shape {shape}, got {tuple(latents.shape)}. They set neither batch nor image size."
+        )
+    return shape
+
+
+def measured_levels(
+    pipeline: Any,
+    noise_calibration: str | os.PathLike[str] | NoiseCalibration | Sequence[float | None] | None,
+    steps: int,
+    settings: dict[str, Any],
+) -> Sequence[float | None]:
+    """The level of each step in log-SNR, None where it is the nominal one.
+
+    Args:
+        pipeline: whose scheduler's timesteps are set.
+        noise_calibration: the pipeline's argument.
+        steps: how many the scheduler takes.
+        settings: of the sampler; a table must have been measured with these.
+
+    Raises:
+        ValueError: if the scheduler cannot be calibrated, or the table is for another sampler.
+    """
+    if noise_calibration is None:
+        return [None] * steps
+    require_calibratable(pipeline.scheduler)
+    if isinstance(noise_calibration, Sequence) and not isinstance(noise_calibration, str):
+        if len(noise_calibration) != steps:
+            raise ValueError(
+                f"noise_calibration must have one log-SNR (or None) for each of {steps} steps, got "
+                f"{len(noise_calibration)}. Schedulers of order 2 take more steps than num_inference_steps."
+            )
+        return noise_calibration
+    if isinstance(noise_calibration, NoiseCalibration):
+        calibration = noise_calibration
+        calibration.check(pipeline.scheduler, **settings)
+    else:
+        path = pipeline.find_noise_calibration() if noise_calibration == "auto" else noise_calibration
+        calibration = NoiseCalibration.load(path, pipeline.scheduler, **settings)
+    pairs = zip(calibration.log_snr, calibration.nominal_log_snr, strict=True)
+    return [None if level == nominal else level for level, nominal in pairs]
+
+
+def chosen_guidance(
+    pipeline: Any,
+    noise_guidance: NoiseGuidance | str | os.PathLike[str] | None,
+    unset: NoiseGuidance,
+    noise_calibration: Any,
+    corrections: Correction | Sequence[Correction],
+    **sampler: Any,
+) -> Tuned:
+    """The noise guidance to use, with the levels and corrections that were tuned with it.
+
+    Args:
+        pipeline: whose checkpoint may have a tuned guidance beside it.
+        noise_guidance: settings; "tuned" for the file beside the checkpoint; a path; or None.
+        unset: the guidance of the pipeline's single arguments, used where `noise_guidance` is None.
+        noise_calibration: the pipeline's argument.
+        corrections: the pipeline's argument.
+        sampler: num_inference_steps, eta and guidance_scale.
+
+    Raises:
+        ValueError: if two arguments say different things, or nothing was tuned for this sampler.
+    """
+    given = Corrections(corrections).parts
+    if noise_guidance is None:
+        return Tuned(noise_guidance=unset, noise_calibration=noise_calibration, corrections=given)
+    if unset.scale != 0:
+        raise ValueError(
+            f"noise_guidance_scale must be 0 when noise_guidance is given, got {unset.scale}. "
+            "Set the scale in noise_guidance."
+        )
+    if isinstance(noise_guidance, NoiseGuidance):
+        return Tuned(noise_guidance=noise_guidance, noise_calibration=noise_calibration, corrections=given)
+    if noise_calibration is not None or given:
+        raise ValueError(
+            f"noise_calibration and corrections must be left out with noise_guidance={str(noise_guidance)!r}, got "
+            f"{noise_calibration!r} and {given}. What was tuned together is used together."
+        )
+    path = pipeline.find_noise_guidance() if noise_guidance == "tuned" else noise_guidance
+    return load_tuned(path, pipeline.scheduler, **sampler)
