@@ -142,7 +142,7 @@ def checked_shape(
 
 def measured_levels(
     pipeline: Any,
-    noise_calibration: str | os.PathLike[str] | NoiseCalibration | Sequence[float | None] | None,
+    noise_calibration: Any,
     steps: int,
     settings: dict[str, Any],
 ) -> Sequence[float | None]:
@@ -157,8 +157,6 @@ def measured_levels(
     Raises:
         ValueError: if the scheduler cannot be calibrated, or the table is for another sampler.
     """
-    if noise_calibration is None:
-        return [None] * steps
     require_calibratable(pipeline.scheduler)
     if isinstance(noise_calibration, Sequence) and not isinstance(noise_calibration, str):
         if len(noise_calibration) != steps:

@@ -31,7 +31,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from nag.architectures import split_output, unwrap
-from nag.calibration import NoiseCalibration, relevel, require_calibratable
+from nag.calibration import NoiseCalibration, relevel
 from nag.checkpoint import CheckpointMixin
 from nag.corrections.base import Correction, Corrections, Step
 from nag.guidance import NoiseGuidance
@@ -169,17 +169,21 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         levels = read_levels(self.scheduler)
         guidance.check(self.unet, levels, self.regressor)
-        settings = {
-            "eta": eta,
-            "guidance_scale": guidance_scale,
-            "corrections": tuple(part.settings() for part in correcting.parts),
-            **guidance.settings(),
-        }
-        measured = measured_levels(self, chosen.noise_calibration, len(levels), settings)
+        calibrated = chosen.noise_calibration is not None
+        correcting.check(
+            self.unet,
+            self.scheduler,
+            levels,
+            self.regressor,
+            calibrated=calibrated,
+            guidance_scale=guidance_scale,
+        )
+        measured: Sequence[float | None] = [None] * len(levels)
+        if calibrated:
+            settings = {"eta": eta, "guidance_scale": guidance_scale, **guidance.settings()}
+            settings["corrections"] = tuple(part.settings() for part in correcting.parts)
+            measured = measured_levels(self, chosen.noise_calibration, len(levels), settings)
         regressor = self.regressor
-        correcting.check(self.unet, levels, regressor, calibrated=chosen.noise_calibration is not None)
-        if correcting.setter:
-            require_calibratable(self.scheduler)
         if regressor is not None:
             regressor.to(device)
             if regressor.config.kind == "frozen" and regressor.network is not unwrap(self.unet):

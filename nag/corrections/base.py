@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from nag.architectures import split_output
 from nag.levels import SchedulerLevels
 from nag.null_level import null_level
+from nag.relevel import discards_passed_state, require_calibratable
 
 __all__ = ["Correction", "Corrections", "Step", "weighted_difference"]
 
@@ -143,6 +144,16 @@ class Correction:
         """Whether this correction decides at which level the state is."""
         return type(self).level is not Correction.level
 
+    @property
+    def moves_state(self) -> bool:
+        """Whether this correction changes the state after a step."""
+        return type(self).state is not Correction.state
+
+    @property
+    def guides_classes(self) -> bool:
+        """Whether this correction stands in for the pipeline's class guidance."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """What tells this correction apart, as JSON can hold it."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
@@ -183,18 +194,43 @@ class Corrections:
     def __bool__(self) -> bool:
         return bool(self.parts)
 
-    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any, *, calibrated: bool) -> None:
+    def check(
+        self,
+        unet: nn.Module,
+        scheduler: Any,
+        levels: SchedulerLevels,
+        regressor: Any,
+        *,
+        calibrated: bool = False,
+        guidance_scale: float = 1.0,
+    ) -> None:
         """Refuses what cannot work; see `Correction.check`.
 
         Raises:
-            ValueError: if a correction does not fit, or sets levels that a calibration sets already.
+            ValueError: if a correction does not fit, sets levels that a calibration sets already, does what the
+                pipeline's class guidance does, or hands the scheduler a state that it would discard.
         """
         if self.setter and calibrated:
             raise ValueError(
                 f"corrections must not set the level where noise_calibration does, got {self.setter}. Choose one."
             )
         for part in self.parts:
+            name = type(part).__name__
+            if part.guides_classes and guidance_scale != 1:
+                raise ValueError(
+                    f"guidance_scale of the pipeline must be 1 with {name}, got {guidance_scale}. Set it in {name} alone."
+                )
+            two_stages = hasattr(
+                scheduler, "state_in_first_order"
+            )  # corrected after the second, which is kept
+            if part.moves_state and not two_stages and discards_passed_state(scheduler):
+                raise ValueError(
+                    f"scheduler must step from the state it is handed for {name}, got {type(scheduler).__name__}. "
+                    "Use DDIM, Euler or DPMSolverMultistep."
+                )
             part.check(unet, levels, regressor)
+        if self.setter:
+            require_calibratable(scheduler)
 
     def level(self, step: Step) -> float | Tensor | None:
         """The level that one of them sets, else None."""
@@ -212,9 +248,7 @@ class Corrections:
     def state(self, step: Step, reached: Tensor, value: Tensor) -> Tensor:
         """The state after all of them; `value` is the corrected prediction."""
         acting = [
-            (part, memory)
-            for part, memory in zip(self.parts, self.memories, strict=True)
-            if type(part).state is not Correction.state
+            (part, memory) for part, memory in zip(self.parts, self.memories, strict=True) if part.moves_state
         ]
         if not acting:
             return reached

@@ -111,9 +111,12 @@ class WaveletCorrection(Correction):
         remaining = _remaining(step)
         low, high = self.scale * remaining, self.high_scale * (1 - remaining)
         difference = (reached - x_0_hat).to(torch.promote_types(reached.dtype, torch.float32))
-        coarse, *details = ptwt.wavedec2(difference, self.wavelet, mode="zero", level=1)
-        fine = (ptwt.constants.WaveletDetailTuple2d(*(high * band for band in bands)) for bands in details)
-        change = ptwt.waverec2((low * coarse, *fine), self.wavelet)
+        with torch.autocast(reached.device.type, enabled=False):  # the transform is made of convolutions
+            coarse, *details = ptwt.wavedec2(difference, self.wavelet, mode="zero", level=1)
+            fine = (
+                ptwt.constants.WaveletDetailTuple2d(*(high * band for band in bands)) for bands in details
+            )
+            change = ptwt.waverec2((low * coarse, *fine), self.wavelet)
         height, width = reached.shape[-2:]
         return reached + change[..., :height, :width]
 

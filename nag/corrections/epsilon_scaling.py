@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nag.corrections.base import Correction, Step
+from nag.guidance import PURE_NOISE
 from nag.levels import SchedulerLevels
 from nag.process import expand
 
@@ -66,8 +67,8 @@ class EpsilonScaling(Correction):
     def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """The prediction with its noise divided."""
         divisor = self.divisor(step.index, len(step.levels))
-        if divisor == 1:
-            return value
+        if divisor == 1 or float(step.levels.log_snr[step.index]) < PURE_NOISE:
+            return value  # a state of pure noise has no clean part to be recomputed
         x_0, eps = step.x_0_and_eps(value)
         taken = eps * (1 - 1 / divisor)
         ratio = torch.exp(-torch.as_tensor(step.log_snr, dtype=torch.float64) / 2)  # sigma / alpha

@@ -1,0 +1,43 @@
+"""The range of noise levels within which a correction acts; outside it costs nothing.
+
+References:
+    Applying Guidance in a Limited Interval, Kynkäänniemi 2024, arXiv 2404.07724.
+"""
+
+from __future__ import annotations
+
+import math
+
+from nag.corrections.base import Step
+
+__all__ = ["EVERYWHERE", "Interval", "check_interval", "inside"]
+
+Interval = tuple[float | None, float | None]
+"""(start, end) in log-SNR, noisy end first; None leaves a side open."""
+
+EVERYWHERE: Interval = (None, None)
+
+
+def check_interval(interval: Interval) -> None:
+    """Refuses what is no range of levels.
+
+    Raises:
+        ValueError: if it is not two numbers (or None) in rising order.
+    """
+    ends = [end for end in interval if end is not None]
+    if len(interval) != 2 or not all(math.isfinite(end) for end in ends):
+        raise ValueError(
+            f"interval must be two log-SNRs, finite or None, got {interval}. None leaves a side open."
+        )
+    if len(ends) == 2 and ends[0] >= ends[1]:
+        raise ValueError(
+            f"interval must have start < end, got {interval}. Levels are log-SNR: the noisy end is the smaller number "
+            "and comes first."
+        )
+
+
+def inside(interval: Interval, step: Step) -> bool:
+    """Whether the nominal level of a step lies in the interval, both ends included."""
+    log_snr = float(step.levels.log_snr[step.index])
+    start, end = interval
+    return (start is None or log_snr >= start) and (end is None or log_snr <= end)

@@ -1,0 +1,92 @@
+"""Noise level correction: the step is taken from the level that a regressor reads from the state.
+
+    sigma_hat / alpha_hat = (sigma_t / alpha_t) exp(-w d / 2),        d = E[log_snr | x_t] - log_snr_t
+
+The network is told that level and the step starts there, so that the whole estimated noise is what the step removes. Each
+sample has a level of its own, unlike `noise_calibration`, whose table holds the mean: an estimate's own error is taken
+for a shift and comes back at the next step. `scale` damps it and `max_shift` bounds it.
+
+References:
+    Enhancing Sample Generation of Diffusion Models using Noise Level Correction, Abuduweili 2025, arXiv 2412.05488
+    (sigma_hat = sigma_t (1 + r(x_t)) as the step size of DDIM).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nag.corrections.base import Correction, Step
+from nag.corrections.interval import Interval, check_interval, inside
+from nag.guidance import PURE_NOISE
+from nag.levels import SchedulerLevels
+from nag.regressor import NoiseLevelRegressor
+
+__all__ = ["NoiseLevelCorrection"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevelCorrection(Correction):
+    """Takes each sample's level from the regressor. One run of the regressor more; sets the level.
+
+    Args:
+        scale: w in [0, 1], which part of the way from the nominal to the estimated level is gone; 0 is off.
+        interval: (start, end) in log-SNR, noisy end first; None leaves a side open. Where the state is nearly pure
+            noise a regressor falls back to its prior.
+        max_shift: the largest change of the level, in log-SNR; None for no bound.
+
+    Raises:
+        ValueError: if the scale is not in [0, 1], the bound not positive or the interval none.
+    """
+
+    scale: float = 0.0
+    interval: Interval = (-2.5, None)
+    max_shift: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale <= 1:
+            raise ValueError(f"scale must lie in [0, 1], got {self.scale}. Use 0 to switch it off.")
+        if self.max_shift is not None and not (math.isfinite(self.max_shift) and self.max_shift > 0):
+            raise ValueError(
+                f"max_shift must be positive and finite, got {self.max_shift}. Use None for no bound."
+            )
+        check_interval(self.interval)
+
+    @property
+    def sets_level(self) -> bool:
+        return self.scale > 0
+
+    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
+        """Refuses to work without a regressor for this process.
+
+        Raises:
+            ValueError: if there is none, or it was made for another process.
+        """
+        if self.scale == 0:
+            return
+        if regressor is None:
+            raise ValueError(
+                "regressor must be given for NoiseLevelCorrection, got None. Train one with `nag finetune regressor`."
+            )
+        process = type(levels.training)
+        if isinstance(regressor, NoiseLevelRegressor) and type(regressor.process) is not process:
+            raise ValueError(
+                f"regressor must know the states of the scheduler's process {process.__name__}, got one for "
+                f"{type(regressor.process).__name__}. Train one for this scheduler with `nag finetune regressor`."
+            )
+
+    def level(self, step: Step) -> float | Tensor | None:
+        """The level of each sample, `(B,)` log-SNR."""
+        log_snr = float(step.log_snr)
+        if self.scale == 0 or log_snr < PURE_NOISE or not inside(self.interval, step):
+            return None
+        state = step.regressor.estimate(step.model_input, step.class_labels)
+        estimate = step.regressor.posterior_moment(state, lambda level: level)
+        shift = self.scale * (estimate.to("cpu", torch.float64) - log_snr)
+        if self.max_shift is not None:
+            shift = shift.clamp(-self.max_shift, self.max_shift)
+        return log_snr + shift

@@ -1,0 +1,100 @@
+"""Self-guidance: a network pushed away from what it says of the same state at a noisier level.
+
+    f  <-  f + w (f(x_t, t) - f(x_t, t + delta))                    one evaluation more
+    f  <-  f + w (f(x_t, t) - f(x_s, s)),   s the last noisier step      none (the zero-cost form)
+
+f is what the network predicts, of whichever type. With a sharp posterior of the level, noise guidance is the first form
+with the state's own shift in place of a fixed delta.
+
+References:
+    Self-Guidance: Boosting Flow and Diffusion Generation on Their Own, Li 2024, arXiv 2412.05827 (SG and SG-prev).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nag.corrections.base import Correction, Step, weighted_difference
+from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
+from nag.corrections.time_shift import train_timesteps
+from nag.levels import SchedulerLevels
+
+__all__ = ["SelfGuidance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfGuidance(Correction):
+    """Guidance by the same network at a noisier level, or by its own earlier prediction.
+
+    Args:
+        scale: w; 0 is off.
+        shift: delta in training timesteps (in thousandths of the clock for networks without a table of timesteps). The
+            label does not go beyond the noisiest one. Not used by the zero-cost form.
+        previous: the zero-cost form: the weaker prediction is that of the last call at a noisier level. The stages of
+            a two-stage solver that share a level share it as well.
+        interval: (start, end) in log-SNR, noisy end first; None leaves a side open. The authors use the zero-cost form
+            in the cleaner half of the timesteps only.
+
+    Raises:
+        ValueError: if the scale is not finite, the shift not positive or the interval none.
+    """
+
+    scale: float = 0.0
+    shift: float = 10.0
+    previous: bool = False
+    interval: Interval = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise ValueError(
+                f"shift must be positive and finite, got {self.shift}. It leads towards more noise."
+            )
+        check_interval(self.interval)
+
+    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
+        """Refuses networks whose predictions at two levels do not differ by the level.
+
+        Raises:
+            ValueError: if the network predicts x_0 and the form compares levels.
+        """
+        if self.scale != 0 and levels.prediction == "x_0" and not self.previous:
+            raise ValueError(
+                "unet must predict eps, v or velocity for SelfGuidance at a shifted level, got x_0. Told either level, it "
+                "predicts the same data wherever the data is certain. Use previous=True, or another network."
+            )
+
+    def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """The prediction pushed away from the noisier one."""
+        if self.scale == 0:
+            return value
+        weak = self._earlier(step) if self.previous else None
+        if not inside(self.interval, step):
+            return value
+        if not self.previous:
+            weak = step.ask(timestep=self._noisier(step))
+        return value if weak is None else weighted_difference(value, self.scale, step.told, weak)
+
+    def _noisier(self, step: Step) -> Tensor:
+        """The label at t + delta, of the shape of the step's own."""
+        process = step.levels.training
+        t = process.t_from_log_snr(torch.as_tensor(step.log_snr, dtype=torch.float64).cpu())
+        shifted = (t + self.shift / train_timesteps(step.levels)).clamp(max=process.t_max)
+        label = step.levels.timestep_of(process.log_snr(shifted))
+        return label.to(step.timestep.device, torch.float32)
+
+    def _earlier(self, step: Step) -> Tensor | None:
+        """The network's last prediction at a noisier level, None at the noisiest; remembers this step's."""
+        level, memory = float(step.levels.log_snr[step.index]), step.memory
+        if "told" in memory and level > memory["level"]:
+            memory["noisier"] = memory["told"]
+        memory["level"], memory["told"] = level, step.told
+        noisier: Tensor | None = memory.get("noisier")
+        return noisier

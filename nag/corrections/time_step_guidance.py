@@ -1,0 +1,103 @@
+"""Time-step guidance: a network pushed away from what it predicts with a perturbed embedding of its level.
+
+    f  <-  f + w (f(x, e) - f(x, e~)),        e~ = e + s t^a n,   n ~ N(0, I)
+
+for the embedding e of the level t in [0, 1] (1 is pure noise), which the embedding module's own output is. The paper's
+weight is w + 1. Each sample has an n of its own, drawn anew in each step from the sampler's generator.
+
+References:
+    No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models, Sadat 2025, arXiv 2407.02687,
+    section 5 (TSG).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nag.architectures import level_modules
+from nag.corrections.base import Correction, Step, weighted_difference
+from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
+from nag.levels import SchedulerLevels
+from nag.null_level import Instrument, instrumented
+
+__all__ = ["TimeStepGuidance"]
+
+
+class PerturbedLevel(Instrument):
+    """Passes the output of an embedding module through a function."""
+
+    attributes = ("perturb",)
+    perturb: Callable[[Tensor], Tensor]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.perturb(super().__call__(*args, **kwargs))  # type: ignore[misc]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeStepGuidance(Correction):
+    """Guidance by the same network with a perturbed embedding of its level. One evaluation more.
+
+    Args:
+        scale: w; 0 is off.
+        perturbation: s, in the units of the embedding; 0 is off.
+        exponent: a; with a positive one the perturbation falls with the noise.
+        interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
+
+    Raises:
+        ValueError: if a value is not finite, or the perturbation or exponent negative, or the interval none.
+    """
+
+    scale: float = 0.0
+    perturbation: float = 1.0
+    exponent: float = 1.0
+    interval: Interval = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
+        for name in ("perturbation", "exponent"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"{name} must be at least 0 and finite, got {value}. A perturbation of 0 switches it off."
+                )
+        check_interval(self.interval)
+
+    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
+        """Refuses networks whose level embedding is not known.
+
+        Raises:
+            ValueError: if the network is not of `nag.architectures`.
+        """
+        if self.scale != 0:
+            level_modules(unet)
+
+    def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """The prediction pushed away from the perturbed one."""
+        if self.scale == 0 or self.perturbation == 0 or not inside(self.interval, step):
+            return value
+        t = step.levels.training.t_from_log_snr(torch.as_tensor(step.log_snr, dtype=torch.float64).cpu())
+        size = (self.perturbation * t**self.exponent).reshape(-1, 1)
+        drawn: dict[torch.Size, Tensor] = {}
+
+        def perturb(embedding: Tensor) -> Tensor:
+            if embedding.shape not in drawn:  # several modules embed one level
+                drawn[embedding.shape] = randn_tensor(
+                    embedding.shape, step.generator, embedding.device, embedding.dtype
+                )
+            return embedding + size.to(embedding) * drawn[embedding.shape]
+
+        with ExitStack() as stack:
+            for module in level_modules(step.unet):
+                stack.enter_context(instrumented(module, PerturbedLevel, perturb=perturb))
+            weak = step.ask()
+        return weighted_difference(value, self.scale, step.told, weak)
