@@ -1,21 +1,38 @@
 """Networks that turn images into the features that distances between sets of images are taken on.
 
 A feature network is any callable f: images (B, C, H, W) with values in [-1, 1] -> features (B, F). Here are the protocol, a
-loader for files, batched extraction, and `SmallClassifier`, a network for small images whose penultimate layer serves
-where FID's Inception network (299x299 RGB) is too big and too far from the data.
+loader by name, batched extraction, and three kinds of network:
+
+    vision models of transformers   by folder or Hub name, DINOv2 among them; see `nag.vision_features`
+    TorchScript files               FID's Inception network among them
+    `SmallClassifier`               the penultimate layer of a network for small images, where Inception (299x299 RGB) is
+                                    too big and too far from the data
+
+A network that is a classifier also has `features_and_logits(images) -> ((B, F), (B, classes))`, from one evaluation.
 """
 
+from __future__ import annotations
+
+import hashlib
+import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from nag.hub import fetch_beside, hub_options
+from nag.regressor import fingerprint
+from nag.vision_features import VisionModelFeatures
+
+TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts", ".torchscript")
 
 
 @runtime_checkable
@@ -99,11 +116,36 @@ class SmallClassifier(ModelMixin, ConfigMixin):
         return self.logits(x)
 
 
+class SmallClassifierFeatures(nn.Module):
+    """A `SmallClassifier` as a feature network: called, it gives the features.
+
+    Args:
+        classifier: The network; it is not copied.
+    """
+
+    def __init__(self, classifier: SmallClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.fingerprint = fingerprint(classifier)
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, F) and class scores (B, classes) of images (B, C, H, W) in [-1, 1]."""
+        features = self.classifier.features(images)
+        return features, self.classifier.to_logits(self.classifier.drop(features))
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Features (B, F) of images (B, C, H, W) in [-1, 1]."""
+        return self.classifier.features(images)
+
+
 class TorchScriptFeatures(nn.Module):
     """A feature network from a TorchScript file, fed with images of the size and channels that it wants.
 
     For FID's Inception network (input (B, 3, 299, 299)): `TorchScriptFeatures(path, size=299, channels=3)`; bilinear
-    resizing in float without antialiasing, as in FID's legacy PyTorch convention. A file runs code: load only your own.
+    resizing in float without antialiasing, as in FID's legacy PyTorch convention. A file that returns a pair gives
+    features and class scores. A file runs code: load only your own.
 
     Args:
         path: TorchScript file.
@@ -118,40 +160,102 @@ class TorchScriptFeatures(nn.Module):
         super().__init__()
         if not Path(path).is_file():
             raise ValueError(f"path must be a TorchScript file, got {str(path)!r}. Check the spelling.")
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         self.network = torch.jit.load(str(path), map_location="cpu").eval()
         self.size = size
         self.channels = channels
+        self.fingerprint = f"{digest} {size} {channels}"
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Features (B, F) of images (B, C, H, W) in [-1, 1]."""
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, F) of images (B, C, H, W) in [-1, 1], and class scores where the file gives them."""
         if self.channels is not None and images.shape[1] == 1:
             images = images.expand(-1, self.channels, -1, -1)
         if self.size is not None and images.shape[2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
-        return self.network(images)
+        output = self.network(images)
+        return output if isinstance(output, tuple) else (output, None)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
+        """Features (B, F) of images (B, C, H, W) in [-1, 1]."""
+        return self.features_and_logits(images)[0]
 
 
 def load_feature_network(
-    path: str | Path,
+    name_or_path: str | os.PathLike[str],
     *,
     size: int | None = None,
     channels: int | None = None,
-    device: str | torch.device = "cpu",
-) -> FeatureExtractor:
-    """Load a feature network: a folder of a `SmallClassifier` (its `features`), or a TorchScript file.
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Load a feature network by its name, in evaluation mode.
 
     Args:
-        path: Folder or file.
-        size: For a TorchScript file, the image size that it wants.
+        name_or_path: A folder or Hub id of a `SmallClassifier` or of a transformers vision model; or a TorchScript file.
+        size: The image size that a TorchScript file or a vision model wants; None: as it is, or as the model's preprocessor says.
         channels: For a TorchScript file, the number of channels that it wants.
-        device: Where it runs.
+        device: Where it runs; None is the CPU.
+        options: For a Hub id, as for `from_pretrained`: cache_dir, force_download, local_files_only, revision, token.
+
+    Returns:
+        A network: images (B, C, H, W) in [-1, 1] -> features (B, F), with `features_and_logits` and a `fingerprint`.
 
     Raises:
-        ValueError: If there is neither a file nor a folder at path.
+        ValueError: If there is no such network.
     """
-    if Path(path).is_dir():
-        return SmallClassifier.from_pretrained(path).to(device).eval().features
-    return TorchScriptFeatures(path, size, channels).to(device)
+    name = str(name_or_path)
+    if name.endswith(TORCHSCRIPT_SUFFIXES) or Path(name).is_file():
+        return TorchScriptFeatures(name, size, channels).to(device or "cpu").eval()
+    config, reason = _read_config(name, options)
+    if config.get("_class_name") == "SmallClassifier":
+        classifier = SmallClassifier.from_pretrained(name, **hub_options(options))
+        return SmallClassifierFeatures(classifier).to(device or "cpu").eval()
+    if "model_type" in config:
+        return VisionModelFeatures(name, size, **options).to(device or "cpu").eval()
+    raise ValueError(
+        "name_or_path must be a TorchScript file (.pt), the folder of a SmallClassifier, or a transformers vision model by "
+        f"folder or Hub id such as 'facebook/dinov2-base', got {name!r} ({reason}). Check the spelling."
+    )
+
+
+def _read_config(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The config.json of a checkpoint; or an empty one and why."""
+    try:
+        path = fetch_beside(name, "config.json", **options)
+        return (
+            (json.loads(path.read_text(encoding="utf-8")), "another kind of model")
+            if path
+            else ({}, "not found")
+        )
+    except (OSError, ValueError) as error:  # no such repository, no connection, not a Hub id, not JSON
+        return {}, f"not found: {type(error).__name__}"
+
+
+@torch.no_grad()
+def features_and_classes(
+    network: FeatureExtractor, images: Tensor
+) -> tuple[Float[Tensor, "batch features"], Int[Tensor, " batch"] | None]:
+    """Features (B, F) of one batch of images, and the classes (B,) that the network finds, None if it is no classifier.
+
+    Args:
+        network: The feature network, on the images' device and in evaluation mode.
+        images: (B, C, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: If an image is not finite or leaves [-1, 1], or the network does not return finite (B, F).
+    """
+    _check_images(images)
+    both = getattr(network, "features_and_logits", None)
+    features, logits = both(images) if both is not None else (network(images), None)
+    if features.ndim != 2 or len(features) != len(images):
+        raise ValueError(
+            f"network must return features of shape ({len(images)}, F), got {tuple(features.shape)}. "
+            "Pool or flatten its output."
+        )
+    if not features.isfinite().all():
+        raise ValueError("network must return finite features, got NaN or infinity. Run it in float32.")
+    return features, None if logits is None else logits.argmax(1)
 
 
 @torch.no_grad()
@@ -189,17 +293,7 @@ def extract_features(
     parts: list[Tensor] = []
     with tqdm(total=total, unit="image", disable=not progress, desc="features") as bar:
         for batch in _batches(images, batch_size):
-            _check_images(batch)
-            features = network(batch.to(device))
-            if features.ndim != 2 or len(features) != len(batch):
-                raise ValueError(
-                    f"network must return features of shape ({len(batch)}, F), got {tuple(features.shape)}. "
-                    "Pool or flatten its output."
-                )
-            if not features.isfinite().all():
-                raise ValueError(
-                    "network must return finite features, got NaN or infinity. Run it in float32."
-                )
+            features, _ = features_and_classes(network, batch.to(device))
             parts.append(features.cpu())
             bar.update(len(batch))
     if not parts:

@@ -53,8 +53,8 @@ class PairedDifference:
 class Manifolds:
     """Precision, recall, density and coverage of samples against a reference set.
 
-    All but density are shares in [0, 1]. `precision_error` and `recall_error` are binomial standard errors: they say what a
-    new draw of the tested points would change, with the balls held fixed.
+    All but density are shares in [0, 1]. The errors are standard errors over the tested points, with the balls held fixed:
+    binomial for the shares, and for density that of a mean over the samples.
     """
 
     precision: float
@@ -63,6 +63,8 @@ class Manifolds:
     coverage: float
     precision_error: float
     recall_error: float
+    density_error: float
+    coverage_error: float
 
 
 def frechet_distance(
@@ -103,7 +105,7 @@ def frechet_distance_of_moments(
     Raises:
         ValueError: If a covariance is not positive semi-definite.
     """
-    product = _square_root(covariance_1.double()) @ _square_root(covariance_2.double())
+    product = square_root(covariance_1.double()) @ square_root(covariance_2.double())
     trace = (
         covariance_1.double().trace()
         + covariance_2.double().trace()
@@ -112,7 +114,12 @@ def frechet_distance_of_moments(
     return max(0.0, float((mean_1.double() - mean_2.double()).square().sum() + trace))
 
 
-def _square_root(covariance: Tensor) -> Tensor:
+def square_root(covariance: Float[Tensor, "features features"]) -> Float[Tensor, "features features"]:
+    """The symmetric square root of a covariance (F, F).
+
+    Raises:
+        ValueError: If it is not positive semi-definite.
+    """
     values, vectors = torch.linalg.eigh(covariance)
     if values[0] < -1e-6 * values[-1].abs():
         raise ValueError(
@@ -126,7 +133,7 @@ def kernel_distance(
     samples: Float[Tensor, "samples features"],
     reference: Float[Tensor, "references same_features"],
     *,
-    chunk_size: int = 2048,
+    chunk_size: int = 256,
 ) -> Measured:
     """Unbiased squared maximum mean discrepancy with the cubic kernel (KID) of features (N, F) and (M, F).
 
@@ -141,15 +148,21 @@ def kernel_distance(
         if len(features) < 2:
             raise ValueError(f"{name} must be at least 2, got {len(features)}. Draw more.")
 
-    def kernel_sums(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([((chunk @ b.T) / a.shape[1] + 1).pow(3).sum(1) for chunk in a.split(chunk_size)])
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        base = (a @ b.T).div_(a.shape[1]).add_(1)
+        return base.square().mul_(base)
 
     def mean_to_others(a: Tensor) -> Tensor:
-        return (kernel_sums(a, a) - (a.square().mean(1) + 1).pow(3)) / (len(a) - 1)
+        sums = torch.cat([kernel(chunk, a).sum(1) for chunk in a.split(chunk_size)])
+        return (sums - (a.square().mean(1) + 1).pow(3)) / (len(a) - 1)
 
     samples_inside, reference_inside = mean_to_others(samples), mean_to_others(reference)
-    samples_across = kernel_sums(samples, reference) / len(reference)
-    reference_across = kernel_sums(reference, samples) / len(samples)
+    across, reference_sums = [], torch.zeros_like(reference_inside)
+    for chunk in samples.split(chunk_size):
+        values = kernel(chunk, reference)
+        across.append(values.sum(1))
+        reference_sums += values.sum(0)
+    samples_across, reference_across = torch.cat(across) / len(reference), reference_sums / len(samples)
     variance = (samples_inside - samples_across).var() / len(samples)
     variance = variance + (reference_inside - reference_across).var() / len(reference)
     value = samples_inside.mean() + reference_inside.mean() - 2 * samples_across.mean()
@@ -161,7 +174,8 @@ def manifolds(
     reference: Float[Tensor, "references same_features"],
     *,
     neighbours: int = 3,
-    chunk_size: int = 2048,
+    density_neighbours: int | None = None,
+    chunk_size: int = 256,
 ) -> Manifolds:
     """Precision, recall, density and coverage of features (N, F) against (M, F), by k-nearest-neighbour balls.
 
@@ -170,56 +184,66 @@ def manifolds(
     Args:
         samples: Features of the samples, (N, F).
         reference: Features of the reference images, (M, F).
-        neighbours: k; the literature has 3 for precision and recall, 5 for density and coverage.
+        neighbours: k of precision and recall; the literature has 3.
+        density_neighbours: k of density and coverage; the literature has 5. None: the same as neighbours.
         chunk_size: Rows of the distance matrix held at a time.
 
     Raises:
         ValueError: If the features do not match or are not finite, or there are not more than k of either.
     """
     samples, reference = _checked(samples, reference)
-    if neighbours < 1:
-        raise ValueError(f"neighbours must be at least 1, got {neighbours}. The literature uses 3 or 5.")
-    for name, features in (("samples", samples), ("reference", reference)):
-        if len(features) <= neighbours:
-            raise ValueError(
-                f"{name} must be more than neighbours={neighbours}, got {len(features)}. Draw more."
-            )
-    sample_radii = _squared_radii(samples, neighbours, chunk_size)
-    reference_radii = _squared_radii(reference, neighbours, chunk_size)
+    wide = neighbours if density_neighbours is None else density_neighbours
+    for name, k in (("neighbours", neighbours), ("density_neighbours", wide)):
+        if k < 1:
+            raise ValueError(f"{name} must be at least 1, got {k}. The literature uses 3 or 5.")
+        for whose, features in (("samples", samples), ("reference", reference)):
+            if len(features) <= k:
+                raise ValueError(f"{whose} must be more than {name}={k}, got {len(features)}. Draw more.")
+    sample_radii, _ = _squared_radii(samples, neighbours, wide, chunk_size)
+    radii = _squared_radii(reference, neighbours, wide, chunk_size)
+    precise = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
     balls_around_sample = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
     recalled, covered = [], []
-    for points, radii in zip(reference.split(chunk_size), reference_radii.split(chunk_size), strict=True):
+    for points, narrow, broad in zip(
+        reference.split(chunk_size), *(r.split(chunk_size) for r in radii), strict=True
+    ):
         distances = _squared_distances(points, samples)
-        inside_reference = distances <= radii[:, None]
-        balls_around_sample += inside_reference.sum(0)
-        covered.append(inside_reference.any(1))
+        precise |= (distances <= narrow[:, None]).any(0)
+        inside = distances <= broad[:, None]
+        balls_around_sample += inside.sum(0)
+        covered.append(inside.any(1))
         recalled.append((distances <= sample_radii).any(1))
-    precision = float((balls_around_sample > 0).double().mean())
+    precision = float(precise.double().mean())
     recall = float(torch.cat(recalled).double().mean())
+    coverage = float(torch.cat(covered).double().mean())
+    density = balls_around_sample.double() / wide
     return Manifolds(
         precision=precision,
         recall=recall,
-        density=float(balls_around_sample.double().mean() / neighbours),
-        coverage=float(torch.cat(covered).double().mean()),
+        density=float(density.mean()),
+        coverage=coverage,
         precision_error=math.sqrt(precision * (1 - precision) / len(samples)),
         recall_error=math.sqrt(recall * (1 - recall) / len(reference)),
+        density_error=float(density.std()) / math.sqrt(len(samples)),
+        coverage_error=math.sqrt(coverage * (1 - coverage) / len(reference)),
     )
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
+    return (a @ b.T).mul_(-2).add_(a.square().sum(1)[:, None]).add_(b.square().sum(1)).clamp_min_(0)
 
 
-def _squared_radii(points: Tensor, neighbours: int, chunk_size: int) -> Tensor:
-    """Squared distance (N,) from each point to its k-th nearest other point."""
-    radii = []
+def _squared_radii(points: Tensor, first: int, second: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Squared distances (N,) from each point to its `first` nearest other point, and to its `second` nearest."""
+    parts = []
     for start in range(0, len(points), chunk_size):
         chunk = points[start : start + chunk_size]
         distances = _squared_distances(chunk, points)
         rows = torch.arange(len(chunk), device=points.device)
         distances[rows, rows + start] = math.inf  # not its own neighbour
-        radii.append(distances.kthvalue(neighbours, dim=1).values)
-    return torch.cat(radii)
+        parts.append(distances.topk(max(first, second), dim=1, largest=False).values)
+    radii = torch.cat(parts)
+    return radii[:, first - 1], radii[:, second - 1]
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
