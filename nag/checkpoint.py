@@ -1,6 +1,6 @@
-"""A checkpoint and what lies beside it: the regressor, the calibration. Loaded, moved and saved together.
+"""A checkpoint and what lies beside it: regressor, calibration, tuned guidance. Loaded, moved and saved together.
 
-`model_index.json` names neither, so that plain diffusers opens the folder. A regressor has a folder of its own and is
+`model_index.json` names none of them, so that plain diffusers opens the folder. A regressor has a folder of its own and is
 fetched by its own `from_pretrained`, for diffusers' file filter would take its weights and leave its configuration.
 """
 
@@ -24,6 +24,7 @@ from nag.hub import (
     written_whole,
 )
 from nag.regressor import NoiseLevelRegressor
+from nag.tuned import FILE_NAME as TUNED_FILE
 
 __all__ = ["CheckpointMixin"]
 
@@ -38,11 +39,13 @@ class CheckpointMixin(_Pipeline):
 
     Attributes:
         noise_calibration_path: the calibration found beside the checkpoint, or None. It is never applied unasked.
+        noise_guidance_path: the tuned noise guidance found beside the checkpoint, or None; never applied unasked.
     """
 
     unet: Any
     scheduler: Any
     noise_calibration_path: Path | None = None
+    noise_guidance_path: Path | None = None
     _regressor: NoiseLevelRegressor | None = None
 
     @property
@@ -75,6 +78,20 @@ class CheckpointMixin(_Pipeline):
                 f"{self.name_or_path!r}. Measure one with `nag calibrate`, or give its path."
             )
         return self.noise_calibration_path or beside
+
+    def find_noise_guidance(self) -> Path:
+        """The tuned noise guidance beside the checkpoint, also one that was found after it was loaded.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        beside = Path(str(self.name_or_path), TUNED_FILE)
+        if self.noise_guidance_path is None and not beside.is_file():
+            raise ValueError(
+                f"noise_guidance must lie beside the checkpoint to be found by 'tuned', got no {TUNED_FILE} in "
+                f"{self.name_or_path!r}. Make one with `nag tune`, or give its path."
+            )
+        return self.noise_guidance_path or beside
 
     @classmethod
     def from_pretrained(
@@ -121,6 +138,7 @@ class CheckpointMixin(_Pipeline):
             regressor = NoiseLevelRegressor.from_pretrained(regressor, **where)
         pipeline.regressor = regressor or None
         pipeline.noise_calibration_path = fetch_beside(path, CALIBRATION_FILE, **where)
+        pipeline.noise_guidance_path = fetch_beside(path, TUNED_FILE, **where)
         return pipeline
 
     @classmethod
@@ -136,7 +154,8 @@ class CheckpointMixin(_Pipeline):
             kwargs.setdefault("dtype", pipeline.dtype)
         new = super().from_pipe(pipeline, **kwargs)
         new.regressor = regressor
-        new.noise_calibration_path = getattr(pipeline, "noise_calibration_path", None)
+        for name in ("noise_calibration_path", "noise_guidance_path"):
+            setattr(new, name, getattr(pipeline, name, None))
         return new
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -166,15 +185,15 @@ class CheckpointMixin(_Pipeline):
             kwargs: for the upload: repo_id, commit_message, private, create_pr, token.
 
         Raises:
-            ValueError: if the folder holds the regressor or calibration of another pipeline.
+            ValueError: if the folder holds the regressor, calibration or tuned guidance of another pipeline.
         """
         if not safe_serialization:
             raise ValueError(
                 "safe_serialization must be True, got False. from_pretrained reads safetensors only."
             )
         target = Path(save_directory)
-        calibration = self.noise_calibration_path
-        for name, present in ((REGRESSOR_FOLDER, self.regressor), (CALIBRATION_FILE, calibration)):
+        beside = {CALIBRATION_FILE: self.noise_calibration_path, TUNED_FILE: self.noise_guidance_path}
+        for name, present in ((REGRESSOR_FOLDER, self.regressor), *beside.items()):
             if present is None and (target / name).exists():
                 raise ValueError(
                     f"save_directory must not hold {name!r} of another pipeline, got {target}. "
@@ -188,8 +207,9 @@ class CheckpointMixin(_Pipeline):
             if self.regressor is not None:
                 self.regressor.save_pretrained(folder / REGRESSOR_FOLDER)
                 hide_from_download(folder)
-            if calibration is not None:
-                shutil.copyfile(calibration, folder / CALIBRATION_FILE)
+            for name, path in beside.items():
+                if path is not None:
+                    shutil.copyfile(path, folder / name)
         if push_to_hub:
             token = kwargs.get("token")
             repo_id = create_repo(
