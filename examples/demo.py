@@ -35,7 +35,8 @@ def main() -> None:
 
     from nag.finetune import regressor
     from nag.finetune.options import RegressorOptions
-    from nag.jobs import Setting, calibrate_job, shift_job
+    from nag.jobs import calibrate, shift
+    from nag.jobs.options import CalibrateOptions, ShiftOptions
 
     out: Path = options.output_dir
     if options.fresh and out.exists():
@@ -76,17 +77,23 @@ def main() -> None:
     }
     stage(2, "Measuring, step after step, at which level the states really are")
     if not table.is_file():
-        calibrate_job(Setting(**shared, data=DATA / "calibration.parquet", num_images=400, seed=1), table)
+        calibrate.run(
+            CalibrateOptions(
+                **shared, data=DATA / "calibration.parquet", num_images=400, seed=1, output=table
+            )
+        )
     stage(3, "Measuring the shift: plain, calibrated, and with Noise Awareness Guidance")
-    setting = Setting(
+    options = ShiftOptions(
         **shared,
         data=DATA / "test.parquet",
         num_images=400,
         seed=2,
         noise_calibration=str(table),
         noise_guidance_scale=0.5,
+        output_dir=out / "report",
+        overwrite=True,
     )
-    shift_job(setting, out / "report", overwrite=True)
+    shift.run(options)
     print(f"\nDone in {time.monotonic() - start:.0f} s.")
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "hide_from_download",
     "hub_options",
     "pickle_only",
+    "written_file",
     "written_whole",
 ]
 
@@ -115,3 +116,16 @@ def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
             for former in replaced.iterdir():
                 os.replace(former, target / former.name)
             raise
+
+
+@contextmanager
+def written_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to, which takes the place of a file only when the block ends without an error."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -108,7 +108,7 @@ class Bench:
     def shift(self, name: str, steps: int, seed: int, samples: int, judge: bool, **arguments: Any) -> Any:
         """The noise shift of one run, by the judge on the test images or by the regressor on the calibration images."""
         from nag.analysis import forward_reference, measure_shift, record
-        from nag.jobs import balanced_labels
+        from nag.jobs.bench import balanced_labels
 
         estimator = self.judge if judge else self.regressor
         images = self.test_images if judge else self.calibration_images
@@ -139,7 +139,7 @@ class Bench:
 
         from nag.analysis.reference import sample_generators
         from nag.feature_network import extract_features
-        from nag.jobs import balanced_labels
+        from nag.jobs.bench import balanced_labels
 
         self.use(name)
         labels, found = balanced_labels(10, count), []
@@ -203,7 +203,7 @@ def file_name(name: str) -> str:
 def calibration_table(bench: Bench, name: str, steps: int) -> Path:
     """The file that holds the calibration of a sampler, measured once on the table's seed."""
     from nag.analysis.calibrate import calibrate
-    from nag.jobs import balanced_labels
+    from nag.jobs.bench import balanced_labels
 
     path = bench.output / f"calibration-{file_name(name)}.json"
     if not path.exists():

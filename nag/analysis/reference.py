@@ -27,9 +27,13 @@ from nag.analysis.archive import Archive
 from nag.process import GaussianProcess
 from nag.regressor import NoiseEstimate, fingerprint
 
-__all__ = ["ForwardReference", "LevelEstimator", "forward_reference", "sample_generators"]
+__all__ = ["Diverged", "ForwardReference", "LevelEstimator", "forward_reference", "sample_generators"]
 
 SAME_LEVEL = 1e-4  # two levels this close in log-SNR are one: far below any shift that could be measured
+
+
+class Diverged(RuntimeError):
+    """Samples that are not finite any more."""
 
 
 @runtime_checkable
@@ -104,7 +108,7 @@ def finite_estimate(
     """Mean and variance of log-SNR of the states x, as float32 arrays `(B,)`.
 
     Raises:
-        RuntimeError: if one is not finite.
+        Diverged: if one is not finite.
     """
     device, dtype = place(regressor)
     labels = None if class_labels is None else class_labels.to(device)
@@ -113,7 +117,7 @@ def finite_estimate(
     mean, variance = (value.float().cpu().numpy() for value in (estimate.log_snr, estimate.variance))
     bad = int((~np.isfinite(mean) | ~np.isfinite(variance)).sum())
     if bad:
-        raise RuntimeError(
+        raise Diverged(
             f"the estimates must be finite, got {bad} of {len(mean)} that are not at {where}. "
             "The states have probably diverged: lower noise_guidance_scale or use more steps."
         )

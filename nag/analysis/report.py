@@ -6,8 +6,6 @@ outside is escaped. The files appear whole or not at all.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import os
@@ -18,14 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
-from plotly.offline import get_plotlyjs
 
 from nag import __version__
 from nag.analysis.figure import draw_shift
+from nag.analysis.page import contact_sheet, render
 from nag.analysis.shift import NoiseShift
 
 __all__ = ["ReportRun", "check_output", "reading", "write_report"]
@@ -121,20 +117,6 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
     return " ".join(parts)
 
 
-def _sheet(images: np.ndarray) -> str:
-    """A contact sheet, four to a row, as a PNG data address."""
-    count, height, width, channels = images.shape
-    columns = min(4, count)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, dtype=np.uint8)
-    for k, image in enumerate(images):
-        top, left = (k // columns) * (height + 1), (k % columns) * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    buffer = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def _data(runs: Mapping[str, ReportRun], title: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the report shows, as strict JSON can hold it."""
     entries = []
@@ -148,7 +130,7 @@ def _data(runs: Mapping[str, ReportRun], title: str, settings: Mapping[str, Any]
                 "reading": reading(run.shift, baseline),
                 "shift": run.shift.to_dict(),
                 "settings": dict(run.settings),
-                "samples": _sheet(run.images) if shown and run.images is not None else None,
+                "samples": contact_sheet(run.images) if shown and run.images is not None else None,
             }
         )
     return {
@@ -157,48 +139,6 @@ def _data(runs: Mapping[str, ReportRun], title: str, settings: Mapping[str, Any]
         "settings": dict(settings),
         "runs": entries,
     }
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (name, text) rows."""
-    rows = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            text = (
-                json.dumps(value, ensure_ascii=False)
-                if isinstance(value, list | tuple | bool | None)
-                else str(value)
-            )
-            rows.append(
-                (f"{prefix}{key}", text if len(text) <= 200 else f"{text[:180]} … ({len(text)} characters)")
-            )
-    return rows
-
-
-def _number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    if value is None:
-        return "–"
-    value = round(value, digits) or 0.0  # no negative zero
-    text = f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
-    return text.replace("-", "−")
-
-
-def _html(data: dict[str, Any], text: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"flat": _flat, "number": _number}
-    safe = (
-        text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    )  # no tag can end the script
-    template = environment.get_template("report.html.jinja")
-    return template.render(data=data, json=safe, plotly=get_plotlyjs())
 
 
 def check_output(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -257,7 +197,7 @@ def write_report(
     temporary = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}."))
     try:
         (temporary / "shift.json").write_text(text, encoding="utf-8")
-        (temporary / "report.html").write_text(_html(data, text), encoding="utf-8")
+        (temporary / "report.html").write_text(render("report.html.jinja", data, text), encoding="utf-8")
         draw_shift({name: run.shift for name, run in runs.items()}, temporary / "shift.png", title=title)
         output_dir.mkdir(exist_ok=True)
         for name in FILES:

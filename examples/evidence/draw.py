@@ -1,0 +1,261 @@
+"""Draws docs/evidence.md and its pictures from what was measured: docs/evidence/*.json and the prose beside this file.
+
+    python examples/evidence/draw.py            # writes docs/evidence.md and docs/images/pareto.png
+    python examples/evidence/draw.py --check    # exit code 1 if docs/evidence.md is not what would be written
+
+The prose is evidence.md.jinja; it asks for tables by the name of a study of run.py. A study, or a row of one, that was
+not measured is drawn as "not run", with its command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "fashion_mnist")]
+
+from run import RESULTS, STUDIES, command  # noqa: E402
+
+COLUMNS = "| sampler | budget | method | steps | evaluations | Fréchet distance | minus plain | recall | mean shift |"
+
+
+def rows(study: str) -> list[dict[str, Any]]:
+    """The measured rows of a study, none if it was not run."""
+    path = RESULTS / f"{study}.json"
+    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+
+def shown(found: dict[str, Any] | None, digits: int = 2, sign: bool = False) -> str:
+    """A number and its standard error."""
+    if found is None:
+        return "–"
+    plus = "+" if sign else ""
+    return f"{found['value']:{plus}.{digits}f} ± {found['standard_error']:.{digits}f}"
+
+
+def shift_of(row: dict[str, Any]) -> str:
+    """The mean shift of a row."""
+    shift = row.get("shift")
+    if not shift or shift.get("mean_shift") is None:
+        return "–"
+    return f"{shift['mean_shift']:+.3f} ± {shift['mean_shift_standard_error']:.3f}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of a table."""
+    head = f"| {row['scheduler']} | {row['budget']} |"
+    if row["refused"] is not None:
+        return f"{head} {row['method'].replace('|', ', ')} | refused: {row['refused'].split('. ')[0]} | | | | | |"
+    cells = [
+        row["chosen"],
+        str(row["steps"]),
+        f"{row['evaluations']:.4g}",
+        shown(row["frechet"]),
+        shown(row["minus_plain"], sign=True),
+        shown(row["recall"], 3),
+        shift_of(row),
+    ]
+    return f"{head} {' | '.join(cells)} |"
+
+
+def table(*studies: str) -> str:
+    """The rows of some studies as Markdown; what was not measured is marked with its command."""
+    lines, missing = [COLUMNS, "| --- " * 9 + "|"], []
+    for study in studies:
+        found = rows(study)
+        lines += [line(row) for row in found]
+        done = {(row["scheduler"], row["budget"], row["method"]) for row in found}
+        setting = STUDIES[study]
+        wanted = [
+            (scheduler, budget, method)
+            for scheduler in setting["schedulers"]
+            for budget in setting["steps"]
+            for method in setting["methods"]
+        ]
+        if not found or any(row[1] not in {b for _, b, _ in done} for row in wanted):
+            missing.append(study)
+    text = "\n".join(lines) if len(lines) > 2 else ""
+    if missing:
+        names = " ".join(missing)
+        text += f"\n\nNot run: {', '.join(missing)} (`python examples/evidence/run.py {names}`)."
+    return text.strip()
+
+
+def cost(study: str) -> str:
+    """The command of a study, for the reader."""
+    words = command(study, Path("outputs/evidence"), Path("outputs/models"), Path("data"))
+    return "nag " + " ".join(words[2:])
+
+
+def best(study_names: list[str], ours: bool) -> dict[tuple[str, int], dict[str, Any]]:
+    """The best row of each sampler and budget, of this library's methods or of all others."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for study in study_names:
+        for row in rows(study):
+            if row["refused"] is not None or row["ours"] != ours:
+                continue
+            key = row["scheduler"], row["budget"]
+            if key not in found or row["frechet"]["value"] < found[key]["frechet"]["value"]:
+                found[key] = row
+    return found
+
+
+def verdicts(*studies: str) -> str:
+    """Best of this library's methods against the best baseline at equal cost, and against plain at twice the cost."""
+    ours, others = best(list(studies), True), best(list(studies), False)
+    plain = {
+        (row["scheduler"], row["budget"]): row
+        for study in studies
+        for row in rows(study)
+        if row["method"] == "plain" and row["refused"] is None
+    }
+    lines = [
+        "| sampler | budget | best of ours | Fréchet distance | best baseline at equal cost | Fréchet distance | ratio "
+        "| plain at twice the cost |",
+        "| --- " * 8 + "|",
+    ]
+    for key, row in ours.items():
+        other, twice = others[key], plain.get((key[0], 2 * key[1]))
+        ratio = row["frechet"]["value"] / other["frechet"]["value"]
+        paired = row["minus_best_baseline"]  # of the same samples' noise
+        error = paired["standard_error"] / other["frechet"]["value"]
+        lines.append(
+            f"| {key[0]} | {key[1]} | {row['chosen']} | {shown(row['frechet'])} | {other['chosen']} "
+            f"| {shown(other['frechet'])} | {ratio:.2f} ± {error:.2f} "
+            f"| {shown(twice['frechet']) if twice else 'not run'} |"
+        )
+    return "\n".join(lines)
+
+
+def twice(*studies: str) -> str:
+    """Calibrated at N evaluations against plain at N and 2 N."""
+    lines = [
+        "| study | sampler | N | plain N | calibrated N | plain 2 N | calibrated N minus plain N |",
+        "| --- " * 7 + "|",
+    ]
+    missing = []
+    for study in studies:
+        found = {
+            (row["scheduler"], row["budget"], row["method"]): row
+            for row in rows(study)
+            if row["refused"] is None
+        }
+        missing += [] if found else [study]
+        for (scheduler, budget, method), row in found.items():
+            more = found.get((scheduler, 2 * budget, "plain"))
+            plain = found.get((scheduler, budget, "plain"))
+            if method != "calibrated" or plain is None:
+                continue
+            lines.append(
+                f"| {study.removeprefix('calibration_')} | {scheduler} | {budget} | {shown(plain['frechet'])} "
+                f"| {shown(row['frechet'])} | {shown(more['frechet']) if more else 'not run'} "
+                f"| {shown(row['minus_plain'], sign=True)} |"
+            )
+    if missing:
+        lines += [
+            "",
+            f"Not run: {', '.join(missing)} (`python examples/evidence/run.py {' '.join(missing)}`).",
+        ]
+    return "\n".join(lines)
+
+
+def transfer() -> str:
+    """The rows of transfer.py."""
+    path = RESULTS / "transfer.json"
+    if not path.exists():
+        return "Not run: `python examples/evidence/transfer.py --output docs/evidence/transfer.json`."
+    lines = [
+        "| table | steps | plain | calibrated | calibrated minus plain | mean shift of the table |",
+        "| --- " * 6 + "|",
+    ]
+    for name, row in json.loads(path.read_text())["rows"].items():
+        lines.append(
+            f"| {name} | {row['steps']} | {row['plain']:.2f} | {row['calibrated']:.2f} "
+            f"| {row['difference']:+.2f} ± {row['standard_error']:.2f} | {row['mean_shift_of_table']:+.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/evidence.md."""
+    import jinja2
+    from evidence import tables as embedded_tables
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    template = environment.from_string((HERE / "evidence.md.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        table=table,
+        verdicts=verdicts,
+        twice=twice,
+        transfer=transfer,
+        cost=cost,
+        embedded=embedded_tables(RESULTS).strip(),
+    )
+
+
+def picture(path: Path) -> None:
+    """Quality against cost for each sampler."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {
+        "plain": "#555555",
+        "epsilon_scaling": "#009e73",
+        "dcw": "#cc79a7",
+        "dcw_wavelet": "#e69f00",
+        "calibrated": "#0072b2",
+        "nag": "#d55e00",
+        "nag+calibrated": "#7a1fa2",
+    }
+    samplers = ("ddim", "euler", "dpm++", "heun", "ddpm")
+    found = {
+        name: [r for budget in (10, 20, 50, 100) for r in rows(f"{name}_{budget}") if r["refused"] is None]
+        for name in samplers
+    }
+    names = [name for name in samplers if found[name]]
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(3.4 * len(names), 3.6), layout="constrained", sharey=True, squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        for method, colour in colours.items():
+            points = sorted(
+                (row["evaluations"], row["frechet"]["value"], row["frechet"]["standard_error"])
+                for row in found[name]
+                if "+".join(part.partition(":")[0] for part in row["chosen"].split("+")) == method
+            )
+            if points:
+                x, y, e = zip(*points, strict=True)
+                axis.errorbar(x, y, e, marker="o", ms=4, lw=1, capsize=2, color=colour, label=method)
+        axis.set(xscale="log", yscale="log", title=name, xlabel="network evaluations per sample")
+        axis.set_xticks([10, 20, 50, 100], labels=["10", "20", "50", "100"])
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel("Fréchet distance (lower is better)")
+    axes[0][-1].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Compare and write nothing.")] = False,
+) -> None:
+    """Write docs/evidence.md and docs/images/pareto.png."""
+    target, text = ROOT / "docs" / "evidence.md", page()
+    if check:
+        raise SystemExit(0 if target.read_text(encoding="utf-8") == text else 1)
+    target.write_text(text, encoding="utf-8")
+    picture(ROOT / "docs" / "images" / "pareto.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

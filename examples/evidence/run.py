@@ -1,0 +1,272 @@
+"""Runs the comparisons of docs/evidence.md, one `nag compare` per study; a stop loses at most one cell.
+
+    python examples/evidence/run.py --models outputs/models --data_dir data --output_dir outputs/evidence
+    python examples/evidence/run.py ... ddim_50 control          # only these
+    python examples/evidence/draw.py                             # docs/evidence.md from docs/evidence/*.json
+
+The embedded model comes with this repository, the others from train.py. What a study has measured goes to
+docs/evidence/STUDY.json; rows that were not run are marked so by draw.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+FASHION = Path("examples") / "fashion_mnist"  # seen from ROOT, where the commands run
+RESULTS = ROOT / "docs" / "evidence"
+
+PLAIN = ["plain"]
+BASELINES = [
+    "epsilon_scaling:scale=0.985|0.99|0.995",
+    "dcw:scale=-0.002|-0.001|-0.0005",
+    "dcw_wavelet:scale=-0.01|-0.005|-0.0025",
+]
+NAG = ["nag:scale=1|2|3|4,interval=-2.5..4"]
+FINER = [  # the best step of a correction gets smaller with the number of steps
+    "epsilon_scaling:scale=0.985|0.99|0.995|0.998",
+    "dcw:scale=-0.002|-0.001|-0.0005",
+    "dcw_wavelet:scale=-0.005|-0.0025|-0.00125",
+]
+OURS = [*NAG, "calibrated", "nag:scale=3,interval=-2.5..4+calibrated"]
+TRAILING = {"scheduler_config": ["timestep_spacing=trailing", "clip_sample=false"]}
+FLOW = {"scheduler_config": ["shift=1.0"]}
+COMMON: dict[str, Any] = {
+    "num_samples": 2000,
+    "seeds": [101],
+    "tune_samples": 500,
+    "mixed_precision": "bf16",
+    "resamples": 30,
+}
+EMBEDDED: dict[str, Any] = {
+    "model": FASHION / "model",
+    "data": FASHION / "data" / "calibration.parquet",
+    "reference": "{data}/fashion_mnist_16/test.parquet",
+    "regressor": FASHION / "regressors" / "full",
+    "judge": FASHION / "regressors" / "judge",
+    "features": FASHION / "model" / "classifier",
+}
+SMALL = EMBEDDED | {"regressor": None, "judge": None, "shift": False, "schedulers": ["ddim"], "steps": [50]}
+STUDIES: dict[str, dict[str, Any]] = {
+    **{
+        f"{scheduler}_{budget}": EMBEDDED
+        | TRAILING
+        | {
+            "schedulers": [scheduler],
+            "steps": [budget],
+            "methods": [*PLAIN, *(FINER if budget == 50 else BASELINES), *OURS],
+            "shift": budget == 20,
+        }
+        for budget in (50, 20)
+        for scheduler in ("ddim", "dpm++", "heun", "euler", "ddpm")
+    },
+    "plain_100": EMBEDDED
+    | TRAILING
+    | {
+        "schedulers": ["ddim", "dpm++", "heun"],
+        "steps": [40, 100],
+        "methods": PLAIN,
+        "shift": False,
+    },
+    "control": EMBEDDED
+    | TRAILING
+    | {
+        "schedulers": ["ddim"],
+        "steps": [50],
+        "shift": False,
+        "num_samples": 1200,
+        "tune_samples": 300,
+        "methods": [
+            *PLAIN,
+            *(
+                f"null_autoguidance:scale=3,component={part},interval=-2.5..4"
+                for part in ("all", "orthogonal", "along")
+            ),
+            "autoguidance:scale=0.5|1|2,network={models}/small_eps",
+            "self_guidance:scale=0.5|1|3",
+            "self_guidance_prev:scale=0.25|0.5|1",
+            "time_step_guidance:scale=0.5|1|2",
+            "time_shift:window=10|40",
+            "noise_level_correction:scale=0.5|1",
+        ],
+    },
+    "forms": EMBEDDED
+    | TRAILING
+    | {
+        "schedulers": ["ddim"],
+        "steps": [50],
+        "num_samples": 1000,
+        "tune_samples": 200,
+        "shift_samples": 128,
+        "regressor": FASHION / "regressors" / "frozen",
+        "methods": [*PLAIN, "nag_corrected:scale=0.5|1|2", "nag_gradient:scale=0.25|1"],
+    },
+    "weight": EMBEDDED
+    | TRAILING
+    | {
+        "schedulers": ["ddim"],
+        "steps": [50],
+        "num_samples": 1000,
+        "shift_samples": 128,
+        "methods": [*PLAIN, *(f"nag:scale={w},interval=-2.5..4" for w in (0.5, 1, 2, 4, 8))],
+    },
+    "interval": EMBEDDED
+    | TRAILING
+    | {
+        "schedulers": ["ddim"],
+        "steps": [50],
+        "num_samples": 1000,
+        "shift": False,
+        "methods": [
+            *PLAIN,
+            *(f"nag:scale=3,interval={i}" for i in ("..", "-5..4", "-2.5..", "-2.5..2", "0..4")),
+        ],
+    },
+    **{
+        f"model_{name}": SMALL
+        | (FLOW | {"schedulers": ["flow_euler"]} if name == "small_flow" else TRAILING)
+        | {
+            "model": f"{{models}}/{name}",
+            "steps": [20, 50],
+            "methods": [*PLAIN, *BASELINES, *NAG],
+            "num_samples": 1500,
+            "tune_samples": 400,
+        }
+        for name in ("small_eps", "small_v", "small_flow", "large_eps")
+    },
+    "model_unconditional": SMALL
+    | TRAILING
+    | {
+        "model": FASHION / "model_unconditional",
+        "steps": [20],
+        "methods": [*PLAIN, *BASELINES, *NAG],
+        "num_samples": 1500,
+        "tune_samples": 400,
+    },
+    **{
+        f"dropout_{name}": SMALL
+        | TRAILING
+        | {
+            "model": f"{{models}}/small_ft_{name}",
+            "methods": [*PLAIN, *NAG],
+            "num_samples": 1500,
+            "tune_samples": 400,
+        }
+        for name in ("10_40", "10_200", "05_800", "10_800", "20_800", "50_800")
+    },
+    **{
+        f"finetuned_{name}": {
+            "model": f"{{models}}/m_{name}",
+            "data": f"{{data}}/{name}_16/heldout.parquet",
+            "reference": f"{{data}}/{name}_16/test.parquet",
+            "features": f"{{data}}/{name}_16_classifier",
+            "shift": False,
+            "num_samples": 1000,
+            "tune_samples": 300,
+            "schedulers": ["ddim"],
+            "steps": [50],
+            "methods": [
+                *PLAIN,
+                *NAG,
+                "class_guidance:scale=1.25|1.5|2",
+                "nag:scale=2,interval=-2.5..4+class_guidance:scale=1.25|1.5|2",
+                f"domain_guidance:guidance_scale=1.25|1.5|2,network={FASHION / 'model'}",
+                f"nag:scale=2,interval=-2.5..4+domain_guidance:guidance_scale=1.25|1.5|2,network={FASHION / 'model'}",
+            ],
+        }
+        | TRAILING
+        for name in ("mnist", "emoji", "quickdraw")
+    },
+    **{
+        f"calibration_{name}": model
+        | TRAILING
+        | {
+            "shift": False,
+            "num_samples": 1000,
+            "schedulers": ["ddim", "dpm++", "deis"],
+            "steps": [10, 20, 40],
+            "methods": [*PLAIN, "calibrated"],
+        }
+        for name, model in {
+            "fashion_mnist": EMBEDDED,
+            **{
+                name: {
+                    "model": f"{{models}}/m_{name}",
+                    "data": f"{{data}}/{name}_16/heldout.parquet",
+                    "reference": f"{{data}}/{name}_16/test.parquet",
+                    "features": f"{{data}}/{name}_16_classifier",
+                }
+                for name in ("mnist", "quickdraw")
+            },
+        }.items()
+    },
+}
+
+
+def command(study: str, output: Path, models: Path, data: Path) -> list[str]:
+    """The call of `nag compare` for a study."""
+    flags = COMMON | STUDIES[study] | {"output_dir": output / study}
+    words = ["-m", "nag.cli", "compare", str(flags.pop("model"))]
+    for name, value in flags.items():
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words += [f"--{name}", str(value)]
+    return [word.replace("{models}", str(models)).replace("{data}", str(data)) for word in words]
+
+
+def without_seconds(value: Any) -> Any:
+    """The results without absolute times, which mean nothing on another machine; their ratios stay."""
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if key != "seconds"}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+def publish(study: str, output: Path) -> None:
+    """Writes what a study has measured to the results."""
+    found = json.loads((ROOT / output / study / "compare.json").read_text(encoding="utf-8"))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    part = RESULTS / f".{study}.{os.getpid()}"
+    part.write_text(json.dumps(without_seconds(found), indent=1) + "\n", encoding="utf-8")
+    os.replace(part, RESULTS / f"{study}.json")
+
+
+def main(
+    studies: Annotated[list[str] | None, typer.Argument(help="Studies to run; default: all.")] = None,
+    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
+        "outputs/models"
+    ),
+    data_dir: Annotated[
+        Path, typer.Option("--data_dir", help="Holds fashion_mnist_16, mnist_16, ...")
+    ] = Path("data"),
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Cells and reports.")] = Path(
+        "outputs/evidence"
+    ),
+    show: Annotated[bool, typer.Option("--show", help="Print the commands and run nothing.")] = False,
+) -> None:
+    """Run the comparisons of docs/evidence.md."""
+    unknown = sorted(set(studies or []) - set(STUDIES))
+    if unknown:
+        raise typer.BadParameter(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
+    for study in studies or STUDIES:
+        words = command(study, output_dir, models, data_dir)
+        print("nag " + " ".join(words[2:]), flush=True)
+        if not show:
+            subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
+            publish(study, output_dir)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,291 @@
+"""Samples for a comparison: their features, what they cost, and how that cost is counted.
+
+The unit of cost is one *evaluation*: one sample going once through the denoiser, told its level, nothing else. A walk's
+cost in evaluations is counted, not computed from a formula,
+
+    evaluations = operations of the whole walk / operations of one plain evaluation,
+
+where operations are the multiplications and additions of matrix products and convolutions in every network that takes
+part: the denoiser, a regressor, a weak model, and the backward pass of a gradient. For a method that asks
+nothing but the denoiser that is the number of its forward passes, an integer (steps, plus the null branch's steps inside
+its interval, plus the second stage of Heun's steps), and `passes` is that number, counted on the network itself.
+
+Samples are drawn in pairs: the randomness of sample b of a seed depends on the seed and on b alone, so two methods with
+one seed start from the same noise, and no result depends on the batch size.
+
+References:
+    Elucidating the Design Space of Diffusion-Based Generative Models, Karras 2022, arXiv 2206.00364 (quality against
+    number of network evaluations).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from tqdm.auto import tqdm
+
+from nag.analysis.reference import Diverged, sample_generators
+from nag.architectures import unwrap
+from nag.feature_network import features_and_classes
+from nag.null_level import Instrument, instrumented
+
+__all__ = ["Cost", "Sampled", "count_cost", "counted_passes", "largest_steps", "sample_features"]
+
+RESERVED = ("batch_size", "class_labels", "generator", "latents", "output_type", "return_dict")
+TOLERANCE = 0.005  # of the budget: a wavelet transform or the like does not cost a method a step
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one sample costs.
+
+    Attributes:
+        passes: times that it goes through the denoiser.
+        evaluations: cost of all networks, forward and backward, in units of one plain evaluation.
+    """
+
+    passes: int
+    evaluations: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sampled:
+    """Samples of one seed, as a feature network sees them.
+
+    Attributes:
+        features: `(B, F)`, on the CPU.
+        predicted_classes: `(B,)`, if the feature network is a classifier.
+        class_labels: `(B,)`, the classes that were asked for, or None.
+        passes: times that a sample went through the denoiser, counted there.
+        seconds: time per sample in the pipeline, without the feature network: the median over batches.
+        images: `(k, H, W, C)`, the first k samples.
+    """
+
+    features: Float[Tensor, "samples features"]
+    predicted_classes: Int[Tensor, " samples"] | None
+    class_labels: Int[Tensor, " samples"] | None
+    passes: float
+    seconds: float
+    images: UInt8[np.ndarray, "kept height width channels"]
+
+
+class _Counting(Instrument):
+    """Counts the rows that go through a network."""
+
+    attributes = ("counted",)
+    counted: list[int]
+
+    def __call__(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        self.counted[0] += len(sample)
+        return super().__call__(sample, *args, **kwargs)  # type: ignore[misc]
+
+
+@contextmanager
+def counted_passes(unet: Any) -> Iterator[list[int]]:
+    """Within the block, the first entry of the list is the number of samples that went through the network."""
+    counted = [0]
+    with instrumented(unwrap(unet), _Counting, counted=counted):
+        yield counted
+
+
+@contextmanager
+def _silent(pipe: Any) -> Iterator[None]:
+    """Within the block, the pipeline shows no bar of its own."""
+    config = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**({"disable": False} | config))
+
+
+class _Operations(TorchDispatchMode):
+    """Adds up the operations of what runs inside, forward and backward.
+
+    torch's own FlopCounterMode sorts them by module, and the hooks for that refuse `torch.autograd.grad`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        self.total += 0 if count is None else int(count(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+def count_cost(pipe: Any, arguments: Mapping[str, Any], *, class_label: int | None = None) -> Cost:
+    """Counts what a sample costs, by drawing one with a generator of its own.
+
+    Args:
+        pipe: a `NAGPipeline`; its scheduler is the sampler.
+        arguments: for the pipeline, `num_inference_steps` among them.
+        class_label: the class asked for, for a class-conditional network.
+
+    Raises:
+        ValueError: whatever the pipeline refuses.
+    """
+    unet = pipe.unet
+    labels = None if class_label is None else torch.tensor([class_label], device=unet.device)
+    size = unet.config.sample_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    x = torch.zeros(1, unet.config.in_channels, height, width, device=unet.device, dtype=unet.dtype)
+    with torch.no_grad(), _Operations() as plain:
+        unet(x, torch.tensor(1, device=unet.device), class_labels=labels)
+    extra = {} if class_label is None else {"class_labels": [class_label]}
+    with _silent(pipe), counted_passes(unet) as counted, _Operations() as whole:
+        pipe(generator=[torch.Generator().manual_seed(0)], output_type="latent", **extra, **arguments)
+    return Cost(passes=counted[0], evaluations=round(whole.total / plain.total, 4))
+
+
+def largest_steps(
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    budget: int,
+    *,
+    class_label: int | None = None,
+    guess: int | None = None,
+) -> tuple[int, Cost] | None:
+    """The largest number of steps whose cost is within a budget, and that cost; None if one step is too dear.
+
+    The cost must not fall as steps are added; it is counted, at each number of steps that is tried. Half a per cent over
+    the budget is within it: what small operations beside the network cost is not to take a step away.
+
+    Args:
+        pipe: a `NAGPipeline`; its scheduler is the sampler.
+        arguments: for the pipeline, without `num_inference_steps`.
+        budget: evaluations per sample.
+        class_label: the class asked for, for a class-conditional network.
+        guess: the number of steps that is tried first; default: the budget.
+    """
+
+    def cost(steps: int) -> Cost:
+        return count_cost(pipe, {**arguments, "num_inference_steps": steps}, class_label=class_label)
+
+    low, high = 0, budget + 1  # low fits, high does not
+    found: Cost | None = None
+    trial = min(guess or budget, budget)
+    while high - low > 1:
+        tried = cost(trial)
+        if tried.evaluations <= budget * (1 + TOLERANCE):
+            low, found = trial, tried
+        else:
+            high = trial
+        guess = round(
+            trial * budget / max(tried.evaluations, 1)
+        )  # nearly linear: usually right or next to it
+        trial = min(max(guess, low + 1), high - 1)
+    return None if found is None else (low, found)
+
+
+def sample_features(
+    pipe: Any,
+    network: Any,
+    *,
+    num_samples: int,
+    seed: int,
+    arguments: Mapping[str, Any],
+    batch_size: int = 250,
+    class_labels: Sequence[int] | Tensor | None = None,
+    keep_images: int = 16,
+    mixed_precision: str = "no",
+    progress: bool = True,
+) -> Sampled:
+    """Draws samples and takes their features, batch by batch; images are rounded to 8 bit, as a PNG would.
+
+    Args:
+        pipe: a `NAGPipeline` whose scheduler is the sampler.
+        network: a feature network (`nag.feature_network.load_feature_network`), on its device, in evaluation mode.
+        num_samples: B, how many samples.
+        seed: of all randomness.
+        arguments: for the pipeline: `num_inference_steps`, guidance, corrections, calibration.
+        batch_size: samples per call of the pipeline.
+        class_labels: `(num_samples,)`, for a class-conditional network.
+        keep_images: how many of the samples to keep as images.
+        mixed_precision: "no", "bf16" or "fp16": autocast of the pipeline.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if a number is not positive, labels are given for another number of samples, or an argument is one
+            that is set here.
+        Diverged: if a sample is not finite.
+    """
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}. A few thousand samples are usual.")
+    taken = sorted(set(arguments) & set(RESERVED))
+    if taken:
+        raise ValueError(f"arguments must not hold what is set here, got {', '.join(taken)}. Leave it out.")
+    if mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f"mixed_precision must be one of {', '.join(PRECISIONS)}, got {mixed_precision!r}. Use 'no' for float32."
+        )
+    labels = None if class_labels is None else torch.as_tensor(class_labels)
+    if labels is not None and labels.shape != (num_samples,):
+        raise ValueError(
+            f"class_labels must hold one class for each of {num_samples} samples, got shape {tuple(labels.shape)}. "
+            "Repeat a single class num_samples times."
+        )
+    device, dtype = pipe.unet.device, PRECISIONS[mixed_precision]
+    features, classes, kept, seconds = [], [], [], list[float]()
+    with (
+        _silent(pipe),
+        counted_passes(pipe.unet) as counted,
+        tqdm(total=num_samples, desc="Sampling", unit="image", disable=not progress, leave=False) as bar,
+    ):
+        for start in range(0, num_samples, batch_size):
+            stop = min(start + batch_size, num_samples)
+            part = {} if labels is None else {"class_labels": labels[start:stop].to(device)}
+            begin = _now(device)
+            with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
+                images = pipe(
+                    batch_size=stop - start,
+                    generator=sample_generators(seed, start, stop),
+                    output_type="pt",
+                    **part,
+                    **arguments,
+                ).images.float()
+            seconds.append((_now(device) - begin) / (stop - start))
+            bad = int((~images.isfinite()).flatten(1).any(1).sum())
+            if bad:
+                raise Diverged(
+                    f"samples must be finite, got {bad} of {stop - start} that are not. "
+                    "The states have diverged: lower the weights or use more steps."
+                )
+            images = (images * 255).round()
+            kept.append(
+                images[: max(0, keep_images - start)].to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+            )
+            found, predicted = features_and_classes(network, images / 127.5 - 1)
+            features.append(found.float().cpu())
+            classes += [] if predicted is None else [predicted.cpu()]
+            bar.update(stop - start)
+    return Sampled(
+        features=torch.cat(features),
+        predicted_classes=torch.cat(classes) if classes else None,
+        class_labels=labels,
+        passes=counted[0] / num_samples,
+        seconds=statistics.median(seconds),
+        images=np.concatenate(kept),
+    )
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock that has waited for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,79 @@
+"""The page of evidence: its studies can be run, its tables are what was measured, and nothing in it names a machine."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nag.jobs.options import CompareOptions
+from nag.methods import parse_methods
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "evidence"
+
+
+@pytest.fixture
+def evidence(monkeypatch):
+    """The scripts beside the prose."""
+    for folder in ("evidence", "fashion_mnist"):
+        monkeypatch.syspath_prepend(ROOT / "examples" / folder)
+    import draw
+    import run
+
+    return run, draw
+
+
+def test_every_study_can_be_asked_for(evidence):
+    """Its flags are those of `nag compare`, its methods can be read."""
+    run, _ = evidence
+    known = {item.name for item in dataclasses.fields(CompareOptions)}
+    for study, setting in run.STUDIES.items():
+        assert set(setting) <= known, study
+        words = run.command(study, Path("out"), Path("models"), Path("data"))
+        methods = words[words.index("--methods") + 1 :]
+        methods = methods[: next((i for i, w in enumerate(methods) if w.startswith("--")), None)]
+        assert len(parse_methods(methods)) == len(setting["methods"]), study
+        assert "{" not in " ".join(words), study
+
+
+def test_the_page_is_what_was_measured(evidence):
+    _, draw = evidence
+    assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == draw.page()
+
+
+def test_what_was_not_run_is_said_with_its_command(evidence, monkeypatch, tmp_path):
+    _, draw = evidence
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    assert draw.table("weight") == "Not run: weight (`python examples/evidence/run.py weight`)."
+
+
+def test_a_row_is_drawn_with_its_error(evidence, monkeypatch, tmp_path):
+    _, draw = evidence
+    measured = {"value": 1.234, "standard_error": 0.056}
+    row = {
+        "scheduler": "ddim",
+        "budget": 50,
+        "method": "plain",
+        "refused": None,
+        "chosen": "plain",
+        "steps": 50,
+        "evaluations": 50.0,
+        "frechet": measured,
+        "minus_plain": None,
+        "recall": measured,
+        "shift": {"mean_shift": 0.0123, "mean_shift_standard_error": 0.004},
+    }
+    expected = "| ddim | 50 | plain | 50 | 50 | 1.23 ± 0.06 | – | 1.234 ± 0.056 | +0.012 ± 0.004 |"
+    assert draw.line(row) == expected
+
+
+def test_results_hold_no_time_and_no_path_of_a_machine():
+    files = list(RESULTS.glob("*.json"))
+    assert len(files) > 40
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(^|[\s\"'=])/(tmp|home|work|root|Users)/", text), path
+        assert '"seconds"' not in text, path
+        json.loads(text)
