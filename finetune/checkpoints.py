@@ -1,7 +1,7 @@
 """Training checkpoints: safetensors and JSON only, whole folders or none.
 
 Holds the weights, their moving average, the optimizer's moments and the step. There is no random state to keep: every
-random number is drawn from the seed and the sample's position in the stream (`finetune.loop`).
+random number is drawn from the seed and the sample's position in the stream (`finetune.stream`).
 """
 
 from __future__ import annotations
@@ -112,8 +112,14 @@ def load_checkpoint(
         entries = {key.split(":")[1]: value for key, value in moments.items() if key.split(":")[0] == name}
         if entries:
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in entries.items()
+                key: torch.empty_like(parameter, requires_grad=False).copy_(value)  # as the parameter lies
+                for key, value in entries.items()
+                if key != "step"
             }
+            step = entries["step"]
+            optimizer.state[parameter]["step"] = (
+                step.to(parameter.device) if optimizer.defaults["fused"] else step
+            )
     if ema is not None:
         if not (folder / "ema.safetensors").is_file():
             raise ValueError(
@@ -121,6 +127,9 @@ def load_checkpoint(
             )
         shadow = load_file(folder / "ema.safetensors")
         device = ema.shadow_params[0].device
-        ema.shadow_params = [shadow[name].to(device) for name, _ in _trained(model)]
+        ema.shadow_params = [
+            torch.empty_like(p, device=device, requires_grad=False).copy_(shadow[name])
+            for name, p in _trained(model)
+        ]
         ema.optimization_step = state["ema_step"]
     return state

@@ -1,16 +1,13 @@
 """The training loop: resumable bit for bit, and the same on one process or several.
 
-Nothing random depends on what ran before. Sample number p of the stream is image perm_e[p mod N] of epoch e = p div N,
-and its noise, level and dropouts come from a generator seeded with (seed, p). So a resumed run continues exactly, and
-two processes with half the batch each see the same global batch as one.
+Nothing random depends on what ran before (`finetune.stream`), so a resumed run continues exactly. What only buys speed
+is off by default: compiling, channels-last weights, TF32, fused updates, random numbers made on the device.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,37 +19,10 @@ from nag.discrete_process import DiscreteVP
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.images import ImageTable
 from nag.finetune.options import TrainingOptions
+from nag.finetune.stream import Draws, batches, mix
 from nag.process import GaussianProcess
 
-__all__ = ["Draws", "Task", "check_output_dir", "command_line", "draw_level", "train", "weight_dtype"]
-
-
-def mix(*words: int | str) -> int:
-    """A seed of 63 bits from any words."""
-    digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-class Draws:
-    """Random numbers of one batch, each sample from a generator of its own.
-
-    Args:
-        seed: the run's seed.
-        positions: `(B,)`, the samples' positions in the stream.
-        device: where the numbers go; they are drawn on the CPU.
-    """
-
-    def __init__(self, seed: int, positions: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.generators = [torch.Generator().manual_seed(mix(seed, "sample", int(p))) for p in positions]
-        self.device = device
-
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """`(B, *shape)`, standard normal."""
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators]).to(self.device)
-
-    def uniform(self) -> Tensor:
-        """`(B,)`, uniform in [0, 1)."""
-        return torch.stack([torch.rand((), generator=g) for g in self.generators]).to(self.device)
+__all__ = ["Draws", "Task", "check_output_dir", "command_line", "draw_level", "mix", "train", "weight_dtype"]
 
 
 def draw_level(process: GaussianProcess, u: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -94,38 +64,6 @@ class Task(Protocol):
         """Writes the result with the (averaged) weights that `model` now holds."""
 
 
-class _Stream(torch.utils.data.Dataset):
-    def __init__(self, table: ImageTable, seed: int) -> None:
-        self.table, self.seed, self.epoch, self.order = table, seed, -1, torch.empty(0)
-
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int]:
-        epoch, place = divmod(position, len(self.table))
-        if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(mix(self.seed, "epoch", epoch))
-            self.epoch, self.order = epoch, torch.randperm(len(self.table), generator=generator)
-        image, label = self.table[int(self.order[place])]
-        return image, label, position
-
-
-class _Positions(torch.utils.data.Sampler[list[int]]):
-    """Positions of this process's batches from step `start` on."""
-
-    def __init__(self, start: int, stop: int, batch: int, accumulate: int, rank: int, world: int) -> None:
-        self.start, self.stop, self.batch = start, stop, batch
-        self.accumulate, self.rank, self.world = accumulate, rank, world
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for turn in range(self.start * self.accumulate, self.stop * self.accumulate):
-            first = (turn * self.world + self.rank) * self.batch
-            yield list(range(first, first + self.batch))
-
-
 def check_output_dir(options: TrainingOptions) -> Path | None:
     """Resolves the checkpoint to resume from, before anything is loaded.
 
@@ -151,7 +89,7 @@ def command_line(name: str, options: TrainingOptions) -> str:
         if (
             value is None
             or value == item.default
-            or item.name in ("resume_from_checkpoint", "overwrite_output_dir")
+            or item.name in ("resume_from_checkpoint", "overwrite_output_dir", "pause_at_step")
         ):
             continue
         words.append(
@@ -162,8 +100,14 @@ def command_line(name: str, options: TrainingOptions) -> str:
 
 
 def _check(options: TrainingOptions) -> None:
-    for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
-        if getattr(options, name) < 1:
+    for name in (
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "max_train_steps",
+        "logging_steps",
+        "pause_at_step",
+    ):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(
                 f"{name} must be at least 1, got {getattr(options, name)}. Give a positive number."
             )
@@ -174,7 +118,7 @@ def _check(options: TrainingOptions) -> None:
 
 
 def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None) -> dict[str, Any]:
-    """Trains, checkpoints, and saves the result into `options.output_dir`.
+    """Trains, checkpoints, and saves the result into `options.output_dir`; leaves torch's precision as it was.
 
     SIGINT and SIGTERM end the run after the current step with a checkpoint.
 
@@ -185,11 +129,23 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
         checkpoint: what `check_output_dir` gave.
 
     Returns:
-        The final figures: step, loss, and what the task's validation measured.
+        The final figures: step, loss, and what the task's validation measured; after `pause_at_step` only the step.
 
     Raises:
         ValueError: if the checkpoint belongs to other settings.
     """
+    precision = torch.get_float32_matmul_precision()
+    if options.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        return _train(task, table, options, checkpoint)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _train(
+    task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None
+) -> dict[str, Any]:
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
@@ -209,12 +165,15 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
     if options.gradient_checkpointing:
         model.enable_gradient_checkpointing()  # type: ignore[operator]
     model.to(accelerator.device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         task.parameter_groups(options),
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.adam_weight_decay,
         eps=options.adam_epsilon,
+        fused=True if options.fused_optimizer else None,
     )
     lr_lambda = get_scheduler(
         options.lr_scheduler,
@@ -232,19 +191,23 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
             use_ema_warmup=True,
             inv_gamma=options.ema_inv_gamma,
             power=options.ema_power,
+            foreach=options.fused_optimizer,
         )
     signature = {
+        "draws": options.draws,
         "seed": options.seed,
         "images": len(table),
         "global_batch": options.train_batch_size * options.gradient_accumulation_steps * world,
     }
+    if options.draws == "batch":
+        signature["processes"] = world
     start = 0
     if checkpoint is not None:
-        saved = json.loads((checkpoint / "state.json").read_text())
+        saved = {"draws": "sample"} | json.loads((checkpoint / "state.json").read_text())
         for key, value in signature.items():
-            if saved[key] != value:
+            if saved.get(key) != value:
                 raise ValueError(
-                    f"resume_from_checkpoint must belong to this run, got {key} {saved[key]} there and {value} here. "
+                    f"resume_from_checkpoint must belong to this run, got {key} {saved.get(key)} there and {value} here. "
                     "Resume with the settings of the checkpoint."
                 )
         start = load_checkpoint(checkpoint, model, ema, optimizer)["step"]
@@ -252,17 +215,15 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
             accelerator.scaler.load_state_dict(saved["scaler"])
     wrapped = accelerator.prepare_model(model)
     prepared = accelerator.prepare_optimizer(optimizer)
-    loader = torch.utils.data.DataLoader(
-        _Stream(table, options.seed),
-        batch_sampler=_Positions(
-            start,
-            options.max_train_steps,
-            options.train_batch_size,
-            options.gradient_accumulation_steps,
-            accelerator.process_index,
-            world,
-        ),
-        num_workers=options.dataloader_num_workers,
+    if options.compile:
+        wrapped = torch.compile(wrapped, backend=options.compile_backend, dynamic=False)
+    loader = batches(
+        table,
+        options,
+        start,
+        rank=accelerator.process_index,
+        world=world,
+        device=accelerator.device,
     )
     if options.report_to is not None:
         plain = {
@@ -291,12 +252,10 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
     validation_steps = getattr(options, "validation_steps", 0)
     try:
         wrapped.train()
-        for images, labels, positions in loader:
+        for images, labels, draws in loader:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * lr_lambda(step)
             torch.manual_seed(mix(options.seed, "model", step, accelerator.process_index))
-            draws = Draws(options.seed, positions.tolist(), accelerator.device)
-            images, labels = images.to(accelerator.device), labels.to(accelerator.device)
             if options.random_flip:
                 flip = draws.uniform() < 0.5
                 images = torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -313,22 +272,28 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
             step += 1
             if ema is not None:
                 ema.step(trained)
-            value = accelerator.reduce(loss.detach(), reduction="mean").item()
-            running = value if running != running else 0.98 * running + 0.02 * value
             bar.update()
-            bar.set_postfix(loss=f"{running:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.1e}")
-            accelerator.log({"loss": value, "lr": optimizer.param_groups[0]["lr"]}, step=step)
-            stopped = (
-                accelerator.reduce(torch.tensor(float(len(stop_asked)), device=accelerator.device)).item() > 0
-            )
+            if step % options.logging_steps == 0:
+                value = accelerator.reduce(loss.detach(), reduction="mean").item()
+                running = value if running != running else 0.98 * running + 0.02 * value
+                bar.set_postfix(loss=f"{running:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.1e}")
+                accelerator.log({"loss": value, "lr": optimizer.param_groups[0]["lr"]}, step=step)
+            stopped = bool(stop_asked)
+            if world > 1:
+                asked = torch.tensor(float(stopped), device=accelerator.device)
+                stopped = accelerator.reduce(asked).item() > 0
+            paused = step == options.pause_at_step and step < options.max_train_steps
             due = options.checkpointing_steps and step % options.checkpointing_steps == 0
-            if due or (stopped and step < options.max_train_steps):
+            if due or paused or (stopped and step < options.max_train_steps):
                 keep(step)
             if stopped and step < options.max_train_steps:
                 bar.close()
                 raise KeyboardInterrupt(
                     f"stopped after step {step}; continue with --resume_from_checkpoint latest"
                 )
+            if paused:
+                accelerator.end_training()
+                return {"step": step}
             if validation_steps and step % validation_steps == 0 and step < options.max_train_steps:
                 _with_average(task, ema, trained, accelerator, lambda: task.validate(step, folder))  # noqa: B023
     finally:

@@ -5,20 +5,13 @@ Flags bear the names of diffusers' own training scripts.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Literal
 
-import typer
+from nag.options import command, option
 
 __all__ = ["DenoiserOptions", "RegressorOptions", "TrainingOptions", "command", "option"]
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +51,24 @@ class TrainingOptions:
     ema_power: float = option(0.75, "Power of the average's warm-up.")
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "Autocast precision.")
     gradient_checkpointing: bool = option(False, "Trade time for memory.")
+    compile: bool = option(False, "torch.compile the network that is trained.")
+    compile_backend: str = option("inductor", "Backend of --compile.")
+    channels_last: bool = option(False, "Keep weights in channels-last order, best with --compile.")
+    allow_tf32: bool = option(False, "Multiply float32 matrices in TF32 (Ampere and later).")
+    fused_optimizer: bool = option(False, "AdamW and the moving average in few kernels.")
+    draws: Literal["sample", "batch"] = option(
+        "sample",
+        "Random numbers: a generator per sample, the same on one process or several; or one per batch on the "
+        "device, where the images then stay too: faster.",
+    )
+    logging_steps: int = option(1, "Read the loss every so many steps; rarely, a GPU need not wait.")
     checkpointing_steps: int = option(
         500, "Write checkpoint-STEP every so many steps; 0: only on interruption."
     )
     checkpoints_total_limit: int | None = option(2, "Keep so many checkpoints.")
+    pause_at_step: int | None = option(
+        None, "End with a checkpoint after this step; --resume_from_checkpoint latest goes on."
+    )
     resume_from_checkpoint: str | None = option(None, "A checkpoint folder, or 'latest'.")
     seed: int = option(0, "Seed of all randomness.")
     report_to: str | None = option(None, "Tracker: tensorboard, wandb, ...")
@@ -124,34 +131,3 @@ class RegressorOptions(TrainingOptions):
     )
     calibration_samples: int = option(1000, "Held-out images used to calibrate mean and variance.")
     head_learning_rate: float | None = option(None, "Learning rate of the head; default: as learning_rate.")
-
-
-def command(options: type[TrainingOptions], run: Callable[[Any], object], help: str) -> Callable[..., None]:
-    """A function with one typed keyword per option, which typer turns into a command."""
-    hints = get_type_hints(options)
-
-    def main(**values: Any) -> None:
-        try:
-            chosen = options(**values)
-            run(chosen)
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            typer.secho(f"Error: {error}", fg="red", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            typer.secho(f"Interrupted: {error}", err=True)
-            raise typer.Exit(130) from error
-
-    parameters = []
-    for item in fields(options):
-        name, kind = f"--{item.name}", hints[item.name]
-        flag = f"{name}/--no_{item.name}" if kind is bool and item.default else name
-        annotation: Any = Annotated[kind, typer.Option(flag, help=item.metadata["help"])]
-        parameters.append(
-            inspect.Parameter(
-                item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation
-            )
-        )
-    main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    main.__annotations__ = {p.name: p.annotation for p in parameters}
-    main.__doc__ = help
-    return main

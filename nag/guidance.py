@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,7 +43,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.architectures import architecture_of, split_output, unwrap
+from nag.architectures import architecture_of, split_output
+from nag.branches import Branch, ask, head_on, null_labels
 from nag.directions import (
     LevelPosterior,
     affine_form,
@@ -56,10 +56,9 @@ from nag.directions import (
     rescale_std,
 )
 from nag.levels import SchedulerLevels
-from nag.null_level import null_level
 from nag.regressor import NoiseLevelRegressor
 
-__all__ = ["MODES", "Guided", "NoiseGuidance", "null_labels"]
+__all__ = ["MODES", "Guided", "NoiseGuidance"]
 
 MODES = ("classifier_free", "corrected", "gradient")
 PURE_NOISE = -60.0  # log-SNR; alpha is below 1e-13 there
@@ -71,34 +70,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Branch:
-    """One of the questions that are put to the network at a step."""
-
-    class_labels: Tensor | None
-    null: bool = False
-
-
 class Guided(NamedTuple):
     """A guided output of the network, `(B, C or 2 C, *shape)`, and the plain conditional value, `(B, C, *shape)`."""
 
     prediction: Tensor
     told: Tensor
-
-
-def null_labels(unet: nn.Module, class_labels: Tensor | None) -> Tensor:
-    """The label "no class" for each sample, `(B,)`: the last row of the class embedding.
-
-    Raises:
-        ValueError: if the network has no table of classes, or no labels were given.
-    """
-    null_class = architecture_of(unet).null_class(unwrap(unet))
-    if null_class is None or class_labels is None:
-        raise ValueError(
-            "unet must have a table of classes, and labels, for class guidance, got one without. "
-            "Leave guidance_scale at 1."
-        )
-    return torch.full_like(class_labels, null_class)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,13 +322,13 @@ class NoiseGuidance:
         compares = weight != 0 and self.mode != "gradient"
         joint = compares and self.class_combination == "joint" and class_labels is not None
 
-        branches = {"told": _Branch(class_labels)}
+        branches = {"told": Branch(class_labels)}
         if guidance_scale != 1 and not joint:
-            branches["classless"] = _Branch(null_labels(unet, class_labels))
+            branches["classless"] = Branch(null_labels(unet, class_labels))
         if compares:
-            branches["null"] = _Branch(null_labels(unet, class_labels) if joint else class_labels, null=True)
-        head = _head_on(unet, regressor) if compares and self.mode == "corrected" else None
-        outputs, features = self._run(unet, model_input, timestep, branches, head)
+            branches["null"] = Branch(null_labels(unet, class_labels) if joint else class_labels, null=True)
+        head = head_on(unet, regressor) if compares and self.mode == "corrected" else None
+        outputs, features = ask(unet, model_input, timestep, branches, head, sequential=self.sequential)
         channels = model_input.shape[1]
         told, rest = split_output(outputs["told"], channels)
         exact = torch.promote_types(told.dtype, torch.float32)
@@ -387,23 +363,6 @@ class NoiseGuidance:
         guided = guided.to(told.dtype)
         return Guided(guided if rest is None else torch.cat([guided, rest], dim=1), told)
 
-    def _run(
-        self,
-        unet: nn.Module,
-        model_input: Tensor,
-        timestep: Tensor,
-        branches: dict[str, _Branch],
-        head: NoiseLevelRegressor | None,
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The network's output for each branch, and the null branch's features for a head that reads that pass."""
-        batch, names, questions = len(model_input), list(branches), list(branches.values())
-        tap = nullcontext(list[Tensor]()) if head is None else head.tapped(unet)
-        with tap as kept:
-            groups = [[one] for one in questions] if self.sequential else [questions]
-            outputs = torch.cat([_call(unet, model_input, timestep, group) for group in groups])
-        features = None if head is None else torch.cat(kept).split(batch)[names.index("null")]
-        return dict(zip(names, outputs.split(batch), strict=True)), features
-
 
 def _one_level(log_snr: float | Tensor, guidance: NoiseGuidance) -> float:
     """The level that interval and formulas go by."""
@@ -414,23 +373,3 @@ def _one_level(log_snr: float | Tensor, guidance: NoiseGuidance) -> float:
             )
         return float(log_snr.mean())
     return float(log_snr)
-
-
-def _head_on(unet: nn.Module, regressor: LevelPosterior | None) -> NoiseLevelRegressor | None:
-    """The regressor, if it is a head on the null pass of this very network, so that one pass serves both."""
-    if isinstance(regressor, NoiseLevelRegressor) and regressor.config.kind == "frozen":
-        return regressor if regressor.network is unwrap(unet) else None
-    return None
-
-
-def _call(unet: nn.Module, model_input: Tensor, timestep: Tensor, branches: list[_Branch]) -> Tensor:
-    """One forward pass for one or more branches, `(len(branches) B, ...)`."""
-    count, batch = len(branches), len(model_input)
-    labels = [branch.class_labels for branch in branches if branch.class_labels is not None]
-    null = torch.tensor([branch.null for branch in branches], device=model_input.device)
-    with null_level(unet, null.repeat_interleave(batch)) if bool(null.any()) else nullcontext():
-        return unet(
-            torch.cat([model_input] * count),
-            timestep if timestep.ndim == 0 else timestep.repeat(count),
-            class_labels=torch.cat(labels) if labels else None,
-        ).sample

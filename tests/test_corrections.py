@@ -114,10 +114,10 @@ def test_only_one_may_set_the_level(unet: UNet2DModel) -> None:
         ValueError, match="at most one that sets the level, got TimeShift, NoiseLevelCorrection"
     ):
         Corrections(both)
+    scheduler = set_timesteps()
     with pytest.raises(
         ValueError, match="must not set the level where noise_calibration does, got TimeShift"
     ):
-        scheduler = set_timesteps()
         Corrections(both[:1]).check(unet, scheduler, read_levels(scheduler), None, calibrated=True)
     with pytest.raises(TypeError, match="corrections must be of nag.corrections, got str"):
         Corrections(["dcw"])

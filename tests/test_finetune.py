@@ -18,6 +18,7 @@ from nag.finetune.checkpoints import find_checkpoint
 from nag.finetune.images import load_images
 from nag.finetune.loop import Draws, command_line
 from nag.finetune.options import DenoiserOptions, RegressorOptions
+from nag.finetune.stream import batches
 from nag.null_level import null_level
 from nag.pipelines import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
@@ -127,6 +128,31 @@ def test_draws_belong_to_positions_and_not_to_batches():
     assert (Draws(4, range(8)).uniform() - Draws(3, range(8)).uniform()).abs().min() > 0
 
 
+def test_draws_of_a_batch_are_those_of_its_first_position():
+    a, b, other = (Draws(3, range(n, n + 500), kind="batch") for n in (8, 8, 9))
+    first = a.normal((2, 3))
+    torch.testing.assert_close(first, b.normal((2, 3)), rtol=0, atol=0)
+    torch.testing.assert_close(a.uniform(), b.uniform(), rtol=0, atol=0)
+    assert (first - other.normal((2, 3))).abs().mean() > 0.5
+    assert first.shape == (500, 2, 3)
+    assert abs(first.mean()) < 0.1  # 5 standard errors
+    assert abs(first.std() - 1) < 0.07
+
+
+def test_resident_images_come_in_the_same_order_as_loaded_ones(data):
+    table = load_images(train_data_dir=data, channels=1, resolution=8, label_column="label", progress=False)
+    found = {}
+    for kind in ("sample", "batch"):
+        chosen = DenoiserOptions(draws=kind, train_batch_size=8, max_train_steps=9)  # more than an epoch
+        device = torch.device("cpu")
+        found[kind] = [
+            (images, labels)
+            for images, labels, _ in batches(table, chosen, 2, rank=1, world=2, device=device)
+        ]
+    assert len(found["batch"]) == 7
+    torch.testing.assert_close(found["batch"], found["sample"], rtol=0, atol=0)
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit(options, tmp_path):
     straight = replace(options, output_dir=tmp_path / "straight")
     denoiser.run(straight)
@@ -144,6 +170,79 @@ def test_resumed_equals_uninterrupted_bit_for_bit(options, tmp_path):
     other = replace(options, output_dir=tmp_path / "other", seed=1)
     denoiser.run(other)
     assert any((weights(tmp_path / "other")[k] != v).any() for k, v in expected.items())
+
+
+def test_a_paused_run_goes_on_as_if_it_had_not_stopped(options, tmp_path):
+    straight = replace(options, output_dir=tmp_path / "straight")
+    denoiser.run(straight)
+    paused = replace(options, output_dir=tmp_path / "paused", pause_at_step=4)
+    assert denoiser.run(paused) == {"step": 4}
+    assert [path.name for path in (tmp_path / "paused").iterdir()] == ["checkpoint-4"]
+    denoiser.run(replace(paused, resume_from_checkpoint="latest"))
+    torch.testing.assert_close(weights(tmp_path / "paused"), weights(tmp_path / "straight"), rtol=0, atol=0)
+    assert "pause_at_step" not in (tmp_path / "paused" / "README.md").read_text()
+
+
+FAST = {"draws": "batch", "channels_last": True, "fused_optimizer": True, "logging_steps": 4}
+
+
+def test_the_fast_way_resumes_bit_for_bit_too(options, tmp_path):
+    fast = replace(options, random_flip=True, **FAST)
+    figures = denoiser.run(replace(fast, output_dir=tmp_path / "straight"))
+    assert figures["step"] == 6
+    paused = replace(fast, output_dir=tmp_path / "paused", pause_at_step=3)
+    denoiser.run(paused)
+    denoiser.run(replace(paused, resume_from_checkpoint="latest"))
+    torch.testing.assert_close(weights(tmp_path / "paused"), weights(tmp_path / "straight"), rtol=0, atol=0)
+    slow = replace(options, output_dir=tmp_path / "slow", pause_at_step=3)
+    denoiser.run(slow)
+    with pytest.raises(ValueError, match="must belong to this run, got draws sample there and batch here"):
+        denoiser.run(replace(slow, draws="batch", resume_from_checkpoint="latest"))
+
+
+def test_layout_and_fused_updates_change_rounding_only(options, tmp_path):
+    denoiser.run(replace(options, output_dir=tmp_path / "plain"))
+    denoiser.run(
+        replace(
+            options, output_dir=tmp_path / "fast", channels_last=True, fused_optimizer=True, allow_tf32=True
+        )
+    )
+    expected, found = weights(tmp_path / "plain"), weights(tmp_path / "fast")
+    assert all(value.is_contiguous() for value in found.values())
+    for name, value in expected.items():
+        # Adam divides by the gradient's size: rounding in gradients near 0 is magnified, up to the learning rate
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3)
+
+
+def test_precision_of_products_is_left_as_found(options, monkeypatch):
+    seen = []
+    loss = denoiser.DenoiserTask.loss
+
+    def watched(self, *args):
+        seen.append(torch.get_float32_matmul_precision())
+        return loss(self, *args)
+
+    monkeypatch.setattr(denoiser.DenoiserTask, "loss", watched)
+    denoiser.run(replace(options, max_train_steps=1, allow_tf32=True))
+    assert seen == ["high"]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+# diffusers asks for torch's version through a cached function; the version does not change
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_the_compiled_network_is_one_graph_and_trains_the_same(options, tmp_path):
+    from torch._dynamo.utils import counters
+
+    chosen = replace(options, max_train_steps=3)
+    denoiser.run(replace(chosen, output_dir=tmp_path / "plain"))
+    torch._dynamo.reset()
+    counters.clear()
+    denoiser.run(replace(chosen, output_dir=tmp_path / "compiled", compile=True, compile_backend="eager"))
+    assert counters["stats"]["unique_graphs"] == 1  # not one per step: the hidden samples are an input
+    assert not counters["graph_break"]
+    # the eager backend runs the traced operations as they are
+    torch.testing.assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "plain"), rtol=0, atol=0)
 
 
 def test_accumulation_equals_a_larger_batch(options, tmp_path):
@@ -291,6 +390,8 @@ def test_refusals_come_before_anything_is_written(options, tmp_path):
         ),
         ({"train_batch_size": 0}, ValueError, "train_batch_size must be at least 1, got 0"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive, got 0.0"),
+        ({"logging_steps": 0}, ValueError, "logging_steps must be at least 1, got 0"),
+        ({"pause_at_step": 0}, ValueError, "pause_at_step must be at least 1, got 0"),
     ]
     (tmp_path / "unet.json").rename(tmp_path / "config.txt")
     options = replace(options, model_config_name_or_path=str(tmp_path / "config.txt"))
@@ -306,6 +407,14 @@ def test_refusals_come_before_anything_is_written(options, tmp_path):
     with pytest.raises(FileExistsError, match="output_dir must be empty"):
         denoiser.run(options)
     assert [p.name for p in options.output_dir.iterdir()] == ["precious"]
+
+
+def test_images_that_do_not_fit_cannot_stay_on_the_device(options, monkeypatch):
+    from nag.finetune import images
+
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 100)
+    with pytest.raises(ValueError, match="draws must be 'sample' for 40 images, which are too many"):
+        denoiser.run(replace(options, draws="batch"))
 
 
 def test_labels_beyond_the_embedding_are_refused(options, tmp_path):

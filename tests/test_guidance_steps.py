@@ -7,8 +7,9 @@ import torch
 from accelerate import cpu_offload
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
+from nag.branches import null_labels
 from nag.directions import rescale_std
-from nag.guidance import NoiseGuidance, null_labels
+from nag.guidance import NoiseGuidance
 from nag.null_level import null_level
 from nag.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData

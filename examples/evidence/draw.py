@@ -64,12 +64,12 @@ def line(row: dict[str, Any]) -> str:
     return f"{head} {' | '.join(cells)} |"
 
 
-def table(*studies: str) -> str:
-    """The rows of some studies as Markdown; what was not measured is marked with its command."""
-    lines, missing = [COLUMNS, "| --- " * 9 + "|"], []
+def table(*studies: str, named: bool = False) -> str:
+    """The rows of some studies as Markdown, if asked with their names; what was not measured is marked with its command."""
+    lines, missing = [("| study " if named else "") + COLUMNS, "| --- " * (9 + named) + "|"], []
     for study in studies:
         found = rows(study)
-        lines += [line(row) for row in found]
+        lines += [(f"| {study} " if named else "") + line(row) for row in found]
         done = {(row["scheduler"], row["budget"], row["method"]) for row in found}
         setting = STUDIES[study]
         wanted = [
@@ -106,12 +106,12 @@ def best(study_names: list[str], ours: bool) -> dict[tuple[str, int], dict[str, 
     return found
 
 
-def verdicts(*studies: str) -> str:
+def verdicts(*studies: str, plain: str) -> str:
     """Best of this library's methods against the best baseline at equal cost, and against plain at twice the cost."""
     ours, others = best(list(studies), True), best(list(studies), False)
-    plain = {
+    cheaper = {
         (row["scheduler"], row["budget"]): row
-        for study in studies
+        for study in (plain, *studies)
         for row in rows(study)
         if row["method"] == "plain" and row["refused"] is None
     }
@@ -121,7 +121,7 @@ def verdicts(*studies: str) -> str:
         "| --- " * 8 + "|",
     ]
     for key, row in ours.items():
-        other, twice = others[key], plain.get((key[0], 2 * key[1]))
+        other, twice = others[key], cheaper.get((key[0], 2 * key[1]))
         ratio = row["frechet"]["value"] / other["frechet"]["value"]
         paired = row["minus_best_baseline"]  # of the same samples' noise
         error = paired["standard_error"] / other["frechet"]["value"]

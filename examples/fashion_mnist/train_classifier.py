@@ -1,5 +1,8 @@
 """Train the feature network of the Fashion-MNIST example: a classifier of 16x16 gray images with 64 features.
 
+It serves any folder of train.parquet, heldout.parquet and test.parquet with the columns `image` and `label`: pass
+--data_name and --data_source for the model card, and --no_flip where a mirror image is of no class.
+
     python examples/fashion_mnist/prepare.py SOURCE data/fashion_mnist_16
     python examples/fashion_mnist/train_classifier.py --train_data_dir data/fashion_mnist_16
 
@@ -24,48 +27,52 @@ from nag.feature_network import SmallClassifier, extract_features
 from nag.metrics import frechet_distance
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 CARD = """---
 license: apache-2.0
 library_name: diffusers
-tags: [feature-network, fashion-mnist]
+tags: [feature-network, {tag}]
 ---
 
-# Feature network for Fashion-MNIST at 16x16
+# Feature network for {name} at {size}x{size}
 
-A `nag.feature_network.SmallClassifier` with {parameters:,} parameters (stored in fp16), for gray images of shape
-(1, 16, 16) in [-1, 1]. Its 64 features serve Frechet distances and the like; its logits name the ten classes.
+A `nag.feature_network.SmallClassifier` with {parameters:,} parameters (stored in fp16), for {colour} images of shape
+({channels}, {size}, {size}) in [-1, 1]. Its 64 features serve Frechet distances and the like; its logits name the {classes}.
 
 ```python
 from nag.feature_network import extract_features, load_feature_network
 
-network = load_feature_network("examples/fashion_mnist/model/classifier")
+network = load_feature_network("{folder}")
 features = extract_features(network, images)  # (N, 64)
 ```
 
 | figure | value |
 | --- | --- |
-| accuracy on the {tested:,} test images | {accuracy:.2%} |
+| accuracy on the {judged:,} {split} images | {accuracy:.2%} |
 | Frechet distance, {count:,} held-out images against the {tested:,} test images | {floor:.3f} |
 | the same, with Gaussian noise of standard deviation 0.02 (values from -1 to 1) | {noise_1:.3f} |
 | the same, with Gaussian noise of standard deviation 0.05 | {noise_2:.3f} |
 
 The second line is the floor that as many samples of a perfect model would reach.
 
-Trained on the first {trained:,} images of the Fashion-MNIST training file (MIT licence; Xiao 2017, arXiv:1708.07747),
-padded to 32x32 and halved by area, by `{command}` (seed {seed}).
+Trained on {source}, by `{command}` (seed {seed}).
 """
+FASHION = """the first {trained:,} images of the Fashion-MNIST training file (MIT licence; Xiao 2017, arXiv:1708.07747),
+padded to 32x32 and halved by area"""
+SPLITS = {"test": "test", "heldout": "held-out"}
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 16, 16) in [-1, 1] and labels (N,) of a file made by prepare.py."""
+    """Images (N, C, H, W) in [-1, 1] and labels (N,) of a file made by a prepare.py."""
     table = datasets.Dataset.from_parquet(str(path)).with_format("numpy")
-    images = torch.from_numpy(np.stack(list(table["image"])))[:, None]
+    images = torch.from_numpy(np.stack(list(table["image"])))
+    images = images[:, None] if images.ndim == 3 else images.movedim(-1, 1)
     return images.float() / 127.5 - 1, torch.from_numpy(np.asarray(table["label"][:]))
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip half of the images, and shift the batch by at most one pixel each way."""
-    flip = torch.rand(len(images), generator=generator) < 0.5
+def augment(images: Tensor, generator: torch.Generator, mirrored: float = 0.5) -> Tensor:
+    """Flip a share of the images, and shift the batch by at most one pixel each way."""
+    flip = torch.rand(len(images), generator=generator) < mirrored
     images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     row, column = torch.randint(3, (2,), generator=generator).tolist()
     size = images.shape[-1]
@@ -80,11 +87,20 @@ def accuracy(model: SmallClassifier, images: Tensor, labels: Tensor) -> float:
     return float((predicted == labels).double().mean())
 
 
-def write_card(folder: Path, train_data_dir: Path, seed: int, trained: int) -> None:
+def write_card(
+    folder: Path,
+    train_data_dir: Path,
+    seed: int,
+    name: str,
+    source: str,
+    split: str,
+    command: str,
+) -> None:
     """Measure the classifier saved in the folder and write its model card beside it."""
     model = SmallClassifier.from_pretrained(folder).eval()
     heldout, _ = read(train_data_dir / "heldout.parquet")
-    test, test_labels = read(train_data_dir / "test.parquet")
+    test, _ = read(train_data_dir / "test.parquet")
+    judged, labels = read(train_data_dir / f"{split}.parquet")
     reference = extract_features(model.features, test)
     few = heldout[:2500]
     noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(seed))
@@ -96,14 +112,23 @@ def write_card(folder: Path, train_data_dir: Path, seed: int, trained: int) -> N
 
     card = CARD.format(
         parameters=model.num_parameters(),
-        accuracy=accuracy(model, test, test_labels),
+        name=name,
+        source=source,
+        size=model.config.sample_size,
+        channels=model.config.in_channels,
+        colour="gray" if model.config.in_channels == 1 else "RGB",
+        classes="ten classes" if model.config.num_classes == 10 else f"{model.config.num_classes} classes",
+        tag=name.lower(),
+        folder=folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder.name,
+        accuracy=accuracy(model, judged, labels),
+        judged=len(judged),
+        split=SPLITS[split],
         tested=len(test),
-        trained=trained,
         count=len(few),
         floor=distance(0.0),
         noise_1=distance(0.02),
         noise_2=distance(0.05),
-        command="python examples/fashion_mnist/train_classifier.py --train_data_dir data/fashion_mnist_16",
+        command=command,
         seed=seed,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -113,17 +138,33 @@ def write_card(folder: Path, train_data_dir: Path, seed: int, trained: int) -> N
 def main(
     train_data_dir: Annotated[Path, typer.Option("--train_data_dir", help="Folder written by prepare.py.")],
     output_dir: Annotated[Path, typer.Option("--output_dir")] = HERE / "model" / "classifier",
+    data_name: Annotated[
+        str, typer.Option("--data_name", help="Name of the data, for the model card.")
+    ] = "Fashion-MNIST",
+    data_source: Annotated[
+        str | None, typer.Option("--data_source", help="Where the data come from, for the model card.")
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no_flip", help="Mirror half of the images in training.")
+    ] = True,
+    accuracy_split: Annotated[
+        str, typer.Option("--accuracy_split", help="test, or heldout where test holds training images.")
+    ] = "test",
     num_train_epochs: Annotated[int, typer.Option("--num_train_epochs")] = 12,
     train_batch_size: Annotated[int, typer.Option("--train_batch_size")] = 128,
     learning_rate: Annotated[float, typer.Option("--learning_rate")] = 4e-3,
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
     """Train the classifier and save it with its figures."""
+    if accuracy_split not in SPLITS:
+        raise ValueError(f"accuracy_split must be test or heldout, got {accuracy_split!r}. Name one of them.")
     images, labels = read(train_data_dir / "train.parquet")
-    test_images, test_labels = read(train_data_dir / "test.parquet")
+    test_images, test_labels = read(train_data_dir / f"{accuracy_split}.parquet")
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = SmallClassifier()
+    model = SmallClassifier(
+        sample_size=images.shape[-1], in_channels=images.shape[1], num_classes=int(labels.max()) + 1
+    )
     steps = num_train_epochs * (len(images) // train_batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
@@ -132,7 +173,8 @@ def main(
         order = torch.randperm(len(images), generator=generator)
         losses = []
         for batch in order[: len(images) // train_batch_size * train_batch_size].split(train_batch_size):
-            loss = F.cross_entropy(model.logits(augment(images[batch], generator)), labels[batch])
+            seen = augment(images[batch], generator, 0.5 if flip else 0.0)
+            loss = F.cross_entropy(model.logits(seen), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -140,12 +182,27 @@ def main(
             losses.append(loss.item())
         score = accuracy(model, test_images, test_labels)
         print(
-            f"epoch {epoch + 1}/{num_train_epochs}: loss {sum(losses) / len(losses):.3f}, test accuracy {score:.4f}",
+            f"epoch {epoch + 1}/{num_train_epochs}: loss {sum(losses) / len(losses):.3f}, "
+            f"{accuracy_split} accuracy {score:.4f}",
             flush=True,
         )
 
     model.half().save_pretrained(output_dir)
-    write_card(output_dir, train_data_dir, seed, trained=len(images))
+    if data_source is None:
+        source, words = FASHION.format(trained=len(images)), "data/fashion_mnist_16"
+    else:
+        source = f"{len(images):,} images of {data_source}"
+        words = f'data/{train_data_dir.name} --data_name {data_name} --data_source "{data_source}"'
+        words += f"{'' if flip else ' --no_flip'} --accuracy_split {accuracy_split} --num_train_epochs {num_train_epochs}"
+    write_card(
+        output_dir.resolve(),
+        train_data_dir,
+        seed,
+        name=data_name,
+        source=source,
+        split=accuracy_split,
+        command=f"python examples/fashion_mnist/train_classifier.py --train_data_dir {words}",
+    )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nag.architectures import architecture_of, unwrap
+from nag.branches import null_labels
 from nag.corrections.base import Correction, Step, weighted_difference
 from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
-from nag.guidance import null_labels
 from nag.levels import SchedulerLevels
 
 __all__ = ["ClassInterval"]
