@@ -207,13 +207,25 @@ class NoiseGuidance:
         return self.scale * SCHEDULES[self.schedule](position)
 
     def check(
-        self, unet: nn.Module, levels: SchedulerLevels, regressor: LevelPosterior | None = None
+        self,
+        unet: nn.Module,
+        levels: SchedulerLevels,
+        regressor: LevelPosterior | None = None,
+        *,
+        own_levels: bool = False,
     ) -> None:
         """Refuses what cannot work, before any work.
 
+        Args:
+            unet: a network of `nag.architectures`.
+            levels: the scheduler's levels.
+            regressor: for "corrected" and "gradient".
+            own_levels: whether each sample has a level of its own.
+
         Raises:
             ValueError: if the network predicts x_0 and the mode compares predictions, if a regressor is missing or was
-                made for another process, or if weights are swapped or not in single precision under the gradient.
+                made for another process, if weights are swapped or not in single precision under the gradient, or if
+                samples have levels of their own in another mode than "classifier_free".
         """
         if self.scale == 0:
             return
@@ -226,6 +238,11 @@ class NoiseGuidance:
             )
         if self.mode == "classifier_free":
             return
+        if own_levels:
+            raise ValueError(
+                f"noise_guidance_mode must be 'classifier_free' where each sample has a level of its own, got {self.mode!r}. "
+                "Use it, or leave out the correction that sets the level."
+            )
         if regressor is None:
             raise ValueError(
                 f"regressor must be given for noise_guidance_mode {self.mode!r}, got None. Train one with "
@@ -310,15 +327,16 @@ class NoiseGuidance:
         """`predict`, and beside it what the network says when it is told level and class.
 
         Arguments and errors as of `predict`; a log_snr of `(B,)` is taken by the mode "classifier_free" alone, whose
-        interval then goes by its mean.
+        interval then goes by the nominal level of the step, so that no sample depends on the others.
         """
-        level = float(levels.log_snr[step]) if log_snr is None else _one_level(log_snr, self)
+        own_levels = isinstance(log_snr, Tensor) and log_snr.ndim > 0
+        level = float(levels.log_snr[step]) if log_snr is None or own_levels else float(log_snr)
         weight = self.weight(level, levels)
         if weight == 0 and guidance_scale == 1:
             output = unet(model_input, timestep, class_labels=class_labels).sample
             return Guided(output, split_output(output, model_input.shape[1])[0])
         if weight != 0:
-            self.check(unet, levels, regressor)
+            self.check(unet, levels, regressor, own_levels=own_levels)
         compares = weight != 0 and self.mode != "gradient"
         joint = compares and self.class_combination == "joint" and class_labels is not None
 
@@ -362,14 +380,3 @@ class NoiseGuidance:
             guided = rescale_std(guided, f["told"], self.rescale)
         guided = guided.to(told.dtype)
         return Guided(guided if rest is None else torch.cat([guided, rest], dim=1), told)
-
-
-def _one_level(log_snr: float | Tensor, guidance: NoiseGuidance) -> float:
-    """The level that interval and formulas go by."""
-    if isinstance(log_snr, Tensor) and log_snr.numel() > 1:
-        if guidance.scale != 0 and guidance.mode != "classifier_free":
-            raise ValueError(
-                f"noise_guidance_mode must be 'classifier_free' where each sample has a level of its own, got {guidance.mode!r}."
-            )
-        return float(log_snr.mean())
-    return float(log_snr)

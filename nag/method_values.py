@@ -73,7 +73,7 @@ def _described(kind: Any) -> str:
 def shown(value: Any) -> str:
     """A value as text, from which `read_value` makes it again."""
     if isinstance(value, tuple):
-        return "..".join("" if end is None else f"{end:g}" for end in value)
+        return "..".join("" if end is None else f"{end:.10g}" for end in value)
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -216,7 +216,7 @@ def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
     for number, values in enumerate(content.get("entries", [])):
         try:
             entries.append(_from_json(values))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"entry {number} of {file} must have the fields of a tuned entry, got {error}. "
                 "Delete the file and tune again."

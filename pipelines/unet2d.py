@@ -168,7 +168,7 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         guidance, correcting = chosen.noise_guidance, Corrections(chosen.corrections)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         levels = read_levels(self.scheduler)
-        guidance.check(self.unet, levels, self.regressor)
+        guidance.check(self.unet, levels, self.regressor, own_levels=correcting.setter is not None)
         calibrated = chosen.noise_calibration is not None
         correcting.check(
             self.unet,

@@ -1,5 +1,6 @@
 """`nag compare` as a user runs it, on a tiny checkpoint: the grid, going on after a stop, and what it refuses."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,8 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nag.analysis.compare import Cell, cell_name
+from nag.analysis.reference import Diverged
+from nag.calibration import NoiseCalibration
+from nag.jobs import cells
 from nag.jobs import compare as job
 from nag.jobs.options import CompareOptions
+from nag.jobs.stage import _refuse_other, load_stage
+from nag.levels import read_levels
+from nag.methods import parse_method
 from nag.regressor import NoiseLevelRegressor
 from tests.test_sampling import classifier
 from tests.tiny import tiny_unet, write_parquet
@@ -119,6 +126,45 @@ def test_results_of_other_settings_are_refused(checkpoint, compared):
         job.run(options(checkpoint, compared, scheduler_config=("clip_sample=true",)))
 
 
+def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_interval(
+    checkpoint, tmp_path, monkeypatch
+):
+    """Counted without the table, six evaluations would be four steps or more; all of three lie inside."""
+    method = parse_method("nag:scale=1,interval=0..+calibrated")
+    given = options(checkpoint, tmp_path / "out", schedulers=("ddim",), methods=(method.label,), shift=False)
+    stage, _ = load_stage(given, [method], "cpu")
+    stage.use("ddim")
+
+    def table(stage, cell, candidate, arguments, folder):
+        scheduler = stage.pipe.scheduler
+        scheduler.set_timesteps(arguments["num_inference_steps"])
+        levels = read_levels(scheduler).log_snr.clamp(min=0.5)
+        guidance = arguments["noise_guidance"].settings()
+        return NoiseCalibration.for_scheduler(
+            scheduler, levels, 0 * levels, samples=8, seed=0, regressor="abc", **guidance
+        )
+
+    monkeypatch.setattr(cells, "_table", table)
+    cell = Cell(scheduler="ddim", budget=6, method=method.label)
+    run = cells._prepared(stage, cell, method, None, tmp_path)
+    assert (run.arguments["num_inference_steps"], run.cost.passes, run.cost.evaluations) == (3, 6, 6)
+    with pytest.raises(
+        ValueError, match="at least one step of .* with its calibration, got a budget of 1 eval"
+    ):
+        cells._prepared(stage, dataclasses.replace(cell, budget=1), method, None, tmp_path)
+
+
+def test_a_cell_without_a_shift_keeps_its_distances(checkpoint, tmp_path, monkeypatch):
+    def diverges(*args, **kwargs):
+        raise Diverged("the estimates must be finite")
+
+    monkeypatch.setattr(cells, "record", diverges)
+    job.run(options(checkpoint, tmp_path / "out", schedulers=("ddim",), methods=("plain",), seeds=(101,)))
+    (row,) = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert row["refused"] is row["shift"] is None
+    assert row["frechet"]["value"] > 0
+
+
 def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys):
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     features = str(checkpoint / "model" / "classifier")
@@ -134,6 +180,8 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert rows[0]["class_accuracy"] is None
     assert "guidance_scale must be 1 for an unconditional network" in rows[1]["refused"]
+    with pytest.raises(ValueError, match="guidance_scale must be 1 for an unconditional network, got 2.0"):
+        job.run(options(checkpoint, tmp_path / "other", **given, methods=("plain",), guidance_scale=2.0))
     with pytest.raises(
         ValueError, match="'calibrated': regressor must be given to calibrate, got none beside the model"
     ):
@@ -168,6 +216,9 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
         ({"steps": (3, 3)}, r"steps must differ from each other, got \[3, 3\]"),
         ({"seeds": (101, 101)}, "seeds must differ from each other and from 1 to 5"),
         ({"seeds": (3,)}, r"seeds must differ from each other and from 1 to 5, which choose and calibrate, got \[3\]"),
+        ({"seeds": (-1,)}, "seeds must be at least 0, got -1"),
+        ({"eta": 2.0}, r"eta must lie in \[0, 1\], got 2.0"),
+        ({"eta": 0.5, "schedulers": ("heun",)}, "eta must be 0 for HeunDiscreteScheduler, got 0.5"),
         ({"resamples": 1}, "resamples must be at least 2, got 1"),
         ({"scheduler_config": ("clip_sample",)}, "scheduler_config must be NAME=VALUE, got 'clip_sample'"),
         ({"scheduler_config": ("clips=1",)}, "scheduler_config must name settings of the schedulers, got 'clips'"),
@@ -202,12 +253,21 @@ def test_images_that_do_not_do(checkpoint, tmp_path):
         job.run(options(checkpoint, tmp_path / "out", reference=few))
     with pytest.raises(ValueError, match="data must hold at least 16 images, got 4"):
         job.run(options(checkpoint, tmp_path / "out", data=few))
+    plain = options(checkpoint, tmp_path / "out")
+    with pytest.raises(ValueError, match="reference must not be the images of data, got .* for both"):
+        job.run(options(checkpoint, tmp_path / "out", reference=plain.data))
 
 
 def test_a_model_without_a_feature_network(checkpoint, tmp_path):
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="features must be given, got none and no classifier/ in"):
         job.run(options(checkpoint, tmp_path / "out", model=str(tmp_path / "model"), methods=("plain",)))
+
+
+def test_what_a_killed_process_leaves_is_no_use(tmp_path):
+    (tmp_path / ".17.settings.json").write_text("{")
+    (tmp_path / "reference").mkdir()
+    _refuse_other(tmp_path, {})
 
 
 def test_a_folder_in_use(checkpoint, tmp_path):

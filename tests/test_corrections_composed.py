@@ -1,5 +1,7 @@
 """Corrections together: with guidance, with each other, with a calibration; their cost; what is refused."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ from nag.corrections.noise_level_correction import NoiseLevelCorrection
 from nag.corrections.self_guidance import SelfGuidance
 from nag.corrections.time_shift import TimeShift
 from nag.corrections.time_step_guidance import TimeStepGuidance
+from nag.levels import read_levels
 from nag.null_level import null_level
+from nag.regressor import NoiseLevelRegressor
 from tests.corrected_sampling import (
     EVERYWHERE,
     LABELS,
@@ -32,6 +36,7 @@ from tests.corrected_sampling import (
     plain,
     sample,
 )
+from tests.correction_steps import every_correction, set_timesteps
 from tests.sampling import pipeline, seeded
 from tests.tiny import tiny_unet
 
@@ -113,15 +118,22 @@ def test_evaluations(class_unet: UNet2DModel, correction: Correction, extra: int
     ids=lambda correction: type(correction).__name__,
 )
 def test_a_sample_does_not_depend_on_its_batch(class_unet: UNet2DModel, correction: Correction) -> None:
-    def draw(seeds: list[int]) -> Tensor:
+    def draw(seeds: list[int], **options: Any) -> Tensor:
         generators = [seeded(k) for k in seeds]
         return sample(
-            class_unet, SCHEDULERS["ddpm"](), correction, class_labels=[k % 3 for k in seeds], generator=generators
+            class_unet, SCHEDULERS["ddpm"](), correction, class_labels=[k % 3 for k in seeds], generator=generators,
+            **options,
         )  # fmt: skip
 
     together = draw([0, 1, 2])
     for k in range(3):
         close(draw([k]), together[k : k + 1], plain("ddpm")[:1])
+    levels = read_levels(set_timesteps(SCHEDULERS["ddpm"](), STEPS)).log_snr.tolist()
+    for end in levels[1:]:  # an end of the interval at a nominal level: shifted ones lie on either side
+        guided = {"noise_guidance_scale": 0.5, "noise_guidance_interval": (end, None)}
+        together = draw([0, 1, 2], **guided)
+        for k in range(3):
+            close(draw([k], **guided), together[k : k + 1], plain("ddpm")[:1])
 
 
 def test_the_next_call_begins_anew(class_unet: UNet2DModel) -> None:
@@ -149,6 +161,25 @@ def test_a_learned_variance_is_left_alone(generator: torch.Generator) -> None:
 
 
 # Refusals
+
+
+def test_what_is_off_refuses_nothing(class_unet: UNet2DModel) -> None:
+    """UniPC discards the state it is handed, and the class guidance is the pipeline's: neither matters where all is off."""
+    theirs = sample(class_unet, UniPCMultistepScheduler(), (), guidance_scale=2.0)
+    ours = sample(class_unet, UniPCMultistepScheduler(), every_correction(class_unet), guidance_scale=2.0)
+    assert torch.equal(ours, theirs)
+
+
+def test_levels_of_their_own_go_with_one_mode(class_unet: UNet2DModel) -> None:
+    regressor = NoiseLevelRegressor.from_unet(class_unet, SCHEDULERS["ddim"]()).eval()
+    for batch in ([0], [0, 2]):
+        with pytest.raises(
+            ValueError, match="must be 'classifier_free' where each sample has a level of its own"
+        ):
+            sample(
+                class_unet, SCHEDULERS["ddim"](), TimeShift(window=10), noise_guidance_scale=1.0,
+                noise_guidance_mode="corrected", regressor=regressor, class_labels=batch,
+            )  # fmt: skip
 
 
 def test_levels_need_a_scheduler_that_starts_where_it_is_told(class_unet: UNet2DModel) -> None:

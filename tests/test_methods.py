@@ -74,6 +74,7 @@ def test_candidates_are_the_product_of_their_values():
     [
         "plain",
         "nag:scale=0.1|0.333333333,interval=-2.5..1,schedule=cosine",
+        "nag:scale=1,interval=-2.12345678..4",
         "class_interval:guidance_scale=3,interval=-1..2+calibrated",
         "time_shift:window=20|40,cutoff=200",
         "autoguidance:network=some/folder+1,scale=1",

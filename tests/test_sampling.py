@@ -7,7 +7,15 @@ from diffusers import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from nag.analysis.reference import Diverged
-from nag.analysis.sampling import _Operations, count_cost, counted_passes, largest_steps, sample_features
+from nag.analysis.sampling import (
+    Cost,
+    _Operations,
+    count_cost,
+    counted_passes,
+    largest_steps,
+    sample_features,
+    within,
+)
 from nag.feature_network import SmallClassifier, SmallClassifierFeatures
 from nag.levels import read_levels
 from nag.methods import parse_method
@@ -196,3 +204,9 @@ def test_small_operations_beside_the_network_take_no_step_away():
     steps, cost = largest_steps(pipe, given, 3)
     assert steps == cost.passes == 3
     assert 3 < cost.evaluations < 3 * 1.005
+
+
+def test_a_large_budget_gives_no_evaluation_away():
+    for budget in (1, 20, 100, 200, 1000):
+        assert within(Cost(passes=budget, evaluations=budget), budget)
+        assert not within(Cost(passes=budget + 1, evaluations=budget + 1), budget)

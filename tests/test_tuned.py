@@ -112,6 +112,10 @@ def test_corrections_are_not_lost_without_a_word(ddim_scheduler, tmp_path):
             '{"format": "nag tuned noise guidance", "version": 1, "entries": [{"sampler": {}}]}',
             "entry 0 of .* must have the fields of a tuned entry",
         ),
+        (
+            '{"format": "nag tuned noise guidance", "version": 1, "entries": [{"noise_guidance": null}]}',
+            "entry 0 of .* must have the fields of a tuned entry",
+        ),
     ],
 )
 def test_other_files_are_refused(ddim_scheduler, tmp_path, text, words):

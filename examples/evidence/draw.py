@@ -1,7 +1,7 @@
-"""Draws docs/evidence.md and its pictures from what was measured: docs/evidence/*.json and the prose beside this file.
+"""Draws docs/evidence.md, its picture and the README's table from docs/evidence/*.json and the prose beside this file.
 
-    python examples/evidence/draw.py            # writes docs/evidence.md and docs/images/pareto.png
-    python examples/evidence/draw.py --check    # exit code 1 if docs/evidence.md is not what would be written
+    python examples/evidence/draw.py            # writes docs/evidence.md, docs/images/pareto.png and the README's table
+    python examples/evidence/draw.py --check    # exit code 1 if a text is not what would be written
 
 The prose is evidence.md.jinja; it asks for tables by the name of a study of run.py. A study, or a row of one, that was
 not measured is drawn as "not run", with its command.
@@ -10,6 +10,7 @@ not measured is drawn as "not run", with its command.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "fashion_mnist")]
 
 from run import RESULTS, STUDIES, command  # noqa: E402
 
+from nag.methods import parse_method  # noqa: E402
+
+HEADLINE = (
+    *(f"{name}_100" for name in ("ddim", "dpm++", "heun")),
+    *(f"{name}_{budget}" for budget in (50, 20) for name in ("ddim", "euler", "dpm++", "heun", "ddpm")),
+)
 COLUMNS = "| sampler | budget | method | steps | evaluations | Fréchet distance | minus plain | recall | mean shift |"
 
 
@@ -72,17 +79,17 @@ def table(*studies: str, named: bool = False) -> str:
         lines += [(f"| {study} " if named else "") + line(row) for row in found]
         done = {(row["scheduler"], row["budget"], row["method"]) for row in found}
         setting = STUDIES[study]
-        wanted = [
-            (scheduler, budget, method)
+        wanted = {
+            (scheduler, budget, parse_method(method.replace("{models}", "outputs/models")).label)
             for scheduler in setting["schedulers"]
             for budget in setting["steps"]
             for method in setting["methods"]
-        ]
-        if not found or any(row[1] not in {b for _, b, _ in done} for row in wanted):
-            missing.append(study)
+        }
+        if wanted - done:
+            missing.append(study if not found else f"parts of {study}")
     text = "\n".join(lines) if len(lines) > 2 else ""
     if missing:
-        names = " ".join(missing)
+        names = " ".join(name.removeprefix("parts of ") for name in missing)
         text += f"\n\nNot run: {', '.join(missing)} (`python examples/evidence/run.py {names}`)."
     return text.strip()
 
@@ -131,6 +138,41 @@ def verdicts(*studies: str, plain: str) -> str:
             f"| {shown(twice['frechet']) if twice else 'not run'} |"
         )
     return "\n".join(lines)
+
+
+def headline() -> str:
+    """The table of the README: the methods of each sampler at equal cost."""
+    kinds = {
+        "plain": ("plain",),
+        "epsilon scaling": ("epsilon_scaling",),
+        "DCW": ("dcw", "dcw_wavelet"),
+        "calibrated": ("calibrated",),
+        "NAG": ("nag",),
+    }
+    lines = ["| sampler | evaluations | " + " | ".join(kinds) + " |", "| --- " * (2 + len(kinds)) + "|"]
+    for study in HEADLINE:
+        found = [row for row in rows(study) if row["refused"] is None]
+        if not found:
+            continue
+        cells = []
+        for names in kinds.values():
+            fitting = [row["frechet"] for row in found if name_of(row) in names]
+            cells.append(shown(min(fitting, key=lambda one: one["value"])) if fitting else "–")
+        lines.append(f"| {found[0]['scheduler']} | {found[0]['budget']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """The method of a row without its values."""
+    return "+".join(part.partition(":")[0] for part in re.split(r"\+(?=[a-z])", row["chosen"]))
+
+
+def readme() -> str:
+    """The README with its table drawn anew."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    start, end = "<!-- drawn by examples/evidence/draw.py -->\n", "<!-- end -->"
+    before, _, rest = text.partition(start)
+    return before + start + headline() + "\n" + end + rest.partition(end)[2]
 
 
 def twice(*studies: str) -> str:
@@ -231,7 +273,7 @@ def picture(path: Path) -> None:
             points = sorted(
                 (row["evaluations"], row["frechet"]["value"], row["frechet"]["standard_error"])
                 for row in found[name]
-                if "+".join(part.partition(":")[0] for part in row["chosen"].split("+")) == method
+                if name_of(row) == method
             )
             if points:
                 x, y, e = zip(*points, strict=True)
@@ -249,11 +291,13 @@ def picture(path: Path) -> None:
 def main(
     check: Annotated[bool, typer.Option("--check", help="Compare and write nothing.")] = False,
 ) -> None:
-    """Write docs/evidence.md and docs/images/pareto.png."""
-    target, text = ROOT / "docs" / "evidence.md", page()
+    """Write docs/evidence.md, docs/images/pareto.png and the README's table."""
+    files = {ROOT / "docs" / "evidence.md": page(), ROOT / "README.md": readme()}
     if check:
-        raise SystemExit(0 if target.read_text(encoding="utf-8") == text else 1)
-    target.write_text(text, encoding="utf-8")
+        same = all(path.read_text(encoding="utf-8") == text for path, text in files.items())
+        raise SystemExit(0 if same else 1)
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
     picture(ROOT / "docs" / "images" / "pareto.png")
 
 

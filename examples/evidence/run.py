@@ -68,6 +68,25 @@ STUDIES: dict[str, dict[str, Any]] = {
         for budget in (50, 20)
         for scheduler in ("ddim", "dpm++", "heun", "euler", "ddpm")
     },
+    **{
+        f"{scheduler}_100": EMBEDDED
+        | TRAILING
+        | {
+            "schedulers": [scheduler],
+            "steps": [100],
+            "num_samples": 1500,
+            "tune_samples": 250,
+            "shift": False,
+            "methods": [
+                *PLAIN,
+                "epsilon_scaling:scale=0.995|0.998",
+                "dcw:scale=-0.001|-0.0005",
+                "dcw_wavelet:scale=-0.0025|-0.00125",
+                "nag:scale=1|2,interval=-2.5..4",
+            ],
+        }
+        for scheduler in ("heun", "dpm++", "ddim")
+    },
     "plain_100": EMBEDDED
     | TRAILING
     | {
@@ -82,8 +101,8 @@ STUDIES: dict[str, dict[str, Any]] = {
         "schedulers": ["ddim"],
         "steps": [50],
         "shift": False,
-        "num_samples": 1200,
-        "tune_samples": 300,
+        "num_samples": 1000,
+        "tune_samples": 200,
         "methods": [
             *PLAIN,
             *(
@@ -135,10 +154,10 @@ STUDIES: dict[str, dict[str, Any]] = {
         | (FLOW | {"schedulers": ["flow_euler"]} if name == "small_flow" else TRAILING)
         | {
             "model": f"{{models}}/{name}",
-            "steps": [20, 50],
-            "methods": [*PLAIN, *BASELINES, *NAG],
+            "steps": [50],
+            "methods": [*PLAIN, FINER[0], FINER[2], *NAG],
             "num_samples": 1500,
-            "tune_samples": 400,
+            "tune_samples": 300,
         }
         for name in ("small_eps", "small_v", "small_flow", "large_eps")
     },
@@ -147,9 +166,9 @@ STUDIES: dict[str, dict[str, Any]] = {
     | {
         "model": FASHION / "model_unconditional",
         "steps": [20],
-        "methods": [*PLAIN, *BASELINES, *NAG],
+        "methods": [*PLAIN, BASELINES[0], BASELINES[2], *NAG],
         "num_samples": 1500,
-        "tune_samples": 400,
+        "tune_samples": 300,
     },
     **{
         f"dropout_{name}": SMALL
@@ -158,7 +177,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "model": f"{{models}}/small_ft_{name}",
             "methods": [*PLAIN, *NAG],
             "num_samples": 1500,
-            "tune_samples": 400,
+            "tune_samples": 300,
         }
         for name in ("10_40", "10_200", "05_800", "10_800", "20_800", "50_800")
     },
@@ -169,10 +188,10 @@ STUDIES: dict[str, dict[str, Any]] = {
             "reference": f"{{data}}/{name}_16/test.parquet",
             "features": f"{{data}}/{name}_16_classifier",
             "shift": False,
-            "num_samples": 1000,
-            "tune_samples": 300,
+            "num_samples": 800,
+            "tune_samples": 260,
             "schedulers": ["ddim"],
-            "steps": [50],
+            "steps": [30],
             "methods": [
                 *PLAIN,
                 *NAG,
@@ -191,8 +210,9 @@ STUDIES: dict[str, dict[str, Any]] = {
         | {
             "shift": False,
             "num_samples": 1000,
+            "calibration_samples": 256,
             "schedulers": ["ddim", "dpm++", "deis"],
-            "steps": [10, 20, 40],
+            "steps": [10, 20],
             "methods": [*PLAIN, "calibrated"],
         }
         for name, model in {

@@ -114,7 +114,13 @@ def main(
             progress=False,
         ).features
 
-    rows = json.loads(output.read_text())["rows"] if output.exists() else {}
+    before = json.loads(output.read_text()) if output.exists() else {"rows": {}}
+    if before["rows"] and (before["num_samples"], before["seeds"]) != (num_samples, list(seeds)):
+        raise typer.BadParameter(
+            f"output must have been measured with {num_samples} samples of the seeds {seeds}, got {output} with "
+            f"{before['num_samples']} of {before['seeds']}. Name another file."
+        )
+    rows = before["rows"]
     plain: dict[str, torch.Tensor] = {}
     for name, (measured, used) in ROWS.items():
         if name in rows:

@@ -40,10 +40,11 @@ from nag.architectures import unwrap
 from nag.feature_network import features_and_classes
 from nag.null_level import Instrument, instrumented
 
-__all__ = ["Cost", "Sampled", "count_cost", "counted_passes", "largest_steps", "sample_features"]
+__all__ = ["Cost", "Sampled", "count_cost", "counted_passes", "largest_steps", "sample_features", "within"]
 
 RESERVED = ("batch_size", "class_labels", "generator", "latents", "output_type", "return_dict")
 TOLERANCE = 0.005  # of the budget: a wavelet transform or the like does not cost a method a step
+MOST_OVER = 0.5  # evaluations: nor does a large budget give one away
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -152,6 +153,11 @@ def count_cost(pipe: Any, arguments: Mapping[str, Any], *, class_label: int | No
     return Cost(passes=counted[0], evaluations=round(whole.total / plain.total, 4))
 
 
+def within(cost: Cost, budget: int) -> bool:
+    """Whether a budget pays for this cost; half a per cent, and less than one evaluation, may be missing."""
+    return cost.evaluations <= budget + min(TOLERANCE * budget, MOST_OVER)
+
+
 def largest_steps(
     pipe: Any,
     arguments: Mapping[str, Any],
@@ -181,7 +187,7 @@ def largest_steps(
     trial = min(guess or budget, budget)
     while high - low > 1:
         tried = cost(trial)
-        if tried.evaluations <= budget * (1 + TOLERANCE):
+        if within(tried, budget):
             low, found = trial, tried
         else:
             high = trial

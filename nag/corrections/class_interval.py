@@ -46,8 +46,8 @@ class ClassInterval(Correction):
 
     @property
     def guides_classes(self) -> bool:
-        """True: it stands in for the pipeline's class guidance."""
-        return True
+        """Where it is on, it stands in for the pipeline's class guidance."""
+        return self.guidance_scale != 1
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.guidance_scale):

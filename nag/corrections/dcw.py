@@ -54,6 +54,10 @@ class DifferentialCorrection(Correction):
         if self.schedule not in ("constant", "sigma"):
             raise ValueError(f"schedule must be one of constant, sigma, got {self.schedule!r}.")
 
+    @property
+    def moves_state(self) -> bool:
+        return self.scale != 0
+
     def state(
         self, step: Step, reached: Float[Tensor, "batch *shape"], x_0_hat: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:
@@ -89,6 +93,10 @@ class WaveletCorrection(Correction):
             raise ValueError(
                 f"wavelet must be a discrete one of PyWavelets, got {self.wavelet!r}. haar, db4 and sym8 are usual."
             )
+
+    @property
+    def moves_state(self) -> bool:
+        return self.scale != 0 or self.high_scale != 0
 
     def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
         """Refuses networks whose data are not images.

@@ -15,12 +15,14 @@ from torch import Tensor
 from nag.architectures import architecture_of, unwrap
 from nag.feature_network import load_feature_network
 from nag.named_schedulers import make_scheduler
+from nag.pipeline_inputs import checked_labels, checked_shape
 from nag.pipelines import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
 
 __all__ = [
     "Bench",
     "balanced_labels",
+    "check_sampler",
     "classes_of",
     "configured_schedulers",
     "feature_network",
@@ -60,6 +62,25 @@ def classes_of(pipeline: Any) -> int | None:
     """Number of classes without the null class; None for an unconditional model."""
     unet = unwrap(pipeline.unet)
     return architecture_of(unet).null_class(unet)
+
+
+def check_sampler(pipe: Any, schedulers: Iterable[Any], *, guidance_scale: float, eta: float) -> None:
+    """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes.
+
+    Raises:
+        ValueError: as the pipeline would.
+    """
+    label = None if classes_of(pipe) is None else 0
+    checked_labels(pipe.unet, label, 1, guidance_scale, pipe.device)
+    reasons = []
+    for scheduler in schedulers:
+        try:
+            checked_shape(pipe.unet, scheduler, 1, 1, eta, None, None, "latent")
+        except ValueError as error:
+            reasons.append(error)
+        else:
+            return
+    raise reasons[0]
 
 
 def load_pipeline(model: str, regressor: str | None, device: str | torch.device | None) -> Any:

@@ -71,6 +71,7 @@ def _refuse_known(
                     scheduler,
                     eta=options.eta,
                     guidance_scale=options.guidance_scale,
+                    corrections=(),
                     **guidance.settings(),
                 )
             except ValueError:

@@ -15,7 +15,7 @@ from nag.analysis import forward_reference, measure_shift, record
 from nag.analysis.calibrate import calibrate
 from nag.analysis.compare import Cell, SeedResult, cell_name
 from nag.analysis.reference import Diverged
-from nag.analysis.sampling import Cost, Sampled, largest_steps
+from nag.analysis.sampling import Cost, Sampled, count_cost, largest_steps, within
 from nag.calibration import NoiseCalibration, require_calibratable
 from nag.guidance import NoiseGuidance
 from nag.hub import written_file
@@ -94,7 +94,10 @@ def _measured(stage: Stage, cell: Cell, method: Method, folder: Path) -> Cell:
 
 
 def _prepared(stage: Stage, cell: Cell, candidate: Method, guess: int | None, folder: Path) -> _Run:
-    """A candidate with the number of steps that the budget pays for, and with its calibration."""
+    """A candidate with the number of steps that the budget pays for, and with its calibration.
+
+    A table may move a step into the interval of a guidance, or out of it: what it costs is counted again with the table.
+    """
     arguments = stage.arguments(candidate)
     if candidate.calibrated:
         stage.pipe.scheduler.set_timesteps(cell.budget)
@@ -106,10 +109,19 @@ def _prepared(stage: Stage, cell: Cell, candidate: Method, guess: int | None, fo
             f"steps must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget} evaluations. "
             "Give it more."
         )
-    arguments = arguments | {"num_inference_steps": paid[0]}
-    if candidate.calibrated:
-        arguments["noise_calibration"] = _table(stage, cell, candidate, arguments, folder)
-    return _Run(method=candidate, cost=paid[1], arguments=arguments)
+    if not candidate.calibrated:
+        return _Run(method=candidate, cost=paid[1], arguments=arguments | {"num_inference_steps": paid[0]})
+    for steps in range(paid[0], 0, -1):
+        with_steps = arguments | {"num_inference_steps": steps}
+        table = _table(stage, cell, candidate, with_steps, folder)
+        calibrated = with_steps | {"noise_calibration": table}
+        cost = count_cost(stage.pipe, calibrated, class_label=label)
+        if within(cost, cell.budget):
+            return _Run(method=candidate, cost=cost, arguments=calibrated)
+    raise ValueError(
+        f"steps must pay for at least one step of {candidate.label!r} with its calibration, got a budget of {cell.budget} "
+        "evaluations. Give it more."
+    )
 
 
 def _table(
@@ -200,17 +212,20 @@ def _shift(stage: Stage, scheduler: str, run: _Run) -> dict[str, Any] | None:
     if stage.judge is None:
         return None
     stage.use(scheduler)
-    trajectory = record(
-        stage.pipe,
-        stage.judge,
-        num_samples=options.shift_samples,
-        batch_size=options.batch_size,
-        seed=options.seed + 3,
-        class_labels=balanced_labels(stage.classes, options.shift_samples),
-        keep_images=0,
-        progress=False,
-        **run.arguments,
-    )
+    try:
+        trajectory = record(
+            stage.pipe,
+            stage.judge,
+            num_samples=options.shift_samples,
+            batch_size=options.batch_size,
+            seed=options.seed + 3,
+            class_labels=balanced_labels(stage.classes, options.shift_samples),
+            keep_images=0,
+            progress=False,
+            **run.arguments,
+        )
+    except Diverged:
+        return None
     levels = json.dumps(trajectory.log_snr.tolist())
     if levels not in stage.forward:
         stage.forward[levels] = forward_reference(

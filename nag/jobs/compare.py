@@ -129,6 +129,8 @@ def _check(options: CompareOptions) -> list[Method]:
             f"seeds must differ from each other and from {used[0]} to {used[-1]}, which choose and calibrate, got "
             f"{list(options.seeds)}. Take others."
         )
+    if min(options.seed, *options.seeds) < 0:
+        raise ValueError(f"seeds must be at least 0, got {min(options.seed, *options.seeds)}. Take others.")
     for name in ("schedulers", "steps"):
         values = getattr(options, name)
         if len(set(values)) < len(values):
@@ -139,10 +141,11 @@ def _check(options: CompareOptions) -> list[Method]:
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Makes the folder that of these settings."""
-    for name in ("cells", "features", "calibrations"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    # settings first: a folder with cells and no settings is refused
     with written_file(folder / SETTINGS_FILE) as part:
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    for name in ("cells", "features", "calibrations"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
 
 
 def _path(folder: Path, scheduler: str, budget: int, method: Method) -> Path:

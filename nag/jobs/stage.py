@@ -25,6 +25,7 @@ from nag.corrections import Corrections
 from nag.guidance import NoiseGuidance
 from nag.jobs.bench import (
     balanced_labels,
+    check_sampler,
     classes_of,
     configured_schedulers,
     feature_network,
@@ -142,6 +143,7 @@ def load_stage(
     schedulers = configured_schedulers(
         options.schedulers, pipe.scheduler, read_assignments(options.scheduler_config)
     )
+    check_sampler(pipe, schedulers.values(), guidance_scale=options.guidance_scale, eta=options.eta)
     built = _built(pipe, schedulers, methods, options.guidance_scale)
     network = feature_network(
         options.model,
@@ -193,6 +195,11 @@ def load_stage(
         "regressor": None if pipe.regressor is None else fingerprint(pipe.regressor),
         "judge": None if judge is None else fingerprint(judge),
     }
+    if settings["reference"] == settings["data"]:
+        raise ValueError(
+            f"reference must not be the images of data, got {options.reference} for both: what is chosen on may not judge. "
+            "Leave --reference out, and half of --data judges."
+        )
     settings |= {name: getattr(options, name) for name in SETTINGS}
     _refuse_other(options.output_dir, settings)
     stage = Stage(
@@ -254,8 +261,11 @@ def _reason(pipe: Any, scheduler: Any, candidate: Method, arguments: dict[str, A
             )
         if candidate.calibrated:
             require_calibratable(made)
-        arguments.get("noise_guidance", NoiseGuidance()).check(pipe.unet, levels, pipe.regressor)
-        Corrections(arguments.get("corrections", ())).check(
+        corrections = Corrections(arguments.get("corrections", ()))
+        arguments.get("noise_guidance", NoiseGuidance()).check(
+            pipe.unet, levels, pipe.regressor, own_levels=corrections.setter is not None
+        )
+        corrections.check(
             pipe.unet,
             made,
             levels,
@@ -275,7 +285,9 @@ def _refuse_other(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS_FILE
     if not path.exists():
         others = (
-            [entry.name for entry in folder.iterdir() if entry.name != "reference"] if folder.exists() else []
+            [entry.name for entry in folder.iterdir() if entry.name != "reference" and entry.name[0] != "."]
+            if folder.exists()
+            else []
         )
         if others:
             raise ValueError(

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from nag.calibration import require_calibratable
 from nag.guidance import PURE_NOISE, NoiseGuidance
 from nag.jobs.bench import (
+    check_sampler,
     classes_of,
     configured_schedulers,
     feature_network,
@@ -55,6 +56,7 @@ def run(options: TuneOptions) -> Entry:
     pipe = load_pipeline(options.model, options.regressor, options.device)
     settings = read_assignments(options.scheduler_config)
     (pipe.scheduler,) = configured_schedulers([options.scheduler], pipe.scheduler, settings).values()
+    check_sampler(pipe, [pipe.scheduler], guidance_scale=options.guidance_scale, eta=options.eta)
     sampler = Sampler.of(
         pipe.scheduler, options.steps, eta=options.eta, guidance_scale=options.guidance_scale
     )
@@ -211,6 +213,14 @@ def _check(options: TuneOptions) -> None:
         raise ValueError(
             f"confirm_seeds must be seeds that took no part in the search, got {options.confirm_seeds} with seed "
             f"{options.seed}. Take others."
+        )
+    if len(set(options.confirm_seeds)) < len(options.confirm_seeds):
+        raise ValueError(
+            f"confirm_seeds must differ from each other, got {options.confirm_seeds}. A seed twice adds no sample."
+        )
+    if min(options.seed, *options.confirm_seeds) < 0:
+        raise ValueError(
+            f"seeds must be at least 0, got {min(options.seed, *options.confirm_seeds)}. Take others."
         )
     unknown = [form for form in options.forms if form not in FORMS]
     if unknown:
