@@ -76,6 +76,10 @@ class Bench(Protocol):
         """The number of plain steps that costs the same, or next more."""
         ...
 
+    def sound_steps(self, steps: int) -> int:
+        """The number of plain steps up to this one at which the scheduler's own mismatch is least."""
+        ...
+
     def read(self, candidate: Candidate, rung: int) -> Reading | None:
         """Quality on the samples of a rung, those of the rungs below among them; None if the samples diverge."""
         ...
@@ -241,7 +245,8 @@ class Search:
         """Steps of plain sampling at this cost, rounded up to quarters of the sampler's own: few are measured."""
         steps = self.space.num_inference_steps
         quarter = max(1, steps // 4)
-        return steps + quarter * max(0, math.ceil((self.bench.steps_at(cost) - steps) / quarter))
+        rounded = steps + quarter * max(0, math.ceil((self.bench.steps_at(cost) - steps) / quarter))
+        return self.bench.sound_steps(rounded)
 
     def _try(self, candidate: Candidate, stage: str, parameters: dict[str, Any] | None = None) -> bool:
         """Measures a candidate up to the rung where the better half leaves it behind; False if there is no time for it."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, HeunDiscreteScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 
 from nag.analysis.reference import sample_generators
 from nag.feature_network import SmallClassifier, load_feature_network
@@ -282,3 +282,14 @@ def test_too_few_real_images_are_refused(folder, tmp_path):
         ValueError, match="reference must hold at least 14 images for a network of 6 features"
     ):
         run(options(folder, tmp_path, reference=few))
+
+
+def test_plain_sampling_does_not_lose_by_a_stride_that_does_not_fit(bench):
+    """DDIM strides by T // N: with trailing spacing 1000 / 34 steps do not end where the next begin, 1000 / 27 (nearly) do."""
+    bench.num_inference_steps = 20
+    bench.pipe.scheduler = DDIMScheduler(timestep_spacing="trailing")
+    assert [bench.sound_steps(steps) for steps in (20, 24, 34, 40)] == [20, 20, 27, 40]
+    bench.pipe.scheduler = EulerDiscreteScheduler(timestep_spacing="trailing")  # steps between its own sigmas
+    assert bench.sound_steps(34) == 34
+    bench.num_inference_steps = 50
+    assert bench.sound_steps(34) == 34  # dearer than what is asked for: nothing to choose

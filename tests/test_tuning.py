@@ -34,6 +34,9 @@ class OracleBench:
     def cost(self, candidate: Candidate) -> float:
         return candidate.num_inference_steps + self.guided_steps(candidate)
 
+    def sound_steps(self, steps: int) -> int:
+        return steps
+
     def steps_at(self, cost: float) -> int:
         return math.ceil(cost)
 

@@ -90,7 +90,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "plain_100": EMBEDDED
     | TRAILING
     | {
-        "schedulers": ["ddim", "dpm++", "heun"],
+        "schedulers": ["ddim"],
         "steps": [40, 100],
         "methods": PLAIN,
         "shift": False,
