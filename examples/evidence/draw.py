@@ -281,9 +281,11 @@ def picture(path: Path) -> None:
         axis.set(xscale="log", yscale="log", title=name, xlabel="network evaluations per sample")
         axis.set_xticks([10, 20, 50, 100], labels=["10", "20", "50", "100"])
         axis.set_xticks([], minor=True)
+        axis.set_yticks([2, 3, 4, 6], labels=["2", "3", "4", "6"])
+        axis.set_yticks([], minor=True)
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("Fréchet distance (lower is better)")
-    axes[0][-1].legend(fontsize=7)
+    axes[0][0].legend(fontsize=7)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
