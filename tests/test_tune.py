@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_a_confirmation_compares_with_plain_sampling_at_equal_cost(bench, tmp_pa
     assert (same.difference.value, same.difference.standard_error) == (0.0, 0.0)
     kept = len(list(tmp_path.iterdir()))
     assert kept == 5  # two candidates with two seeds, and plain sampling with four steps
-    bench.pipe = None  # nothing is drawn again
+    bench.pipe = SimpleNamespace(scheduler=bench.pipe.scheduler)  # no network: nothing is drawn again
     assert bench.confirm(GUIDED, (101, 102), 20, bench.reference) == found
 
 
