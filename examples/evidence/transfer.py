@@ -41,8 +41,8 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def main(
     output: Annotated[Path, typer.Option("--output", help="JSON file of the rows.")],
     reference: Annotated[Path, typer.Option("--reference", help="Images the distances are taken to.")],
-    num_samples: Annotated[int, typer.Option("--num_samples", help="Samples per seed.")] = 1500,
-    seeds: Annotated[list[int], typer.Option("--seeds", help="Seeds of the samples.")] = [101, 102],  # noqa: B006
+    num_samples: Annotated[int, typer.Option("--num_samples", help="Samples per seed.")] = 1000,
+    seeds: Annotated[list[int], typer.Option("--seeds", help="Seeds of the samples.")] = [101],  # noqa: B006
 ) -> None:
     """Measure how calibration tables carry over."""
     import numpy as np
@@ -72,7 +72,9 @@ def main(
     network = load_feature_network(str(FASHION / "model" / "classifier"))
 
     def images(path: Path) -> Any:
-        return load_images(train_data_dir=path, channels=1, resolution=16, progress=False)
+        return load_images(
+            train_data_dir=path, channels=1, resolution=16, label_column="label", progress=False
+        )
 
     held_out = images(FASHION / "data" / "calibration.parquet").tensor()[:500]
     real = images(reference)
