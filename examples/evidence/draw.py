@@ -216,11 +216,17 @@ def transfer() -> str:
         "| table | steps | plain | calibrated | calibrated minus plain | mean shift of the table |",
         "| --- " * 6 + "|",
     ]
-    for name, row in json.loads(path.read_text())["rows"].items():
+    found = json.loads(path.read_text())["rows"]
+    for name, row in found.items():
         lines.append(
             f"| {name} | {row['steps']} | {row['plain']:.2f} | {row['calibrated']:.2f} "
             f"| {row['difference']:+.2f} ± {row['standard_error']:.2f} | {row['mean_shift_of_table']:+.4f} |"
         )
+    from transfer import ROWS
+
+    missing = [name for name in ROWS if name not in found]
+    if missing:
+        lines += ["", f"Not run: {'; '.join(missing)} (`python examples/evidence/transfer.py`, as above)."]
     return "\n".join(lines)
 
 
