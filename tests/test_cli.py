@@ -7,30 +7,19 @@ import time
 from dataclasses import dataclass
 
 import pytest
-import torch
 import typer
 from diffusers import DDIMPipeline, DDIMScheduler
 from typer.testing import CliRunner
 
 from nag.cli import app
 from nag.options import add_command, option
-from nag.regressor import NoiseLevelRegressor
-from tests.tiny import tiny_unet, write_parquet
+from tests.tiny import tiny_checkpoint, tiny_unet
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A tiny checkpoint with an untrained regressor beside it, and held-out images."""
-    folder = tmp_path_factory.mktemp("cli")
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    unet = tiny_unet(num_class_embeds=3)
-    DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        head = NoiseLevelRegressor.from_unet(unet, scheduler, hidden_size=8)
-    head.save_pretrained(folder / "model" / "regressor")
-    write_parquet(folder / "data", count=40, split="heldout")
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("cli"))
 
 
 def run(*words):

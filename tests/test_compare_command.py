@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,24 +20,15 @@ from nag.jobs.options import CompareOptions
 from nag.jobs.stage import _refuse_other, load_stage
 from nag.levels import read_levels
 from nag.methods import parse_method
-from nag.regressor import NoiseLevelRegressor
 from tests.test_sampling import classifier
-from tests.tiny import tiny_unet, write_parquet
+from tests.tiny import tiny_checkpoint, tiny_unet, write_parquet
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A class-conditional checkpoint with regressor and classifier beside it, and images of its size."""
-    folder = tmp_path_factory.mktemp("compare")
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    unet = tiny_unet(num_class_embeds=3)
-    DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        head = NoiseLevelRegressor.from_unet(unet, scheduler, hidden_size=8)
-    head.save_pretrained(folder / "model" / "regressor")
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("compare"))
     classifier().classifier.save_pretrained(folder / "model" / "classifier")
-    write_parquet(folder / "data", count=40, split="heldout")
     return folder
 
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
+
+from nag.regressor import NoiseLevelRegressor
 
 
 def tiny_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
@@ -37,4 +39,17 @@ def write_parquet(folder: Path, count: int = 40, split: str = "train") -> Path:
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
     data = {"image": images, "label": [i % 2 for i in range(count)]}
     Dataset.from_dict(data, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """`model`, a class-conditional DDIM pipeline with an untrained regressor beside it, and `data`, held-out images."""
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    unet = tiny_unet(num_class_embeds=3)
+    DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = NoiseLevelRegressor.from_unet(unet, scheduler, hidden_size=8)
+    head.save_pretrained(folder / "model" / "regressor")
+    write_parquet(folder / "data", count=40, split="heldout")
     return folder

@@ -11,13 +11,14 @@ docs/evidence/STUDY.json; rows that were not run are marked so by draw.py.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from nag.hub import written_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -257,10 +258,8 @@ def without_seconds(value: Any) -> Any:
 def publish(study: str, output: Path) -> None:
     """Writes what a study has measured to the results."""
     found = json.loads((ROOT / output / study / "compare.json").read_text(encoding="utf-8"))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    part = RESULTS / f".{study}.{os.getpid()}"
-    part.write_text(json.dumps(without_seconds(found), indent=1) + "\n", encoding="utf-8")
-    os.replace(part, RESULTS / f"{study}.json")
+    with written_file(RESULTS / f"{study}.json") as part:
+        part.write_text(json.dumps(without_seconds(found), indent=1) + "\n", encoding="utf-8")
 
 
 def main(

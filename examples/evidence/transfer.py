@@ -10,7 +10,6 @@ plain sampling from the same noise. A stop loses at most one row.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +51,7 @@ def main(
     from nag.analysis.sampling import sample_features
     from nag.feature_network import extract_features, load_feature_network
     from nag.finetune.images import load_images
+    from nag.hub import written_file
     from nag.metrics import bootstrap_difference, frechet_distance
     from nag.named_schedulers import make_scheduler
     from nag.pipelines import NAGPipeline
@@ -162,11 +162,10 @@ def main(
             "steps": steps,
         }
         print(name, {k: round(v, 4) for k, v in rows[name].items()}, flush=True)
-        part = output.with_name(f".{output.name}.{os.getpid()}")
-        part.write_text(
-            json.dumps({"num_samples": num_samples, "seeds": seeds, "rows": rows}, indent=1) + "\n"
-        )
-        os.replace(part, output)
+        with written_file(output) as part:
+            part.write_text(
+                json.dumps({"num_samples": num_samples, "seeds": seeds, "rows": rows}, indent=1) + "\n"
+            )
 
 
 if __name__ == "__main__":

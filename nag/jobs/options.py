@@ -11,7 +11,14 @@ from nag.methods import method_names
 from nag.named_schedulers import SCHEDULERS
 from nag.options import option
 
-__all__ = ["AccuracyOptions", "BenchOptions", "CalibrateOptions", "CompareOptions", "ShiftOptions"]
+__all__ = [
+    "AccuracyOptions",
+    "BenchOptions",
+    "CalibrateOptions",
+    "CompareOptions",
+    "FeatureOptions",
+    "ShiftOptions",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +96,20 @@ class AccuracyOptions(BenchOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(BenchOptions):
+class FeatureOptions(BenchOptions):
+    """What distances between sets of images need besides: a feature network."""
+
+    features: str | None = option(
+        None,
+        "Feature network: a classifier's folder, a TorchScript file, or a vision model's folder or Hub id; default: "
+        "classifier/ beside the model.",
+    )
+    feature_size: int | None = option(None, "Image size that a TorchScript feature network wants.")
+    feature_channels: int | None = option(None, "Channels that a TorchScript feature network wants.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(FeatureOptions):
     """Options of `nag compare`."""
 
     schedulers: tuple[str, ...] = option(
@@ -104,13 +124,6 @@ class CompareOptions(BenchOptions):
         f"NAME or NAME:KEY=VALUE,..., joined by +. Names: {', '.join(method_names())}. Values divided by | are "
         "candidates: the best on the tuning seed is reported, on other seeds. plain is always measured.",
     )
-    features: str | None = option(
-        None,
-        "Feature network: a classifier's folder, a TorchScript file, or a vision model's folder or Hub id; default: "
-        "classifier/ beside the model.",
-    )
-    feature_size: int | None = option(None, "Image size that a TorchScript feature network wants.")
-    feature_channels: int | None = option(None, "Channels that a TorchScript feature network wants.")
     reference: Path | None = option(
         None,
         "Images that samples are compared with: a folder or a parquet file; default: every second image of --data, "

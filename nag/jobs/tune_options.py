@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nag.jobs.options import BenchOptions
+from nag.jobs.options import FeatureOptions
 from nag.named_schedulers import SCHEDULERS
 from nag.options import option
 
@@ -16,7 +16,7 @@ FORMS = ("classifier_free", "corrected", "gradient", "calibrated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(BenchOptions):
+class TuneOptions(FeatureOptions):
     """Options of `nag tune`."""
 
     scheduler: str | None = option(None, f"{', '.join(SCHEDULERS)}; default: the model's.")
@@ -36,13 +36,6 @@ class TuneOptions(BenchOptions):
         None,
         "Regressor for the forms corrected, gradient and calibrated: a folder or a Hub id; default: beside the model.",
     )
-    features: str | None = option(
-        None,
-        "Feature network: a classifier's folder, a TorchScript file, or a vision model's folder or Hub id; default: "
-        "classifier/ beside the model.",
-    )
-    feature_size: int | None = option(None, "Image size that a TorchScript feature network wants.")
-    feature_channels: int | None = option(None, "Channels that a TorchScript feature network wants.")
     reference: Path | None = option(
         None,
         "Images that samples are compared with, a folder or a parquet file; default: --data. Every second one serves "
