@@ -44,6 +44,7 @@ from torch import Tensor
 
 from nag.process import GaussianProcess
 from nag.theory.prior import LevelPrior, log_normalised
+from nag.theory.targets import Target, coefficients
 
 __all__ = ["FiniteData"]
 
@@ -61,7 +62,7 @@ class FiniteData:
         prior: p(t): the *training* prior of the network in question, not a sampling grid.
         data_weights: `(N,)`, non-negative weights of the data (normalised here); None for equal ones. Data of weight
             0 are dropped.
-        chunk_elements: largest number of elements of one temporary tensor (default 32 MiB of float64).
+        chunk_elements: largest number of elements of one temporary tensor (default 8 MiB of float64, the fastest on a CPU).
 
     Raises:
         ValueError: if data or weights are malformed, or the process has no noise at a level of the prior.
@@ -78,7 +79,7 @@ class FiniteData:
     process: GaussianProcess
     prior: LevelPrior
     data_weights: Tensor | None = None
-    chunk_elements: int = 2**22
+    chunk_elements: int = 2**20
 
     def __post_init__(self) -> None:
         if self.data.ndim < 2 or self.data.numel() == 0:
@@ -171,13 +172,13 @@ class FiniteData:
     # What a network that is told the level predicts
 
     def prediction(
-        self, x: Float[Tensor, "batch *shape"], t: Tensor | float, prediction: str
+        self, x: Float[Tensor, "batch *shape"], t: Tensor | float, prediction: Target
     ) -> Float[Tensor, "batch *shape"]:
-        """f_t(x) = E[c_t x_0 + d_t eps | x, t] for a prediction type of `nag.process.PREDICTIONS`."""
+        """f_t(x) = E[c_t x_0 + d_t eps | x, t] for a prediction type of `nag.process.PREDICTIONS`, or t -> (c, d)."""
         x = self._query(x)
         level = self._level(x, t)
         log_weight = -self._log_likelihoods(x, level)  # turns p(x, n | t) into p(n | x, t)
-        return self._field(x, level, log_weight, *self.process.coefficients(prediction, level))
+        return self._field(x, level, log_weight, *coefficients(self.process, prediction, level))
 
     def denoised(self, x: Float[Tensor, "batch *shape"], t: Tensor | float) -> Float[Tensor, "batch *shape"]:
         """E[x_0 | x, t]."""
@@ -196,14 +197,14 @@ class FiniteData:
     def blind(
         self,
         x: Float[Tensor, "batch *shape"],
-        prediction: str,
+        prediction: Target,
         loss_weight: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """f(x) = E[w f_t(x) | x] / E[w | x]: the optimum of a noise-unconditional network.
 
         Args:
             x: `(B, *shape)`.
-            prediction: one of `nag.process.PREDICTIONS`.
+            prediction: one of `nag.process.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`.
             loss_weight: w(t), `(K,)` to `(K,)`, the weight of level t's squared error in training.
 
         Raises:
@@ -215,11 +216,30 @@ class FiniteData:
         log_w = torch.zeros_like(t) if loss_weight is None else log_normalised(loss_weight(t), "loss_weight")
         log_normaliser = (log_joint + log_w).logsumexp(1, keepdim=True)
         log_weight = self.prior.log_probability + log_w - log_normaliser
-        return self._field(x, t[None], log_weight, *self.process.coefficients(prediction, t[None]))
+        return self._field(x, t[None], log_weight, *coefficients(self.process, prediction, t[None]))
 
     def marginal_score(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """s(x) = grad_x log p(x) = E[s_t(x) | x]: the blind optimum for the score target."""
         return self.blind(x, "score")
+
+    def displacement(
+        self, x: Float[Tensor, "batch *shape"], t: Float[Tensor, "batch levels"]
+    ) -> Float[Tensor, "batch levels *shape"]:
+        """E[x - x_0 | x, t] at L levels of each query, in which every f_t is affine (`nag.theory.levelwise`).
+
+        Args:
+            x: `(B, *shape)`.
+            t: `(B, L)`.
+        """
+        x = self._query(x)
+        peak, mass = x.new_full(t.shape, -torch.inf), x.new_zeros(t.shape)
+        total = x.new_zeros(*t.shape, self.data[0].numel())
+        for difference, _, log_joint in self._chunks(x, t):
+            top = torch.maximum(peak, log_joint.amax(-1))
+            weight, kept = (log_joint - top[..., None]).exp(), (peak - top).exp()
+            total = total * kept[..., None] + weight @ difference
+            peak, mass = top, mass * kept + weight.sum(-1)
+        return (total / mass[..., None]).reshape(*t.shape, *self.data.shape[1:])
 
     # Sums over the data, chunk by chunk. Levels are (1, L) or (B, L); L is K or 1.
 
