@@ -10,10 +10,14 @@ from nag.guidance import NoiseGuidance as NoiseGuidance
 from nag.levels import SchedulerLevels as SchedulerLevels
 from nag.levels import read_levels as read_levels
 from nag.metrics import frechet_distance as frechet_distance
+from nag.pipelines import EqMPipeline as EqMPipeline
 from nag.pipelines import NAGPipeline as NAGPipeline
+from nag.pipelines import NoiseUnconditionalPipeline as NoiseUnconditionalPipeline
 from nag.process import GaussianProcess as GaussianProcess
 from nag.regressor import NoiseEstimate as NoiseEstimate
 from nag.regressor import NoiseLevelRegressor as NoiseLevelRegressor
+from nag.schedulers import EquilibriumMatchingScheduler as EquilibriumMatchingScheduler
+from nag.schedulers import UnifiedScheduler as UnifiedScheduler
 from nag.theory import FiniteData as FiniteData
 
 __version__: str

@@ -316,8 +316,8 @@ def make_objective(name: str, **parameters: Any) -> Objective:
 
     Example:
         >>> eqm = make_objective("eqm", decay="truncated", interpolation=0.8, multiplier=4.0)
-        >>> eqm.coefficients(torch.tensor([0.1, 0.5]))[1]
-        tensor([2., 4.])
+        >>> eqm.coefficients(torch.tensor([0.25, 0.5], dtype=torch.float64))[1]  # gamma 3/4 and 1/2
+        tensor([4., 4.], dtype=torch.float64)
     """
     if name not in _MAKERS:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}.")

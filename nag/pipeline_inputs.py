@@ -1,4 +1,4 @@
-"""Arguments of the pipelines: checked before any work, and resolved to what the sampling loop needs."""
+"""Arguments of the pipelines: checked before any work, resolved to what the sampling loop needs; and its images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from nag.architectures import unwrap
@@ -17,7 +20,17 @@ from nag.corrections.base import Correction, Corrections
 from nag.guidance import NoiseGuidance
 from nag.tuned import Tuned, load_tuned
 
-__all__ = ["checked_labels", "checked_shape", "chosen_guidance", "measured_levels", "step_parameters"]
+__all__ = [
+    "checked_callback",
+    "checked_labels",
+    "checked_shape",
+    "chosen_guidance",
+    "images_of",
+    "measured_levels",
+    "starting_noise",
+    "step_options",
+    "step_parameters",
+]
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -138,6 +151,53 @@ def checked_shape(
             f"latents must have shape {shape}, got {tuple(latents.shape)}. They set neither batch nor image size."
         )
     return shape
+
+
+def checked_callback(callback: Any, tensor_inputs: Sequence[str], allowed: list[str]) -> Sequence[str]:
+    """What a callback is shown: its own choice if it is one of diffusers' callbacks, else the pipeline's argument.
+
+    Raises:
+        ValueError: if that is more than there is.
+    """
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        tensor_inputs = callback.tensor_inputs
+    if not set(tensor_inputs) <= set(allowed):
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs must be among {allowed}, got {list(tensor_inputs)}."
+        )
+    return tensor_inputs
+
+
+def starting_noise(
+    unet: Any,
+    shape: tuple[int, ...],
+    generator: torch.Generator | list[torch.Generator] | None,
+    latents: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Standard normal noise in the network's precision: drawn, or the caller's."""
+    if latents is not None:
+        return latents.to(device=device, dtype=unet.dtype)
+    return randn_tensor(shape, generator=generator, device=device, dtype=unet.dtype)
+
+
+def step_options(
+    scheduler: Any, eta: float, generator: torch.Generator | list[torch.Generator] | None
+) -> dict[str, Any]:
+    """Those of eta and generator that a scheduler's `step` takes."""
+    accepted = step_parameters(scheduler)
+    return {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+
+
+def images_of(x: Tensor, output_type: str) -> Any:
+    """The images asked for, of a last state in [-1, 1]."""
+    if output_type == "latent":
+        return x
+    images = (x / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return images
+    array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+    return DiffusionPipeline.numpy_to_pil(array) if output_type == "pil" else array
 
 
 def measured_levels(

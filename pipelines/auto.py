@@ -1,4 +1,4 @@
-"""The way in: a checkpoint's network decides which pipeline class it gets."""
+"""The way in: a checkpoint's network decides which pipeline class it gets, unless the checkpoint names one of ours."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any, get_type_hints
 from diffusers import DiffusionPipeline
 
 from nag.hub import fetch_beside
+from nag.pipelines.equilibrium_matching import EqMPipeline
+from nag.pipelines.noise_unconditional import NoiseUnconditionalPipeline
 from nag.pipelines.unet2d import NAGUNet2DPipeline
 
 __all__ = ["NAGPipeline"]
 
 PIPELINES: tuple[type[DiffusionPipeline], ...] = (NAGUNet2DPipeline,)
+UNCONDITIONAL: dict[str, Any] = {cls.__name__: cls for cls in (NoiseUnconditionalPipeline, EqMPipeline)}
+"""Models without a noise condition are told apart by the pipeline that saved them: their networks look like all others."""
 NETWORKS = {get_type_hints(pipeline.__init__)["unet"].__name__: pipeline for pipeline in PIPELINES}
 
 
@@ -33,7 +37,8 @@ class NAGPipeline:
         images = pipe(batch_size=4, noise_guidance_scale=0.5).images   # with Noise Awareness Guidance
         ```
 
-    Supported now: UNet2DModel checkpoints, unconditional and class-conditional (`NAGUNet2DPipeline`).
+    Supported now: UNet2DModel checkpoints, unconditional and class-conditional (`NAGUNet2DPipeline`), and models without a
+    noise condition, which `NoiseUnconditionalPipeline` or `EqMPipeline` saved.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +50,7 @@ class NAGPipeline:
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, regressor: Any = None, **kwargs: Any
-    ) -> NAGUNet2DPipeline:
+    ) -> Any:
         """Loads a checkpoint into the pipeline class that fits its network.
 
         Args:
@@ -55,10 +60,12 @@ class NAGPipeline:
             kwargs: as for `DiffusionPipeline.from_pretrained` (dtype, revision, variant, token, cache_dir, scheduler...).
 
         Returns:
-            A pipeline; call it to sample. See `NAGUNet2DPipeline.__call__`.
+            A pipeline; call it to sample. See `NAGUNet2DPipeline.__call__`, and those of `NoiseUnconditionalPipeline` and
+            `EqMPipeline` for what they saved.
 
         Raises:
-            ValueError: if there is no pipeline at that path, or its network is not supported.
+            ValueError: if there is no pipeline at that path, its network is not supported, or a regressor is given for a
+                model without a noise condition.
 
         Example:
             ```python
@@ -73,12 +80,19 @@ class NAGPipeline:
                 "model_index.json. Name a folder that save_pretrained wrote, or a repository on the Hub."
             )
         components = json.loads(index.read_text(encoding="utf-8"))
+        if (unconditional := UNCONDITIONAL.get(str(components.get("_class_name")))) is not None:
+            if regressor is not None and regressor is not False:
+                raise ValueError(
+                    f"regressor must be None for a {unconditional.__name__}, got {regressor!r}. It serves noise guidance, "
+                    "which needs a network that is told its level."
+                )
+            return unconditional.from_pretrained(pretrained_model_name_or_path, **kwargs)
         networks = [components[name][1] for name in ("unet", "transformer") if name in components]
         pipeline = _pipeline_for(networks[0] if networks else str(components.get("_class_name")))
         return pipeline.from_pretrained(pretrained_model_name_or_path, regressor=regressor, **kwargs)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> NAGUNet2DPipeline:
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """Takes over the components of a loaded diffusers pipeline; nothing is copied, cast or moved.
 
         Args:
@@ -88,6 +102,8 @@ class NAGPipeline:
         Raises:
             ValueError: if the network is not supported.
         """
+        if type(pipeline).__name__ in UNCONDITIONAL:
+            return UNCONDITIONAL[type(pipeline).__name__].from_pipe(pipeline, **kwargs)
         networks = [
             pipeline.components[name] for name in ("unet", "transformer") if name in pipeline.components
         ]

@@ -25,9 +25,8 @@ from diffusers import (
     SchedulerMixin,
     UNet2DModel,
 )
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from nag.architectures import split_output, unwrap
@@ -37,11 +36,14 @@ from nag.corrections.base import Correction, Corrections, Step
 from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
 from nag.pipeline_inputs import (
+    checked_callback,
     checked_labels,
     checked_shape,
     chosen_guidance,
+    images_of,
     measured_levels,
-    step_parameters,
+    starting_noise,
+    step_options,
 )
 from nag.regressor import NoiseLevelRegressor
 
@@ -145,13 +147,9 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
         shape = checked_shape(
             self.unet, self.scheduler, batch_size, num_inference_steps, eta, generator, latents, output_type
         )
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        if not set(callback_on_step_end_tensor_inputs) <= set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs must be among {self._callback_tensor_inputs}, got "
-                f"{list(callback_on_step_end_tensor_inputs)}."
-            )
+        shown = checked_callback(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
         unset = NoiseGuidance(
             scale=noise_guidance_scale, mode=noise_guidance_mode, interval=noise_guidance_interval
         )
@@ -190,15 +188,11 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
                 regressor.attach_backbone(self.unet)  # the UNet was replaced; another one is refused
 
         # 2. Pure noise at the scale of the first level
-        if latents is None:
-            x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        else:
-            x = latents.to(device=device, dtype=self.unet.dtype)
+        x = starting_noise(self.unet, shape, generator, latents, device)
         x = x * getattr(self.scheduler, "init_noise_sigma", levels.sigma[0].item())
 
         # 3. Denoise
-        accepted = step_parameters(self.scheduler)
-        options = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
+        options = step_options(self.scheduler, eta, generator)
         scale = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
         if hasattr(self.scheduler, "set_begin_index"):
             # Left to look it up, a scheduler takes a first timestep that occurs twice for the second step.
@@ -254,20 +248,10 @@ class NAGUNet2DPipeline(CheckpointMixin, DiffusionPipeline):
             if correcting:
                 x = correcting.state(step, x, corrected)
             if callback_on_step_end is not None:
-                returned = callback_on_step_end(
-                    self, i, timestep, dict.fromkeys(callback_on_step_end_tensor_inputs, x)
-                )
+                returned = callback_on_step_end(self, i, timestep, dict.fromkeys(shown, x))
                 x = (returned or {}).pop("latents", x)
 
         # 4. Images
         self.maybe_free_model_hooks()
-        images = x if output_type == "latent" else self._images(x, output_type)
+        images = images_of(x, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _images(self, x: Tensor, output_type: str) -> Any:
-        """From [-1, 1] to the images asked for."""
-        images = (x / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return images
-        array = images.cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.numpy_to_pil(array) if output_type == "pil" else array

@@ -84,8 +84,17 @@ def check_sampler(pipe: Any, schedulers: Iterable[Any], *, guidance_scale: float
 
 
 def load_pipeline(model: str, regressor: str | None, device: str | torch.device | None) -> Any:
-    """A pipeline in float32 for evaluation on its device, with the regressor beside it or the one named, or without."""
+    """A pipeline in float32 for evaluation on its device, with the regressor beside it or the one named, or without.
+
+    Raises:
+        ValueError: if the model is one without a noise condition.
+    """
     pipeline = NAGPipeline.from_pretrained(model, regressor=regressor)
+    if not hasattr(pipeline, "regressor"):
+        raise ValueError(
+            f"model must be told its noise level, got {model!r}, a {type(pipeline).__name__}. Noise guidance, its calibration "
+            "and their comparisons have nothing to act on there."
+        )
     pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for network in (pipeline.unet, pipeline.regressor):
         if network is not None:

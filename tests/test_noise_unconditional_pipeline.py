@@ -1,0 +1,293 @@
+"""The blind pipeline: plain sampling under `null_level`, and diffusers' own pipelines where the level is told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from nag.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.null_level import null_level
+from nag.pipelines import NAGPipeline, NoiseUnconditionalPipeline
+from nag.schedulers import EquilibriumMatchingScheduler, UnifiedScheduler
+from tests.sampling import reference, seeded
+from tests.tiny import tiny_unet
+
+BATCHED = {"rtol": 1e-4, "atol": 1e-4}  # convolutions sum in another order in another batch
+SCHEDULERS = {
+    "ddim": lambda: DDIMScheduler(timestep_spacing="trailing"),
+    "ddpm": lambda: DDPMScheduler(),
+    "euler": lambda: EulerDiscreteScheduler(),
+    "edm": lambda: EDMEulerScheduler(),
+    "flow": lambda: FlowMatchEulerDiscreteScheduler(),
+    "consistency": lambda: CMStochasticIterativeScheduler(),
+    "uedm, heun": lambda: UnifiedScheduler(),
+    "ddpm, unified": lambda: UnifiedScheduler(objective={"name": "ddpm"}, solver="euler", stochasticity=1.0),
+    "eqm": lambda: EquilibriumMatchingScheduler(solver="look_ahead", step_size=0.01),
+}
+every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
+
+
+def pipeline(unet: UNet2DModel, scheduler: object, **options: object) -> NoiseUnconditionalPipeline:
+    pipe = NoiseUnconditionalPipeline(unet, scheduler, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latent(pipe: NoiseUnconditionalPipeline, **settings: object) -> Tensor:
+    defaults = {"num_inference_steps": 6, "generator": seeded(), "output_type": "latent"}
+    return pipe(**(defaults | settings)).images
+
+
+# Bit for bit
+
+
+@every_scheduler
+@pytest.mark.parametrize("told", [False, True])
+def test_is_the_plain_loop(class_unet: UNet2DModel, name: str, told: bool) -> None:
+    """A loop of ten lines, within `null_level` or without it."""
+    labels = torch.tensor([0, 2])
+    eta = 0.5 if name == "ddim" else 0.0
+    ours = latent(
+        pipeline(class_unet, SCHEDULERS[name]()), class_labels=[0, 2], eta=eta, noise_condition=told
+    )
+    plain = reference(class_unet, SCHEDULERS[name](), 6, labels, eta=eta)
+    with null_level(class_unet):
+        blind = reference(class_unet, SCHEDULERS[name](), 6, labels, eta=eta)
+    assert torch.equal(ours, plain if told else blind)
+    assert not torch.equal(plain, blind)
+    assert bool(ours.isfinite().all())
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_told_its_level_it_is_ddim_pipeline(unet: UNet2DModel, eta: float) -> None:
+    official = DDIMPipeline(unet, DDIMScheduler(timestep_spacing="trailing"))
+    official.set_progress_bar_config(disable=True)
+    settings = {"batch_size": 2, "num_inference_steps": 6, "eta": eta, "output_type": "np"}
+    theirs = official(generator=seeded(), **settings).images
+    ours = pipeline(unet, official.scheduler)(generator=seeded(), noise_condition=True, **settings).images
+    assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_told_its_level_it_is_the_pipeline_of_consistency_models(class_unet: UNet2DModel, steps: int) -> None:
+    official = ConsistencyModelPipeline(class_unet, CMStochasticIterativeScheduler())
+    official.set_progress_bar_config(disable=True)
+    theirs = official(
+        batch_size=1, class_labels=2, num_inference_steps=steps, generator=seeded(), output_type="pt"
+    ).images
+    pipe = pipeline(class_unet, CMStochasticIterativeScheduler(), noise_condition=True)
+    ours = pipe(class_labels=2, num_inference_steps=steps, generator=seeded(), output_type="pt").images
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(latent(pipe, class_labels=2), latent(pipe, class_labels=2, noise_condition=False))
+
+
+def test_a_learned_variance_reaches_the_scheduler_that_takes_it() -> None:
+    unet = tiny_unet(out_channels=2)
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    ours = latent(pipeline(unet, scheduler), batch_size=2)
+    with null_level(unet):
+        assert torch.equal(ours, reference(unet, DDPMScheduler(variance_type="learned_range"), 6))
+    official = DDPMPipeline(unet, scheduler)
+    official.set_progress_bar_config(disable=True)
+    settings = {"batch_size": 2, "num_inference_steps": 6, "output_type": "np"}
+    theirs = official(generator=seeded(), **settings).images
+    told = pipeline(unet, scheduler)(generator=seeded(), noise_condition=True, **settings).images
+    assert (told == theirs).all()
+    for other in (DDIMScheduler(), UnifiedScheduler()):  # they have a variance of their own
+        assert latent(pipeline(unet, other), batch_size=2).shape == (2, 1, 8, 8)
+
+
+# Class guidance
+
+
+@torch.no_grad()
+def test_class_guidance_under_a_learned_variance() -> None:
+    unet = tiny_unet(num_class_embeds=4, out_channels=2)
+    labels, none = torch.tensor([0, 2]), torch.tensor([3, 3])
+    scheduler, generator = DDPMScheduler(variance_type="learned_range"), seeded()
+    scheduler.set_timesteps(6)
+    x = randn_tensor((2, 1, 8, 8), generator=generator)
+    for timestep in scheduler.timesteps:
+        with null_level(unet):
+            f, variance = unet(x, timestep, class_labels=labels).sample.chunk(2, dim=1)
+            classless = unet(x, timestep, class_labels=none).sample.chunk(2, dim=1)[0]
+        guided = torch.cat([f + 1.5 * (f - classless), variance], dim=1)
+        x = scheduler.step(guided, timestep, x, generator=generator).prev_sample
+    ours = latent(pipeline(unet, scheduler), class_labels=[0, 2], guidance_scale=2.5)
+    torch.testing.assert_close(ours, x, **BATCHED)
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["edm", "uedm, heun", "consistency", "eqm"])
+def test_saves_and_loads(class_unet: UNet2DModel, name: str, tmp_path: Path) -> None:
+    pipe = pipeline(class_unet, SCHEDULERS[name](), noise_condition=name == "edm")
+    pipe.save_pretrained(tmp_path / "model")
+    assert sorted(path.suffix for path in tmp_path.rglob("*.*")) == [
+        ".json",
+        ".json",
+        ".json",
+        ".safetensors",
+    ]
+    settings = {"class_labels": [1, 2], "guidance_scale": 2.0}
+    loaded = NAGPipeline.from_pretrained(tmp_path / "model")
+    named = NoiseUnconditionalPipeline.from_pretrained(tmp_path / "model")
+    for other in (loaded, named, NAGPipeline.from_pipe(pipe)):
+        other.set_progress_bar_config(disable=True)
+        assert type(other) is NoiseUnconditionalPipeline
+        assert other.config.noise_condition == (name == "edm")
+        # memory alignment of loaded weights changes the order of sums in some kernels
+        torch.testing.assert_close(latent(other, **settings), latent(pipe, **settings), rtol=1e-3, atol=1e-3)
+
+
+def test_files_of_another_kind(unet: UNet2DModel, tmp_path: Path) -> None:
+    pipe = pipeline(unet, DDIMScheduler())
+    with pytest.raises(ValueError, match="safe_serialization must be True, got False"):
+        pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
+    assert not (tmp_path / "model").exists()
+    pipe.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="use_safetensors must be True, got False"):
+        NAGPipeline.from_pretrained(tmp_path / "model", use_safetensors=False)
+    with pytest.raises(
+        ValueError, match="regressor must be None for a NoiseUnconditionalPipeline, got 'mine'"
+    ):
+        NAGPipeline.from_pretrained(tmp_path / "model", regressor="mine")
+    assert NAGPipeline.from_pretrained(tmp_path / "model", regressor=False).unet is not None
+    (tmp_path / "model" / CALIBRATION_FILE).write_text("{}")
+    with pytest.raises(ValueError, match=f"save_directory must not hold '{CALIBRATION_FILE}' of another"):
+        pipe.save_pretrained(tmp_path / "model")
+
+
+def test_the_index_names_what_loads_it(unet: UNet2DModel, tmp_path: Path) -> None:
+    """Plain diffusers loads no library because a checkpoint names it; `nag` is imported by whoever asks `nag`."""
+    pipeline(unet, UnifiedScheduler()).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
+    assert index["_class_name"] == "NoiseUnconditionalPipeline"
+    assert index["scheduler"] == ["nag.schedulers.unified", "UnifiedScheduler"]
+    assert index["noise_condition"] is False
+
+
+def test_from_pipe_keeps_the_precision(unet: UNet2DModel) -> None:
+    pipe = pipeline(unet.to(torch.bfloat16), UnifiedScheduler())
+    taken = NoiseUnconditionalPipeline.from_pipe(pipe)
+    assert taken.unet is unet
+    assert taken.dtype == torch.bfloat16
+    assert latent(taken).dtype == torch.bfloat16
+
+
+# Arguments
+
+
+def test_outputs(unet: UNet2DModel) -> None:
+    pipe = pipeline(unet, UnifiedScheduler())
+    values = {kind: latent(pipe, batch_size=2, output_type=kind) for kind in ("pil", "np", "pt", "latent")}
+    assert [image.size for image in values["pil"]] == [(8, 8)] * 2
+    torch.testing.assert_close(values["pt"], (values["latent"] / 2 + 0.5).clamp(0, 1))
+    np.testing.assert_array_equal(values["np"], values["pt"].permute(0, 2, 3, 1).numpy())
+    plain = pipe(batch_size=2, num_inference_steps=6, generator=seeded(), output_type="np", return_dict=False)
+    assert isinstance(plain, tuple)
+    np.testing.assert_array_equal(plain[0], values["np"])
+
+
+@pytest.mark.parametrize("name", ["ddpm", "consistency", "uedm, heun", "ddpm, unified"])
+def test_an_image_does_not_depend_on_its_batch(unet: UNet2DModel, name: str) -> None:
+    pipe = pipeline(unet, SCHEDULERS[name]())
+    together = latent(pipe, batch_size=3, generator=[seeded(k) for k in range(3)])
+    alone = latent(pipe, batch_size=1, generator=seeded(2))
+    torch.testing.assert_close(together[2:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_latents_replace_the_drawn_noise(unet: UNet2DModel) -> None:
+    for scheduler in (DDIMScheduler(), EulerDiscreteScheduler(), UnifiedScheduler()):
+        pipe = pipeline(unet, scheduler)
+        noise = torch.randn(2, 1, 8, 8, generator=seeded())
+        given = latent(pipe, latents=noise, batch_size=2, generator=None)
+        assert torch.equal(given, latent(pipe, batch_size=2))
+
+
+def test_callback(unet: UNet2DModel) -> None:
+    pipe, seen = pipeline(unet, UnifiedScheduler()), []
+
+    def record(given, i: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append((given, i, float(timestep), tensors["latents"]))
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == 10 else {}
+
+    assert not latent(pipe, callback_on_step_end=record).any()
+    assert [i for _, i, *_ in seen] == list(range(11))
+    assert [timestep for _, _, timestep, _ in seen] == pipe.scheduler.timesteps.tolist()
+    assert all(given is pipe for given, *_ in seen)
+    with pytest.raises(ValueError, match=r"callback_on_step_end_tensor_inputs must be among \['latents'\]"):
+        latent(pipe, callback_on_step_end_tensor_inputs=["noise"])
+
+
+def test_an_interruption_leaves_the_network_as_it_was(unet: UNet2DModel) -> None:
+    classes = [type(module) for module in unet.modules()]
+    pipe = pipeline(unet, UnifiedScheduler())
+    expected = latent(pipe)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        latent(pipe, callback_on_step_end=interrupt)
+    assert [type(module) for module in unet.modules()] == classes
+    assert torch.equal(latent(pipe), expected)  # also in the middle of a step of Heun's
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eta": 0.5}, "eta must be 0 for UnifiedScheduler, got 0.5"),
+        ({"class_labels": 1}, "class_labels must be None for an unconditional network, got 1"),
+        ({"guidance_scale": 2.0}, "guidance_scale must be 1 for an unconditional network, got 2.0"),
+        ({"output_type": "jpeg"}, "output_type must be one of pil, np, pt, latent, got 'jpeg'"),
+        ({"latents": torch.zeros(1, 1, 4, 4)}, r"latents must have shape \(1, 1, 8, 8\), got \(1, 1, 4, 4\)"),
+    ],
+)
+def test_bad_arguments(unet: UNet2DModel, settings: dict, text: str) -> None:
+    generator = seeded()
+    with pytest.raises(ValueError, match=text):
+        latent(pipeline(unet, UnifiedScheduler()), generator=generator, **settings)
+    assert torch.equal(generator.get_state(), seeded().get_state())  # nothing was drawn
+
+
+def test_wrong_components(unet: UNet2DModel) -> None:
+    with pytest.raises(TypeError, match="unet must be a UNet2DModel, got DDIMScheduler"):
+        NoiseUnconditionalPipeline(DDIMScheduler(), DDIMScheduler())
+    with pytest.raises(
+        ValueError,
+        match="unet must have 2 output channels for a scheduler with variance_type 'learned_range', got 1",
+    ):
+        latent(pipeline(unet, DDPMScheduler(variance_type="learned_range")))
+    fourier = pipeline(tiny_unet(time_embedding_type="fourier"), DDIMScheduler())
+    with pytest.raises(ValueError, match="model must not divide its output by the noise level"):
+        latent(fourier)
+    assert latent(fourier, noise_condition=True).shape == (1, 1, 8, 8)
+
+
+def test_measurements_of_noise_guidance_refuse_it(tmp_path):
+    from nag.jobs.bench import load_pipeline
+
+    NoiseUnconditionalPipeline(tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path / "blind")
+    with pytest.raises(
+        ValueError, match="model must be told its noise level, got .* a NoiseUnconditionalPipeline"
+    ):
+        load_pipeline(str(tmp_path / "blind"), None, "cpu")
