@@ -1,12 +1,13 @@
-"""Trains a denoiser that can be asked with and without its noise level (noise-condition dropout).
+"""Trains a denoiser that can be asked with and without its noise level (noise-condition dropout), or never with it.
 
     nag finetune denoiser --help
     accelerate launch finetune/denoiser.py --help
 
-Loss per sample: |network(x_t, level, class) - r|^2 averaged over pixels, with r = c x_0 + d eps the target of the
-prediction type. With probability `level_dropout` the level is hidden (`nag.null_level`), and independently with
-`class_dropout` the class becomes the null class. One network thus learns E[r | x_t, t] and E[r | x_t], the latter over
-the prior of levels it is trained on: uniform over the timesteps.
+Loss per sample: w_t |network(x_t, level, class) - r|^2 averaged over pixels, with r = c x_0 + d eps the target of the
+objective (`nag.objectives`; consistency models: `nag.consistency`). With probability `level_dropout` the level is hidden
+(`nag.null_level`), and independently with `class_dropout` the class becomes the null class. One network thus learns
+E[r | x_t, t] and E[r | x_t], the latter over the prior of levels it is trained on; with level dropout 1 it is
+noise-unconditional and learns the latter only.
 
 References:
     Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
@@ -31,11 +32,12 @@ __all__ = ["DenoiserTask", "main", "run"]
 
 
 class DenoiserTask:
-    """A UNet2DModel, its training process and its scheduler.
+    """A UNet2DModel, what it is trained for and its scheduler.
 
     Args:
         unet: the network; trained in place.
-        scheduler: a diffusers scheduler with a VP (eps, v, x_0) or flow (velocity) process, saved with the result.
+        scheduler: a diffusers scheduler, saved with the result; without an objective in the options its VP (eps, v,
+            x_0) or flow (velocity) process says what is trained.
         options: see `DenoiserOptions`.
 
     Raises:
@@ -44,28 +46,26 @@ class DenoiserTask:
 
     def __init__(self, unet: Any, scheduler: Any, options: DenoiserOptions) -> None:
         from nag.architectures import architecture_of
-        from nag.discrete_process import DiscreteVP
-        from nag.process import Flow
+        from nag.finetune.training_objectives import loss_of
 
-        self.model, self.options = unet, options
+        self.model, self.options, self.scheduler = unet, options, scheduler
         self.null_class = architecture_of(unet).null_class(unet)
-        if unet.config.out_channels != unet.config.in_channels:
-            raise ValueError(
-                f"pretrained_model_name_or_path must predict {unet.config.in_channels} channels, got "
-                f"{unet.config.out_channels}. Networks with a learned variance cannot be trained here."
-            )
         for name in ("level_dropout", "class_dropout"):
             if not 0 <= getattr(options, name) <= 1:
                 raise ValueError(
                     f"{name} must be between 0 and 1, got {getattr(options, name)}. It is a share of samples."
                 )
-        self.prediction, process = _read_network(scheduler)
-        if not isinstance(process, (DiscreteVP, Flow)):
+        self.loss_rule = loss_of(scheduler, options)
+        wanted = self.loss_rule.outputs * unet.config.in_channels
+        if unet.config.out_channels != wanted:
             raise ValueError(
-                f"scheduler must have a VP or flow training process, got {type(scheduler).__name__}. "
-                "Networks with EDM or VE inputs cannot be trained here."
+                f"pretrained_model_name_or_path must predict {wanted} channels, got {unet.config.out_channels}. "
+                + (
+                    "The objective learns a variance per channel: give a network with out_channels = 2 in_channels."
+                    if self.loss_rule.outputs == 2
+                    else "A network with a learned variance is trained with --objective adm."
+                )
             )
-        self.process, self.scheduler = process, scheduler
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuses labels that the class embedding cannot hold.
@@ -91,25 +91,26 @@ class DenoiserTask:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
-        from nag.finetune.loop import draw_level
+        from nag.finetune.losses import Regression
         from nag.null_level import null_level
 
-        eps = draws.normal(images.shape[1:])
-        t, timestep = draw_level(self.process, draws.uniform())
-        if timestep is None:
-            timestep = t * self.scheduler.config.num_train_timesteps
+        eps, u = draws.normal(images.shape[1:]), draws.uniform()
         hidden = draws.uniform() < self.options.level_dropout
         dropped = draws.uniform() < self.options.class_dropout
         kwargs = {}
         if self.null_class is not None:
             kwargs["class_labels"] = torch.where(dropped, self.null_class, labels)
-        x_t = self.process.corrupt(images, t, eps)
-        target = self.process.from_x_0_and_eps(images, eps, t, self.prediction)
-        with null_level(model, hidden):
-            value = model(x_t, timestep, **kwargs).sample
-        error = (value.float() - target).square().mean(dim=(1, 2, 3))
+
+        def ask(x_t: Tensor, label: Tensor) -> Tensor:
+            with null_level(model, hidden):
+                value: Tensor = model(x_t, label, **kwargs).sample
+            return value
+
+        error = self.loss_rule(ask, images, eps, u, draws.step)
         if self.options.null_loss_weight == "1/sigma":
-            error = torch.where(hidden, error / self.process.sigma(t), error)
+            assert isinstance(self.loss_rule, Regression)  # `loss_of` refuses the others
+            objective = self.loss_rule.objective
+            error = torch.where(hidden, error / objective.process.sigma(objective.level(u)), error)
         return error
 
     def validate(self, step: int, folder: Path) -> dict[str, float]:
@@ -117,14 +118,13 @@ class DenoiserTask:
         import torch
         from diffusers.utils import make_image_grid
 
-        from nag.pipelines import NAGUNet2DPipeline
+        from nag.finetune.training_objectives import pipeline_of
 
         count = self.options.num_validation_images
         if count < 1:
             return {}
-        pipeline: Any = NAGUNet2DPipeline(
-            unet=self.model, scheduler=type(self.scheduler).from_config(self.scheduler.config)
-        )
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        pipeline = pipeline_of(self.model, scheduler, self.options)
         pipeline.set_progress_bar_config(disable=True)
         labels = None if self.null_class is None else [i % max(self.null_class, 1) for i in range(count)]
         images = pipeline(
@@ -144,22 +144,27 @@ class DenoiserTask:
 
         from nag.finetune.loop import command_line, weight_dtype
         from nag.finetune.model_card import upload, write_model_card
+        from nag.finetune.training_objectives import pipeline_of, title
         from nag.hub import written_whole
-        from nag.pipelines import NAGUNet2DPipeline
 
         dtype = weight_dtype(self.options)
         unet = type(self.model).from_config(self.model.config)
         unet.load_state_dict(self.model.state_dict())
-        pipeline = NAGUNet2DPipeline(unet=torch.nn.Module.to(unet, dtype), scheduler=self.scheduler)
+        pipeline = pipeline_of(torch.nn.Module.to(unet, dtype), self.scheduler, self.options)
         with written_whole(folder) as part:
             pipeline.save_pretrained(part)
             write_model_card(
                 part,
-                title=f"{self.prediction}-predicting denoiser with noise-level dropout",
+                title=title(self.scheduler, self.options),
                 text=(
                     f"A UNet2DModel trained with level dropout {self.options.level_dropout} and class dropout "
-                    f"{self.options.class_dropout}: it can be asked without its noise level (time embedding set to "
-                    "zero), as Noise Awareness Guidance needs."
+                    f"{self.options.class_dropout}: "
+                    + (
+                        "it is never told its noise level (time embedding set to zero)."
+                        if self.options.level_dropout == 1
+                        else "it can be asked without its noise level (time embedding set to zero), as Noise Awareness "
+                        "Guidance needs."
+                    )
                 ),
                 command=command_line("denoiser", self.options),
                 base_model=self.options.pretrained_model_name_or_path,
@@ -168,36 +173,20 @@ class DenoiserTask:
         upload(folder, self.options)
 
 
-def _read_network(scheduler: Any) -> tuple[str, Any]:
-    """What the network of a scheduler predicts, and its training process."""
-    from nag.levels import read_levels
-
-    copy = type(scheduler).from_config(scheduler.config)
-    copy.set_timesteps(10)
-    levels = read_levels(copy)
-    return levels.prediction, levels.training
-
-
 def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
     import json
 
-    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+    from diffusers import UNet2DModel
+
+    from nag.finetune.training_objectives import new_scheduler
 
     path = Path(options.model_config_name_or_path or "")
     config = json.loads(path.read_text()) if path.is_file() else UNet2DModel.load_config(str(path))
-    unet = UNet2DModel.from_config(config)
-    if options.prediction_type == "flow_prediction":
-        return unet, FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.ddpm_num_steps)
-    return unet, DDPMScheduler(
-        num_train_timesteps=options.ddpm_num_steps,
-        beta_schedule=options.ddpm_beta_schedule,
-        prediction_type=options.prediction_type or "epsilon",
-        clip_sample=options.clip_sample,
-        timestep_spacing=options.timestep_spacing,
-    )
+    return UNet2DModel.from_config(config), new_scheduler(options)
 
 
 def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
+    from nag.finetune.training_objectives import new_scheduler, read_network
     from nag.pipelines import NAGPipeline
 
     pipeline = NAGPipeline.from_pretrained(
@@ -206,12 +195,14 @@ def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
         revision=options.revision,
         variant=options.variant,
     )
+    if options.objective is not None:
+        return pipeline.unet, new_scheduler(options)
     names = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_prediction": "velocity"}
-    found, _ = _read_network(pipeline.scheduler)
+    found, _ = read_network(pipeline.scheduler)
     if options.prediction_type is not None and names[options.prediction_type] != found:
         raise ValueError(
             f"prediction_type must be that of the pretrained model ({found}), got {options.prediction_type}. "
-            "Leave the flag out, or train from scratch."
+            "Leave the flag out, give an --objective, or train from scratch."
         )
     return pipeline.unet, pipeline.scheduler
 

@@ -15,30 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nag.discrete_process import DiscreteVP
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.images import ImageTable
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
-from nag.process import GaussianProcess
 
-__all__ = ["Draws", "Task", "check_output_dir", "command_line", "draw_level", "mix", "train", "weight_dtype"]
-
-
-def draw_level(process: GaussianProcess, u: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Levels of the training prior: uniform over the timesteps of a table, or over t.
-
-    Args:
-        process: of the states.
-        u: `(B,)`, uniform in [0, 1).
-
-    Returns:
-        t, `(B,)`, and the integer timesteps `(B,)`, or None for a process without a table.
-    """
-    if isinstance(process, DiscreteVP):
-        timestep = (u * process.num_train_timesteps).floor()
-        return process.t_from_timestep(timestep), timestep
-    return u.clamp(process.t_min, process.t_max), None
+__all__ = ["Draws", "Task", "check_output_dir", "command_line", "mix", "train", "weight_dtype"]
 
 
 def weight_dtype(options: TrainingOptions) -> torch.dtype:
@@ -255,6 +237,7 @@ def _train(
         for images, labels, draws in loader:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * lr_lambda(step)
+            draws.step = step
             torch.manual_seed(mix(options.seed, "model", step, accelerator.process_index))
             if options.random_flip:
                 flip = draws.uniform() < 0.5

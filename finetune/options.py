@@ -89,6 +89,21 @@ class DenoiserOptions(TrainingOptions):
     model_config_name_or_path: str | None = option(
         None, "From scratch: UNet2DModel config (JSON file, folder, Hub id)."
     )
+    objective: Literal["ddpm", "adm", "flow", "edm", "uedm", "ict", "ecm", "eqm"] | None = option(
+        None,
+        "What is trained: ddpm, adm (learned variance), flow, edm, uedm, the consistency models ict and ecm, or eqm "
+        "(Equilibrium Matching); default: as the pretrained pipeline, or by --prediction_type.",
+    )
+    sigma_data: float = option(0.5, "edm, uedm, ict, ecm: standard deviation of the data.")
+    eqm_decay: Literal["constant", "linear", "truncated", "piecewise"] = option(
+        "truncated", "eqm: how the target falls to 0 at the data."
+    )
+    eqm_interpolation: float = option(0.8, "eqm: the data's share from which truncated and piecewise fall.")
+    eqm_start: float = option(1.0, "eqm: piecewise starts at this height.")
+    eqm_multiplier: float = option(4.0, "eqm: factor of the target.")
+    energy: Literal["dot", "squared_norm"] | None = option(
+        None, "eqm: train the gradient of an explicit energy: <x, f> or |f|^2 / 2; default: f itself."
+    )
     prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_prediction"] | None = option(
         None, "What the network predicts; default: as the pretrained pipeline, or epsilon."
     )

@@ -50,13 +50,13 @@ class RegressorTask:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
-        from nag.finetune.loop import draw_level
+        from nag.objectives import uniform_level
 
         process = self.model.process
         if self.model.config.kind == "frozen":
             self.model.network.to(images.device)  # it is borrowed, so nobody else moves it
         eps = draws.normal(images.shape[1:])
-        t, _ = draw_level(process, draws.uniform())
+        t = uniform_level(process, draws.uniform())
         hide = draws.uniform() < 0.5
         shown = None
         if self.model.config.uses_class:
@@ -114,7 +114,7 @@ def calibrate_regressor(
     """
     import torch
 
-    from nag.finetune.loop import draw_level
+    from nag.objectives import uniform_level
 
     generator = torch.Generator().manual_seed(seed)
     regressor.eval()
@@ -126,7 +126,7 @@ def calibrate_regressor(
         for start in list(range(0, len(heldout), batch_size)) * passes:
             chosen = range(start, min(start + batch_size, len(heldout)))
             x_0 = heldout.tensor(chosen)
-            t, _ = draw_level(process, torch.rand(len(x_0), generator=generator))
+            t = uniform_level(process, torch.rand(len(x_0), generator=generator))
             x_t = process.corrupt(x_0, t, torch.randn(x_0.shape, generator=generator))
             labels = (
                 heldout.labels[chosen.start : chosen.stop].to(device) if regressor.config.uses_class else None

@@ -35,7 +35,12 @@ class Draws:
         positions: `(B,)`, the samples' positions in the stream.
         device: where the numbers go.
         kind: "sample": each sample has a generator of its own on the CPU; "batch": one generator on the device.
+
+    Attributes:
+        step: the optimizer step that they belong to, from 0.
     """
+
+    step = 0
 
     def __init__(
         self,
