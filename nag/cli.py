@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from nag.finetune.options import DenoiserOptions, RegressorOptions
+from nag.jobs.blind_check_options import BlindCheckOptions
 from nag.jobs.options import AccuracyOptions, CalibrateOptions, CompareOptions, ShiftOptions
 from nag.jobs.tune_options import TuneOptions
 from nag.options import add_command
@@ -88,8 +89,13 @@ for _name, _options, _help in (
         AccuracyOptions,
         "Measure a regressor's error per noise level against the Fisher floor: accuracy.json and accuracy.png.",
     ),
+    (
+        "blind-check",
+        BlindCheckOptions,
+        "Say whether a model needs to be told the noise level, and where its null branch can be trusted.",
+    ),
 ):
-    add_command(app, _name, _options, _job(_name), _help)
+    add_command(app, _name, _options, _job(_name.replace("-", "_")), _help)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def test_help_is_light():
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from nag.cli import app\n"
-        "names = ['shift', 'calibrate', 'accuracy', 'compare', 'tune', 'finetune denoiser', 'finetune regressor']\n"
+        "names = ['shift', 'calibrate', 'accuracy', 'compare', 'tune', 'blind-check', 'finetune denoiser', 'finetune regressor']\n"
         "for words in ([], *(name.split() for name in names)):\n"
         "    done = CliRunner().invoke(app, [*words, '--help'])\n"
         "    assert done.exit_code == 0, done.output\n"
@@ -43,7 +43,7 @@ def test_help_is_light():
     assert done.stdout.strip() == "[]"
     assert (
         time.perf_counter() - start < 10
-    )  # six helps and an interpreter on a busy machine; about 0.6 s when idle
+    )  # nine helps and an interpreter on a busy machine; about 0.6 s when idle
 
 
 def test_flags_bear_the_names_of_diffusers_scripts():
