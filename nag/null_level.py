@@ -1,6 +1,7 @@
 """A network asked without its noise level: the level embedding's output is set to zero, sample by sample.
 
-No parameter is added, so a network that was fine-tuned with level dropout stays a plain diffusers checkpoint.
+No parameter is added, so a network that was fine-tuned with level dropout stays a plain diffusers checkpoint. Only after
+`learn_null_embedding`, an experiment, does a trained vector take the place of the zeros; plain diffusers does not know it.
 
 The embedding module is changed by giving it, for the length of a `with` block, a subclass of its own class whose
 `__call__` zeroes rows of the output. Its state dict, its hooks and every other attribute stay untouched; hooks that
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from nag.architectures import level_modules
 
-__all__ = ["instrumented", "null_level"]
+__all__ = ["instrumented", "learn_null_embedding", "null_level"]
 
 
 class Instrument:
@@ -78,16 +79,44 @@ def instrumented(module: nn.Module, mixin: type[Instrument], **attributes: Any) 
 
 
 class NullLevel(Instrument):
-    """Zeroes the rows of the output that `null_mask` names; None means all."""
+    """Replaces the rows of the output that `null_mask` names by the module's null embedding, zeros where it has none.
+
+    None for the mask means all rows.
+    """
 
     attributes = ("null_mask",)
     null_mask: Tensor | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         embedding: Tensor = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        learned: Tensor | None = getattr(self, "null_embedding", None)
+        null = embedding.new_zeros(()) if learned is None else learned.to(embedding)
         if self.null_mask is None:
-            return torch.zeros_like(embedding)
-        return embedding.masked_fill(self.null_mask.to(embedding.device)[:, None], 0)
+            return null.expand_as(embedding)
+        return torch.where(self.null_mask.to(embedding.device)[:, None], null, embedding)
+
+
+def learn_null_embedding(model: nn.Module) -> list[nn.Parameter]:
+    """Gives each level module a trained vector, `null_embedding`, for the place of the zeros of a hidden level.
+
+    It is zero at first, which changes nothing. It is part of the state dict from then on, so the network is no plain
+    diffusers checkpoint any more: the parameter has to be saved and loaded beside it. A module that has one keeps it.
+
+    Args:
+        model: a network of `nag.architectures`, before it is compiled, wrapped or given to an optimizer.
+
+    Returns:
+        The vectors, `(C,)` each, one per level module.
+
+    Raises:
+        ValueError: if the network is not supported.
+    """
+    modules: list[Any] = level_modules(model)
+    for module in modules:
+        if not hasattr(module, "null_embedding"):
+            last = module.linear_2
+            module.null_embedding = nn.Parameter(last.weight.new_zeros(last.out_features))
+    return [module.null_embedding for module in modules]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def evidence(monkeypatch):
     """The scripts beside the prose."""
     for folder in ("evidence", "fashion_mnist"):
         monkeypatch.syspath_prepend(ROOT / "examples" / folder)
+    for name in ("draw", "run", "train"):  # other examples have scripts of the same names
+        monkeypatch.delitem(sys.modules, name, raising=False)
     import draw
     import run
 
