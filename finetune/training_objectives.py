@@ -91,6 +91,11 @@ def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
             f"energy must be left out for objective {options.objective}, got {options.energy!r}. "
             "Only --objective eqm regresses a gradient."
         )
+    if options.objective == "eqm" and options.level_dropout != 1:
+        raise ValueError(
+            f"level_dropout must be 1 for objective eqm, got {options.level_dropout}. Its sampler descends and has no level to "
+            "tell."
+        )
     if options.null_loss_weight != "uniform" and options.objective not in (None, "ddpm", "flow"):
         raise ValueError(
             f"null_loss_weight must be uniform for objective {options.objective}, got {options.null_loss_weight!r}. "

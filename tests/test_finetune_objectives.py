@@ -210,7 +210,11 @@ def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
             "prediction_type must be left out for objective uedm",
         ),
         ({"objective": "flow", "prediction_type": "epsilon"}, "prediction_type must fit the objective flow"),
-        ({"objective": "eqm", "eqm_interpolation": 0.0}, "interpolation must be between 0 and 1, got 0.0"),
+        ({"objective": "eqm"}, "level_dropout must be 1 for objective eqm, got 0.1"),
+        (
+            {"objective": "eqm", "level_dropout": 1.0, "eqm_interpolation": 0.0},
+            "interpolation must be between 0 and 1, got 0.0",
+        ),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, change, text):
