@@ -67,6 +67,17 @@ class DenoiserTask:
                 )
             )
 
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What a checkpoint must agree on to be resumed."""
+        options = self.options
+        chosen = ["objective", "energy", "level_dropout", "class_dropout", "prediction_type", "sigma_data"]
+        chosen += [name for name in vars(options) if name.startswith(("eqm_", "uedm_"))]
+        chosen += (
+            ["max_train_steps"] if options.objective in ("ict", "ecm") else []
+        )  # pairs close up over them
+        return {name: getattr(options, name) for name in chosen}
+
     def check_labels(self, labels: Tensor) -> None:
         """Refuses labels that the class embedding cannot hold.
 
@@ -186,7 +197,7 @@ def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
 
 
 def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
-    from nag.finetune.training_objectives import new_scheduler, read_network
+    from nag.finetune.training_objectives import kept_scheduler, read_network
     from nag.pipelines import NAGPipeline
 
     pipeline = NAGPipeline.from_pretrained(
@@ -196,7 +207,7 @@ def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
         variant=options.variant,
     )
     if options.objective is not None:
-        return pipeline.unet, new_scheduler(options)
+        return pipeline.unet, kept_scheduler(pipeline.scheduler, options)
     names = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_prediction": "velocity"}
     found, _ = read_network(pipeline.scheduler)
     if options.prediction_type is not None and names[options.prediction_type] != found:

@@ -183,9 +183,14 @@ def _train(
     }
     if options.draws == "batch":
         signature["processes"] = world
+    signature |= getattr(task, "signature", {})
     start = 0
     if checkpoint is not None:
-        saved = {"draws": "sample"} | json.loads((checkpoint / "state.json").read_text())
+        saved = (
+            {"draws": "sample"}
+            | getattr(task, "signature", {})
+            | json.loads((checkpoint / "state.json").read_text())
+        )
         for key, value in signature.items():
             if saved.get(key) != value:
                 raise ValueError(

@@ -81,6 +81,10 @@ class LearnedVariance:
     outputs = 2
 
     def __init__(self, objective: Objective) -> None:
+        if objective.prediction != "eps":
+            raise ValueError(
+                f"prediction must be 'eps' for objective adm, got {objective.prediction!r}. Its bound is of predicted noise."
+            )
         self.objective = objective
 
     def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
@@ -114,9 +118,9 @@ class Consistency:
             return training.denoised(value, x, level)
 
         upper, lower = training.pair(u, step)
-        # the same dropout inside the network for both points of a pair
-        state = torch.get_rng_state()
-        with torch.no_grad():
+        # the same dropout inside the network for both points of a pair, on whatever device
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
             wanted = end(lower)
-        torch.set_rng_state(state)
+        torch.clear_autocast_cache()  # or the casts of the pass without gradient might serve the next one
         return training.weight(upper, lower) * training.distance(end(upper), wanted)

@@ -95,6 +95,9 @@ class DenoiserOptions(TrainingOptions):
         "(Equilibrium Matching); default: as the pretrained pipeline, or by --prediction_type.",
     )
     sigma_data: float = option(0.5, "edm, uedm, ict, ecm: standard deviation of the data.")
+    uedm_weight: Literal["edm", "uniform"] = option(
+        "edm", "uedm: loss weight of a level, Karras' or 1. It decides what a blind network averages to."
+    )
     eqm_decay: Literal["constant", "linear", "truncated", "piecewise"] = option(
         "truncated", "eqm: how the target falls to 0 at the data."
     )

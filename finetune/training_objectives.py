@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from nag.finetune.losses import Loss
     from nag.objectives import Objective
 
-__all__ = ["loss_of", "new_scheduler", "objective_of", "pipeline_of", "read_network", "title"]
-
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+__all__ = [
+    "kept_scheduler",
+    "loss_of",
+    "new_scheduler",
+    "objective_of",
+    "pipeline_of",
+    "read_network",
+    "title",
+]
 
 
 def read_network(scheduler: Any) -> tuple[str, Any]:
@@ -60,8 +66,11 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
             start=options.eqm_start,
             multiplier=options.eqm_multiplier,
         )
-    if name in ("edm", "uedm"):
-        return make_objective(name, sigma_data=options.sigma_data)
+    if name == "edm":
+        return make_objective("edm", sigma_data=options.sigma_data)
+    if name == "uedm":
+        weighted = options.uedm_weight == "edm"
+        return make_objective("uedm", sigma_data=options.sigma_data, weighted=weighted)
     prediction, process = read_network(scheduler)
     if not isinstance(process, (DiscreteVP, Flow)):
         raise ValueError(
@@ -91,6 +100,10 @@ def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
             f"energy must be left out for objective {options.objective}, got {options.energy!r}. "
             "Only --objective eqm regresses a gradient."
         )
+    if options.energy is not None and options.compile:
+        raise ValueError(
+            f"compile must be off with an energy, got energy {options.energy!r}. torch.compile has no second derivative."
+        )
     if options.objective == "eqm" and options.level_dropout != 1:
         raise ValueError(
             f"level_dropout must be 1 for objective eqm, got {options.level_dropout}. Its sampler descends and has no level to "
@@ -101,7 +114,10 @@ def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
             f"null_loss_weight must be uniform for objective {options.objective}, got {options.null_loss_weight!r}. "
             "It belongs to the corrected guidance of ddpm."
         )
-    if options.objective in ("eqm", "uedm", "edm", "ict", "ecm") and options.prediction_type is not None:
+    if (
+        options.objective in ("adm", "eqm", "uedm", "edm", "ict", "ecm")
+        and options.prediction_type is not None
+    ):
         raise ValueError(
             f"prediction_type must be left out for objective {options.objective}, got {options.prediction_type!r}. "
             "The objective has a target of its own."
@@ -148,7 +164,9 @@ def new_scheduler(options: DenoiserOptions) -> Any:
     if name == "edm":
         return EDMEulerScheduler(sigma_data=options.sigma_data, num_train_timesteps=options.ddpm_num_steps)
     if name in ("ict", "ecm"):
-        return CMStochasticIterativeScheduler(sigma_data=options.sigma_data)
+        return CMStochasticIterativeScheduler(
+            num_train_timesteps=options.ddpm_num_steps, sigma_data=options.sigma_data
+        )
     if name == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.ddpm_num_steps)
     return DDPMScheduler(
@@ -159,6 +177,50 @@ def new_scheduler(options: DenoiserOptions) -> Any:
         clip_sample=options.clip_sample,
         timestep_spacing=options.timestep_spacing,
     )
+
+
+def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
+    """The pretrained pipeline's scheduler where it is of the asked objective, so that its schedule stays; else a new one.
+
+    Args:
+        scheduler: of the pipeline.
+        options: with an objective.
+
+    Raises:
+        ValueError: as in `new_scheduler`.
+    """
+    from diffusers import DDPMScheduler
+
+    from nag.discrete_process import DiscreteVP
+    from nag.process import Flow
+
+    try:
+        prediction, process = read_network(scheduler)
+    except ValueError:  # not a scheduler that `nag.levels` knows
+        return new_scheduler(options)
+    names = {
+        None: prediction,
+        "epsilon": "eps",
+        "v_prediction": "v",
+        "sample": "x_0",
+        "flow_prediction": "velocity",
+    }
+    same = names[options.prediction_type] == prediction
+    name = options.objective
+    if name == "adm" and isinstance(process, DiscreteVP) and prediction == "eps":
+        return DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
+    kinds = {
+        "ddpm": isinstance(process, DiscreteVP),
+        "flow": isinstance(process, Flow),
+        "edm": prediction == "edm",
+    }
+    if (
+        same
+        and kinds.get(str(name), False)
+        and (name != "edm" or scheduler.config.sigma_data == options.sigma_data)
+    ):
+        return scheduler
+    return new_scheduler(options)
 
 
 def pipeline_of(unet: Any, scheduler: Any, options: DenoiserOptions) -> Any:

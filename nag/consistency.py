@@ -9,7 +9,7 @@ pairs are made as training goes on:
 
     ict   neighbours on Karras' grid of N + 1 levels, N doubling from s_0 to s_1 over the training; the upper of them
           with the probability that ln s ~ N(mean, std) gives to the cell
-    ecm   ln s ~ N(mean, std), r = s (1 - n(s) / q^stage) not below 0, n(s) = 1 + 8 / (1 + s); the stage rises with training
+    ecm   ln s ~ N(mean, std), r = s (1 - n(s) / q^stage) not below 0, n(s) = 1 + 8 sigmoid(-s); the stage rises with training
 
 The coefficients are those of diffusers' `CMStochasticIterativeScheduler`, which samples.
 
@@ -109,7 +109,7 @@ class ConsistencyTraining:
         inside = torch.special.ndtr((ends - self.mean) / self.std)
         log_s = self.mean + self.std * torch.special.ndtri(inside[0] + u.double() * (inside[1] - inside[0]))
         s = log_s.exp()
-        share = (1 - (1 + 8 / (1 + s)) / self.ratio ** self.stage(step)).clamp(min=0)
+        share = (1 - (1 + 8 * torch.sigmoid(-s)) / self.ratio ** self.stage(step)).clamp(min=0)
         return s.to(u.dtype), (s * share).to(u.dtype)
 
     def weight(self, s: Tensor, r: Tensor) -> Tensor:

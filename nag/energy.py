@@ -49,7 +49,7 @@ def explicit_energy(
     """Energy E(x) of each sample, `(B,)`, in the caller's gradient mode.
 
     Args:
-        unet: a network of `nag.architectures`, which is not told a level here.
+        unet: a UNet2DModel, which is not told a level here.
         x: `(B, C, *shape)`, states or data, in the coordinates of the network's input.
         class_labels: `(B,)` integers, or None for an unconditional network.
         kind: "dot" or "squared_norm", as the network was trained.
@@ -158,6 +158,8 @@ def checked_energy(kind: str | None, *, explicit: bool = False) -> None:
 
 
 def _energy(f: Tensor, x: Tensor, kind: str | None) -> Tensor:
+    exact = torch.promote_types(f.dtype, torch.float32)
+    x, f = x.to(exact), f.to(exact)
     return (x * f if kind == "dot" else 0.5 * f**2).flatten(1).sum(1)
 
 

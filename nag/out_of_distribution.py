@@ -139,7 +139,7 @@ def _surprise(
         if log_snr is None:
             return clean.float()
         alpha, sigma = model.process.alpha_sigma(torch.tensor(log_snr, dtype=torch.float64))
-        eps = torch.randn(clean.shape, generator=generator)
+        eps = torch.randn(clean.shape, generator=generator).to(clean.device)
         return float(alpha) * clean.float() + float(sigma) * eps
 
     def estimate(part: Tensor) -> Tensor:

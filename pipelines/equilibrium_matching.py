@@ -253,7 +253,7 @@ class EqMPipeline(SafeCheckpointMixin, DiffusionPipeline):
         conditions, _ = self._conditions(class_labels, len(x), guidance_scale, condition_weights, composition)
 
         def energy(points: Tensor, labels: Tensor | None) -> Tensor:
-            return explicit_energy(self.unet, points, labels, self.config.energy)
+            return explicit_energy(self.unet, points.to(self.unet.dtype), labels, self.config.energy)
 
         return conditions.total(self.unet, self._inputs(x, conditions), energy)
 

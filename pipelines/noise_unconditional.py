@@ -19,8 +19,10 @@ References:
     Is Noise Conditioning Necessary for Denoising Generative Models?, Sun 2025, arXiv 2502.13129.
 """
 
+import json
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, UNet2DModel
@@ -31,6 +33,7 @@ from torch import Tensor
 from nag.architectures import architecture_of, split_output, unwrap
 from nag.branches import Branch, ask, null_labels
 from nag.checkpoint import SafeCheckpointMixin
+from nag.hub import fetch_beside, hub_options
 from nag.levels import read_levels
 from nag.pipeline_inputs import (
     checked_callback,
@@ -77,6 +80,22 @@ class NoiseUnconditionalPipeline(SafeCheckpointMixin, DiffusionPipeline):
             )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(noise_condition=noise_condition)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Loads a checkpoint; arguments as for `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: if the checkpoint is of an explicit energy, whose field is not what the network gives.
+        """
+        index = fetch_beside(pretrained_model_name_or_path, "model_index.json", **hub_options(kwargs))
+        energy = None if index is None else json.loads(index.read_text(encoding="utf-8")).get("energy")
+        if energy is not None:
+            raise ValueError(
+                f"path must not hold an explicit energy, got {energy!r} in {str(pretrained_model_name_or_path)!r}. Load it with "
+                "EqMPipeline, which descends the energy's gradient."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @torch.no_grad()
     def __call__(

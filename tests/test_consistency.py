@@ -68,12 +68,12 @@ def test_ict_pairs_are_neighbours_drawn_by_the_lognormal():
 
 
 def test_ecm_pairs_close_up_stage_by_stage():
-    """Geng 2024: r / s = 1 - n(s) / q^stage, n(s) = 1 + 8 sigmoid(-ln s)."""
+    """Geng 2024: r / s = 1 - n(s) / q^stage, n(s) = 1 + 8 sigmoid(-s), at most 5."""
     training = ConsistencyTraining(name="ecm", num_steps=800, stages=8)
     assert [training.stage(k) for k in (0, 99, 100, 799)] == [1, 1, 2, 8]
     for step in (0, 350, 799):
         upper, lower = training.pair(U, step)
-        n = 1 + 8 * torch.sigmoid(-upper.log())
+        n = 1 + 8 / (1 + upper.exp())
         close(lower, (upper * (1 - n / 2 ** training.stage(step))).clamp(min=0), 1e-9)
         assert (lower < upper).all()
         assert (upper >= 0.002).all()

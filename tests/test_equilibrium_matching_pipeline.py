@@ -180,3 +180,14 @@ def test_a_learned_variance_is_dropped() -> None:
     x = torch.randn(2, 1, 8, 8, generator=seeded())
     assert pipe.field(x).shape == x.shape
     assert latent(pipe, batch_size=2).shape == x.shape
+
+
+@pytest.mark.parametrize("kind", ["dot", "squared_norm"])
+def test_energy_of_a_half_precision_network_is_summed_in_single(kind):
+    pipe = EqMPipeline(tiny_unet(), EquilibriumMatchingScheduler(), energy=kind)
+    x = 200 * torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = pipe.energy(x)
+    pipe.unet.to(torch.bfloat16)
+    found = pipe.energy(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))

@@ -11,9 +11,11 @@ from diffusers import DDPMScheduler
 from nag.energy import energy_gradient
 from nag.finetune import denoiser
 from nag.finetune.loop import Draws
+from nag.finetune.losses import LearnedVariance
 from nag.finetune.options import DenoiserOptions
 from nag.finetune.training_objectives import new_scheduler
 from nag.null_level import null_level
+from nag.objectives import make_objective
 from nag.pipelines import EqMPipeline, NAGPipeline, NAGUNet2DPipeline, NoiseUnconditionalPipeline
 from tests.tiny import tiny_unet, write_parquet
 
@@ -161,7 +163,10 @@ def test_consistency_loss_is_that_of_a_pair(name):
         ({"objective": "edm", "level_dropout": 0.2}, NAGUNet2DPipeline),
         ({"objective": "uedm", "level_dropout": 1.0}, NoiseUnconditionalPipeline),
         ({"objective": "uedm", "level_dropout": 0.0}, NoiseUnconditionalPipeline),
-        ({"objective": "ict", "level_dropout": 1.0}, NoiseUnconditionalPipeline),
+        (
+            {"objective": "ict", "level_dropout": 1.0, "num_validation_images": 2},
+            NoiseUnconditionalPipeline,
+        ),
         ({"objective": "eqm", "level_dropout": 1.0}, EqMPipeline),
         ({"objective": "eqm", "level_dropout": 1.0, "energy": "dot"}, EqMPipeline),
     ],
@@ -210,6 +215,14 @@ def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
             "prediction_type must be left out for objective uedm",
         ),
         ({"objective": "flow", "prediction_type": "epsilon"}, "prediction_type must fit the objective flow"),
+        (
+            {"objective": "adm", "prediction_type": "sample"},
+            "prediction_type must be left out for objective adm",
+        ),
+        (
+            {"objective": "eqm", "level_dropout": 1.0, "energy": "dot", "compile": True},
+            "compile must be off with an energy, got energy 'dot'",
+        ),
         ({"objective": "eqm"}, "level_dropout must be 1 for objective eqm, got 0.1"),
         (
             {"objective": "eqm", "level_dropout": 1.0, "eqm_interpolation": 0.0},
@@ -221,3 +234,31 @@ def test_refusals_come_before_anything_is_written(options, change, text):
     with pytest.raises(ValueError, match=text):
         denoiser.run(replace(options, **change))
     assert not Path(options.output_dir).exists()
+
+
+def test_a_checkpoint_keeps_its_schedule_where_the_objective_is_its_own(options, tmp_path):
+    schedule = {"ddpm_beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    denoiser.run(replace(options, objective="ddpm", level_dropout=0.0, **schedule))
+    start = {"model_config_name_or_path": None, "pretrained_model_name_or_path": str(options.output_dir)}
+    blind = replace(options, **start, objective="ddpm", level_dropout=1.0, output_dir=tmp_path / "blind")
+    denoiser.run(blind)
+    kept = NAGPipeline.from_pretrained(blind.output_dir).scheduler.config
+    assert (kept.beta_schedule, kept.prediction_type) == ("squaredcos_cap_v2", "v_prediction")
+    changed = replace(blind, prediction_type="epsilon", output_dir=tmp_path / "changed")
+    denoiser.run(changed)
+    assert NAGPipeline.from_pretrained(changed.output_dir).scheduler.config.prediction_type == "epsilon"
+
+
+def test_a_run_of_another_objective_is_not_resumed(options):
+    denoiser.run(replace(options, objective="flow", level_dropout=1.0, checkpointing_steps=2))
+    other = replace(options, objective="ddpm", level_dropout=1.0, resume_from_checkpoint="latest")
+    with pytest.raises(
+        ValueError, match="resume_from_checkpoint must belong to this run, got objective flow there"
+    ):
+        denoiser.run(other)
+
+
+def test_the_variance_of_another_target_is_refused():
+    objective = replace(make_objective("adm"), prediction="v")
+    with pytest.raises(ValueError, match="prediction must be 'eps' for objective adm, got 'v'"):
+        LearnedVariance(objective)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.null_level import null_level
-from nag.pipelines import NAGPipeline, NoiseUnconditionalPipeline
+from nag.pipelines import EqMPipeline, NAGPipeline, NoiseUnconditionalPipeline
 from nag.schedulers import EquilibriumMatchingScheduler, UnifiedScheduler
 from tests.sampling import reference, seeded
 from tests.tiny import tiny_unet
@@ -291,3 +291,11 @@ def test_measurements_of_noise_guidance_refuse_it(tmp_path):
         ValueError, match="model must be told its noise level, got .* a NoiseUnconditionalPipeline"
     ):
         load_pipeline(str(tmp_path / "blind"), None, "cpu")
+
+
+def test_an_explicit_energy_is_not_sampled_by_its_raw_network(tmp_path):
+    EqMPipeline(tiny_unet(), EquilibriumMatchingScheduler(), energy="dot").save_pretrained(
+        tmp_path / "energy"
+    )
+    with pytest.raises(ValueError, match="path must not hold an explicit energy, got 'dot'"):
+        NoiseUnconditionalPipeline.from_pretrained(tmp_path / "energy")

@@ -347,3 +347,11 @@ def test_wrong_calls() -> None:
         scheduler.step(x, timestep, x)
     with pytest.raises(RuntimeError, match="step must be called 2 times after set_timesteps, got one more"):
         scheduler.step(x, 0, x)
+
+
+@pytest.mark.parametrize(("prediction", "solver"), [("v", "heun"), ("eps", "euler")])
+def test_a_first_level_without_signal_is_refused(prediction, solver):
+    objective = {"name": "ddpm", "prediction": prediction, "rescale_betas_zero_snr": True}
+    scheduler = UnifiedScheduler(objective=objective, solver=solver)
+    with pytest.raises(ValueError, match="objective must have signal at the first level, got alpha"):
+        scheduler.set_timesteps(10)

@@ -223,10 +223,14 @@ class BlindCheck:
                 "without its level it predicts the same data: use noise_guidance_mode='gradient' with a regressor."
             )
         if self.trusted is None:
-            best = max((row.explained.value for row in self.levels if row.width <= self.max_width), default=0)
+            narrow = [row for row in self.levels if row.width <= self.max_width]
+            aligned = [row for row in narrow if row.alignment.value > 2 * row.alignment.standard_error]
+            best = max((row.explained.value for row in aligned), default=0)
             raise ValueError(
-                f"noise_guidance_interval must hold a level where the null branch can be trusted, got none: at best "
-                f"{100 * best:.0f} % of its deviation is explained, {100 * self.threshold:g} % are asked for. Fine-tune "
+                f"noise_guidance_interval must hold a level where the null branch can be trusted, got none: of "
+                f"{len(self.levels)} levels the posterior is narrow at {len(narrow)}, the null branch deviates like the exact one "
+                f"at {len(aligned)} of these, and at best {100 * best:.0f} % of that is explained where {100 * self.threshold:g} % "
+                "are asked for. Fine-tune "
                 "with `nag finetune denoiser --level_dropout`, or use noise_guidance_mode='gradient' with a regressor."
             )
         first, last = self.trusted

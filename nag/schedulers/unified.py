@@ -149,6 +149,7 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
             )
         t = self._levels(n)
         alpha, sigma = process.alpha(t), process.sigma(t)
+        self._check_first(float(alpha[0]))
         alpha_next = torch.cat([alpha[1:], torch.ones_like(alpha[:1])])
         sigma_next = torch.cat([sigma[1:], torch.zeros_like(sigma[:1])])
         noise = posterior_std(alpha, sigma, alpha_next, sigma_next, self.config.stochasticity)
@@ -228,6 +229,15 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
             increment = (first + increment) / 2
             self._first = None
         return float(k[start + 1]) * (y + increment)
+
+    def _check_first(self, alpha: float) -> None:
+        """Heun's chord divides by alpha, and an estimate of pure noise leaves the data open."""
+        vp = isinstance(self.objective.process, DiscreteVP)
+        if vp and alpha < 1e-6 and (self.order == 2 or self.objective.prediction == "eps"):
+            raise ValueError(
+                f"objective must have signal at the first level, got alpha {alpha:.3g} there (zero terminal SNR). "
+                "Take the solver 'euler' with a v or x_0 prediction."
+            )
 
     def _levels(self, n: int) -> Tensor:
         process = self.objective.process

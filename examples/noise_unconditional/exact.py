@@ -1,0 +1,148 @@
+"""The exact numbers of docs/noise_unconditional.md on Fashion-MNIST: posterior width, and the accumulated error bound.
+
+    python examples/noise_unconditional/exact.py variance --data_dir data
+    python examples/noise_unconditional/exact.py bound --data_dir data --models outputs/noise_unconditional/models
+
+variance: states of 50 images at each level, posterior over all 60,000 training images. bound: 50 first-order steps from
+the same noise, with and without the level, for the trained networks and for the exact optima on 2,000 images.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from nag.hub import written_file
+from nag.objectives import make_objective
+from nag.schedulers import UnifiedScheduler
+from nag.theory import FiniteData, LevelPrior
+from nag.theory.bound import accumulated_bound
+from nag.theory.concentration import concentration_table
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent.parent / "docs" / "noise_unconditional"
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SAMPLERS: dict[str, tuple[str, str, float]] = {  # name: (model, objective, stochasticity)
+    "DDIM ODE": ("ddpm", "ddpm", 0.0),
+    "DDPM SDE": ("ddpm", "ddpm", 1.0),
+    "EDM": ("edm", "edm", 0.0),
+    "flow matching": ("flow", "flow", 0.0),
+    "uEDM": ("uedm", "uedm", 0.0),
+}
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+DataDir = Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16.")]
+
+
+def images(data_dir: Path, count: int | None) -> Tensor:
+    """Training images `(N, 1, 16, 16)` in [-1, 1]."""
+    from nag.finetune.images import load_images
+
+    table = load_images(
+        train_data_dir=data_dir / "fashion_mnist_16" / "train.parquet",
+        channels=1,
+        resolution=16,
+        label_column=None,
+        max_samples=count,
+    )
+    return table.tensor()
+
+
+def write(name: str, found: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    with written_file(RESULTS / f"{name}.json") as part:
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def prior_of(objective: Any) -> LevelPrior:
+    """The training prior of the levels as a grid fine enough for 256 dimensions."""
+    if hasattr(objective.process, "num_train_timesteps"):
+        return LevelPrior.timesteps(objective.process)
+    return LevelPrior.quadrature(objective.process, density=objective.density, panels=60)
+
+
+@app.command()
+def variance(
+    data_dir: DataDir = Path("data"),
+    draws: Annotated[int, typer.Option("--draws", help="States per level.")] = 50,
+    num_images: Annotated[int | None, typer.Option("--num_images", help="Images; default: all.")] = None,
+) -> None:
+    """Var[t | z] and E(z) on a flow, beside the laws."""
+    data = images(data_dir, num_images)
+    flow = make_objective("flow")
+    oracle = FiniteData(data=data, process=flow.process, prior=prior_of(flow))
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(data), generator=generator)[:draws]
+    table = concentration_table(
+        oracle, data[chosen], LEVELS, {"velocity": "velocity"}, generator=generator, progress=True
+    )
+    write("variance", table.to_dict())
+
+
+@app.command()
+def bound(
+    data_dir: DataDir = Path("data"),
+    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
+        "outputs/noise_unconditional/models"
+    ),
+    samples: Annotated[int, typer.Option("--samples", help="Trajectories.")] = 16,
+    num_images: Annotated[int, typer.Option("--num_images", help="Images of the exact optima.")] = 2000,
+) -> None:
+    """The bound beside the true distance of the two samplers' ends."""
+    from diffusers import UNet2DModel
+
+    from nag.null_level import null_level
+
+    data, found = images(data_dir, num_images), {}
+    for name, (model, kind, stochasticity) in SAMPLERS.items():
+        objective = make_objective(kind)
+        scheduler = UnifiedScheduler(objective={"name": kind}, solver="euler", stochasticity=stochasticity)
+        scheduler.set_timesteps(50)
+        steps = scheduler.kappa, scheduler.eta, scheduler.zeta
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(samples, 1, 16, 16, generator=generator, dtype=torch.float64)
+        x = x * float(scheduler.init_noise_sigma)
+        told_net, blind_net = (
+            UNet2DModel.from_pretrained(models / folder, subfolder="unet").eval()
+            for folder in (model, f"{model}_blind")
+        )
+        labels, timesteps = torch.arange(samples) % 10, scheduler.timesteps
+        oracle = FiniteData(data=data, process=objective.process, prior=prior_of(objective))
+
+        def told(
+            state: Tensor, i: int, net: Any = told_net, t: Tensor = timesteps, y: Tensor = labels
+        ) -> Tensor:
+            return net(state.float(), t[i], class_labels=y).sample
+
+        def blind(state: Tensor, net: Any = blind_net, y: Tensor = labels) -> Tensor:
+            with null_level(net):
+                return net(state.float(), torch.zeros(()), class_labels=y).sample
+
+        def exact(state: Tensor, i: int, o: Any = oracle, s: Any = scheduler, c: Any = objective) -> Tensor:
+            return o.prediction(state, s.levels[i], c.coefficients)
+
+        def exact_blind(state: Tensor, o: Any = oracle, c: Any = objective) -> Tensor:
+            return o.blind(state, c.coefficients, c.weight)
+
+        with torch.no_grad():
+            found[name] = {
+                "product_of_kappa": float(scheduler.kappa.prod()),
+                "network": accumulated_bound(
+                    x, *steps, told, blind, generator=generator, progress=True
+                ).to_dict(),
+                "exact": accumulated_bound(
+                    x, *steps, exact, exact_blind, generator=generator, progress=True
+                ).to_dict(),
+            }
+        for kind_of in ("network", "exact"):
+            print(name, kind_of, found[name][kind_of]["bound"], found[name][kind_of]["distance"])
+        write("bound", {"samples": samples, "num_images": num_images, "steps": 50, "rows": found})
+
+
+if __name__ == "__main__":
+    sys.exit(app())
