@@ -3,7 +3,7 @@
     python examples/noise_unconditional/exact.py variance --data_dir data
     python examples/noise_unconditional/exact.py bound --data_dir data --models outputs/noise_unconditional/models
 
-variance: states of 50 images at each level, posterior over all 60,000 training images. bound: 50 first-order steps from
+variance: states of 50 images at each level, posterior over all training images. bound: 50 first-order steps from
 the same noise, with and without the level, for the trained networks and for the exact optima on 2,000 images.
 """
 

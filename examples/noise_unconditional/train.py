@@ -4,8 +4,8 @@
     python examples/noise_unconditional/train.py ... flow flow_blind       # only these
 
 Fashion-MNIST is expected in `fashion_mnist_16`, made by examples/fashion_mnist/prepare.py. Each model is one call of
-`nag finetune denoiser` with the same network, data, number of steps and seed; NAME is trained with its noise level,
-NAME_blind without it. The ECM models start from EDM's, as the paper's do.
+`nag finetune denoiser` with the same body, data and seed; NAME is trained with its noise level, NAME_blind without it.
+ADM's network has twice the output channels, iCT half the learning rate; ECM starts from EDM's network, as the paper's does.
 """
 
 from __future__ import annotations
