@@ -38,7 +38,7 @@ SAMPLERS: dict[str, tuple[str, float]] = {
 
 
 class ResidualMLP(nn.Module):
-    """Blocks h + W silu(V h + U e), with e the embedded level, or nothing if the network is not told it."""
+    """Blocks h + W silu(V norm(h) + U e), with e the embedded level, or nothing if the network is not told it."""
 
     def __init__(self, dimension: int, *, told: bool, width: int = 192, blocks: int = 4) -> None:
         super().__init__()
@@ -47,6 +47,7 @@ class ResidualMLP(nn.Module):
         self.up = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.down = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
         self.level = nn.ModuleList(nn.Linear(32, width) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks + 1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """`(B, D)` states and `(B,)` levels in [0, 1]."""
@@ -54,9 +55,9 @@ class ResidualMLP(nn.Module):
         embedded = torch.cat([angle.sin(), angle.cos()], dim=1)
         embedded = embedded if self.told else torch.zeros_like(embedded)
         h = self.enter(x)
-        for up, down, level in zip(self.up, self.down, self.level, strict=True):
-            h = h + down(nn.functional.silu(up(h) + level(embedded)))
-        return self.leave(h)
+        for up, down, level, norm in zip(self.up, self.down, self.level, self.norms[:-1], strict=True):
+            h = h + down(nn.functional.silu(up(norm(h)) + level(embedded)))
+        return self.leave(self.norms[-1](h))
 
 
 def circles(count: int, plane: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,16 +68,16 @@ def circles(count: int, plane: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def trained(objective: Objective, plane: Tensor, *, told: bool, steps: int, seed: int) -> ResidualMLP:
-    """A network after so many steps of 512 points."""
+    """A network after so many steps of 256 points."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = ResidualMLP(len(plane), told=told)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for _ in range(steps):
-        x_0 = circles(512, plane, generator)
-        t = objective.level(torch.rand(512, generator=generator))
+        x_0 = circles(256, plane, generator)
+        t = objective.level(torch.rand(256, generator=generator))
         eps = torch.randn(x_0.shape, generator=generator)
         value = network(objective.process.corrupt(x_0, t, eps), t)
         loss = (value - objective.target(x_0, eps, t)).square().mean()
@@ -101,7 +102,7 @@ def sampled(network: ResidualMLP, name: str, stochasticity: float, dimension: in
 
 
 def main(
-    steps: Annotated[int, typer.Option("--steps", help="Training steps.")] = 2000,
+    steps: Annotated[int, typer.Option("--steps", help="Training steps.")] = 4000,
     trainings: Annotated[int, typer.Option("--trainings", help="Trainings per cell.")] = 2,
     output: Annotated[Path, typer.Option("--output", help="Results.")] = RESULTS / "circles.json",
     picture: Annotated[Path, typer.Option("--picture", help="Picture of one training.")] = ROOT
