@@ -70,7 +70,11 @@ def table_of(name: str) -> str:
             continue
         blind = found["without"]
         evaluations = [blind.get("evaluations"), found.get("with", {}).get("evaluations")]
-        cells = [row.method, row.sampler, next((f"{e:.0f}" for e in evaluations if e), "–")]
+        cells = [
+            row.method,
+            row.sampler.replace("|", "\\|"),
+            next((f"{e:.0f}" for e in evaluations if e), "–"),
+        ]
         if both:
             cells += [
                 cell(found["with"], "frechet"),
