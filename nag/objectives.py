@@ -150,9 +150,7 @@ class _LogNormal(Objective):
 
     def density(self, t: Tensor) -> Tensor:
         nsr = self.process.sigma(t) / self.process.alpha(t)
-        slope = self.process.sigma_dot(t) / self.process.sigma(t) - self.process.alpha_dot(
-            t
-        ) / self.process.alpha(t)  # of ln nsr
+        slope = -0.5 * self.process.log_snr_dot(t)  # of ln nsr
         return torch.exp(-0.5 * ((nsr.log() - self.mean) / self.std) ** 2) * slope
 
     def label(self, t: Tensor) -> Tensor:

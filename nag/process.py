@@ -108,6 +108,10 @@ class GaussianProcess(ABC):
         """log_snr = 2 log(alpha_t / sigma_t), of t's shape."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    def log_snr_dot(self, t: Tensor) -> Tensor:
+        """d log_snr / dt, of t's shape; negative."""
+        return 2 * (self.alpha_dot(t) / self.alpha(t) - self.sigma_dot(t) / self.sigma(t))
+
     def corrupt(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t eps.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["ROWS", "TABLES", "Row"]
+__all__ = ["ROWS", "TABLES", "Row", "load"]
 
 
 def _ddpm(**config: Any) -> Any:
@@ -68,6 +69,18 @@ class Row:
     def name(self) -> str:
         """One word for files and flags."""
         return f"{self.table}-{self.method}-{self.sampler}".lower().replace(" ", "_").replace(",", "")
+
+
+def load(models: Path, name: str, row: Row) -> Any:
+    """The pipeline of one of train.py's models, with the row's sampler; a blind twin and its model share the class."""
+    from nag.pipelines import NAGPipeline, NoiseUnconditionalPipeline
+
+    pipe = NAGPipeline.from_pretrained(models / name)
+    if hasattr(pipe, "regressor"):
+        pipe = NoiseUnconditionalPipeline.from_pipe(pipe)
+    pipe.scheduler = row.scheduler()
+    pipe.unet.eval()
+    return pipe
 
 
 def _pair(name: str) -> tuple[str, str]:

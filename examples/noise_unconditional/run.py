@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE)]
 
-from rows import ROWS, TABLES, Row  # noqa: E402
+from rows import ROWS, TABLES, Row, load  # noqa: E402
 
 from nag.hub import written_file  # noqa: E402
 
@@ -40,7 +40,7 @@ def measure(row: Row, models: Path, network: Any, reference: Any, settings: dict
 
     from nag.analysis.reference import Diverged
     from nag.analysis.sampling import sample_features
-    from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
+    from nag.pipelines import NoiseUnconditionalPipeline
     from nag.quality import frechet_difference, measure_quality
 
     count = settings["num_samples"]
@@ -50,12 +50,9 @@ def measure(row: Row, models: Path, network: Any, reference: Any, settings: dict
     for told, name in zip(("with", "without"), row.models, strict=True):
         if name is None:
             continue
-        kind: Any = EqMPipeline if name.startswith("eqm") else NoiseUnconditionalPipeline
-        pipe = kind.from_pretrained(models / name)
-        pipe.scheduler = row.scheduler()
-        pipe.unet.eval()
+        pipe = load(models, name, row)
         arguments = {"num_inference_steps": row.steps, **row.arguments}
-        if kind is NoiseUnconditionalPipeline:
+        if isinstance(pipe, NoiseUnconditionalPipeline):
             arguments["noise_condition"] = told == "with"
         try:
             with warnings.catch_warnings():
@@ -87,7 +84,7 @@ def measure(row: Row, models: Path, network: Any, reference: Any, settings: dict
             "class_accuracy": _shown(quality.class_accuracy),
             "evaluations": sampled.passes,
         }
-        if kind is EqMPipeline and "gradient_norm_threshold" in arguments:  # of the last batch
+        if "gradient_norm_threshold" in arguments:  # of the last batch
             found[told]["updates"] = float(pipe.scheduler.steps_taken.double().mean())
             found[told]["never_stopped"] = float(pipe.scheduler.moving.double().mean())
     if len(features) == 2:

@@ -14,7 +14,7 @@ import typer
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
-from rows import ROWS  # noqa: E402
+from rows import ROWS, load  # noqa: E402
 
 SHOWN = (
     "quality-ddim-ode_50",
@@ -47,18 +47,16 @@ def main(
     from tqdm.auto import tqdm
 
     from nag.hub import written_file
-    from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
+    from nag.pipelines import NoiseUnconditionalPipeline
 
     strips: list[tuple[str, Any]] = []
     for row in tqdm([row for row in ROWS if row.name in SHOWN], desc="methods"):
         for told, name in zip((True, False), row.models, strict=True):
             if name is None:
                 continue
-            kind: Any = EqMPipeline if name.startswith("eqm") else NoiseUnconditionalPipeline
-            pipe = kind.from_pretrained(models / name)
-            pipe.scheduler = row.scheduler()
+            pipe = load(models, name, row)
             pipe.set_progress_bar_config(disable=True)
-            arguments = {"noise_condition": told} if kind is NoiseUnconditionalPipeline else {}
+            arguments = {"noise_condition": told} if isinstance(pipe, NoiseUnconditionalPipeline) else {}
             images = pipe(
                 class_labels=[i % 10 for i in range(20)],
                 num_inference_steps=row.steps,

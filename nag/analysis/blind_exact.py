@@ -22,13 +22,12 @@ from nag.objectives import make_objective
 from nag.process import Flow, GaussianProcess
 from nag.scheduler_levels import PreconditionedEDM
 from nag.theory import FiniteData, LevelPrior
-from nag.theory.levelwise import average, check_grid, levelwise, posterior_width
+from nag.theory.levelwise import LEGENDRE_GAP, average, check_grid, levelwise, posterior_width
 from nag.theory.targets import coefficients, target_form
 
 __all__ = ["ExactLevel", "Knowledge", "drift_rows", "know", "measured"]
 
 TARGETS = ("eps", "x_0", "v", "velocity")
-LEGENDRE_GAP = 0.097  # largest gap between 16 Gauss-Legendre nodes, as a share of their panel, and 2 % of it
 
 
 def measured(values: Tensor) -> Measured:
@@ -204,8 +203,8 @@ def drift_rows(
                     continue
                 t = process.t_from_log_snr(torch.tensor(level, dtype=torch.float64))
                 exact = known.at(process.corrupt(x_0, t, eps), labels, t, TARGETS)
-                alpha, sigma = process.alpha(t), process.sigma(t)
-                clock = 2 * (process.sigma_dot(t) / sigma - process.alpha_dot(t) / alpha)  # -d log_snr / dt
+                sigma = process.sigma(t)
+                clock = -process.log_snr_dot(t)
                 for target, difference in exact.difference.items():
                     gain = target_form(process, target, t).gain.abs()
                     error = difference.norm(dim=1)

@@ -274,7 +274,7 @@ def concentration_table(
         z = process.corrupt(x_0, t, eps)
         got = concentration(oracle, z, targets, loss_weight=loss_weight, negligible=negligible)
         information = fisher_information(process, t, dimension, norm_squared)
-        slope = 2 * (process.alpha_dot(t) / process.alpha(t) - process.sigma_dot(t) / process.sigma(t))
+        slope = process.log_snr_dot(t)
         rows.append(
             ConcentrationRow(
                 t=float(t),

@@ -51,7 +51,9 @@ __all__ = [
 NEGLIGIBLE = 1e-20
 """Probability of a level below which it is left out: far below rounding also where a field is 1000 times its mean."""
 
-_LEGENDRE_GAP = 0.0951  # largest gap between the 16 nodes of a Gauss-Legendre panel, as a share of the panel
+LEGENDRE_GAP = (
+    0.097  # largest gap between the 16 nodes of a Gauss-Legendre panel, as a share of it, and 2 % more
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,10 +164,6 @@ def check_levels(process: GaussianProcess, t: Tensor | float | Sequence[float]) 
     return levels
 
 
-def _log_snr_slope(process: GaussianProcess, t: Tensor) -> Tensor:
-    return 2 * (process.alpha_dot(t) / process.alpha(t) - process.sigma_dot(t) / process.sigma(t))
-
-
 def fisher_information(
     process: GaussianProcess, t: Tensor, dimension: int, norm_squared: Tensor | float = 0.0
 ) -> Tensor:
@@ -194,7 +192,7 @@ def posterior_width(
     Near the data it is sqrt(2 / D) where alpha = 1, and a little less with a signal that fades.
     """
     information = fisher_information(process, t, dimension, norm_squared)
-    return _log_snr_slope(process, t).abs() / information.sqrt()
+    return process.log_snr_dot(t).abs() / information.sqrt()
 
 
 def check_grid(oracle: FiniteData, t: Tensor, norm_squared: float) -> None:
@@ -228,6 +226,6 @@ def check_grid(oracle: FiniteData, t: Tensor, norm_squared: float) -> None:
     raise ValueError(
         f"prior must space its levels by at most {float(width[worst]):.4g} in log-SNR, the posterior's width at "
         f"t = {float(t[worst]):.4g}, got {float(gap[worst]):.4g}. Use LevelPrior.quadrature(..., panels="
-        f"{math.ceil(1.02 * _LEGENDRE_GAP * extent / narrowest)}) or at least {math.ceil(extent / narrowest) + 1} levels "
+        f"{math.ceil(LEGENDRE_GAP * extent / narrowest)}) or at least {math.ceil(extent / narrowest) + 1} levels "
         "even in log-SNR."
     )

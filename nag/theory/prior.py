@@ -117,7 +117,7 @@ class LevelPrior:
         width = edges.diff()[:, None] / 2
         log_snr = (edges[:-1, None] + width * (1 + nodes)).flatten().flip(0)
         t = process.t_from_log_snr(log_snr)
-        slope = 2 * (process.sigma_dot(t) / process.sigma(t) - process.alpha_dot(t) / process.alpha(t))
+        slope = -process.log_snr_dot(t)
         unnormalised = density or torch.ones_like
         mass = unnormalised(t) * (width * weights).flatten().flip(0) / slope
         log_probability = log_normalised(mass, "density")
