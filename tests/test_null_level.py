@@ -1,15 +1,17 @@
 """The null level: per-sample, exact on exit, and harmless to copies, hooks, compilation and data-parallel wrappers."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from nag.architectures import ARCHITECTURES, architecture_of, level_modules, split_output, unwrap
+from nag.architectures import ARCHITECTURES, architecture_of, level_modules, split_output
 from nag.null_level import null_level
 from tests.tiny import tiny_unet
 
@@ -189,29 +191,43 @@ def test_compiled_networks_honour_the_mask_in_one_graph():
     torch.testing.assert_close(compiled(x, timestep).sample, plain, rtol=1e-5, atol=1e-6)
 
 
-# PyTorch's own remark on 1x1 convolutions whose gradient it lays out channels-last: speed, not a fault
-@pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides:UserWarning")
+DATA_PARALLEL = """
+import os, sys, torch
+from torch.nn.parallel import DistributedDataParallel
+from nag.architectures import unwrap
+from nag.null_level import null_level
+from tests.tiny import tiny_unet
+
+model = tiny_unet()
+x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+mask = torch.tensor([True, False, True, False])
+with torch.no_grad(), null_level(model, mask):
+    expected = model(x, 3).sample
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+wrapped = DistributedDataParallel(model)
+assert unwrap(wrapped) is model
+with null_level(wrapped, mask):
+    torch.testing.assert_close(wrapped(x, 3).sample.detach(), expected, rtol=0, atol=0)
+with null_level(wrapped, mask), torch.autocast("cpu", torch.bfloat16):
+    low = wrapped(x, 3).sample
+torch.testing.assert_close(low.float().detach(), expected, rtol=0.1, atol=0.05)  # bfloat16: 8 bits
+low.sum().backward()
+assert all(p.grad is not None for p in model.parameters())
+print("equal", flush=True)
+os._exit(0)
+"""
+
+
 def test_data_parallel_wrapping_and_autocast(tmp_path):
-    model = tiny_unet()
-    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([True, False, True, False])
-    with torch.no_grad(), null_level(model, mask):
-        expected = model(x, 3).sample
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    """In a process of its own that ends at once: gloo's group, taken down in a process that goes on, can wait forever."""
+    done = subprocess.run(
+        [sys.executable, "-c", DATA_PARALLEL, str(tmp_path / "store")],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
-    try:
-        wrapped = DistributedDataParallel(model)
-        assert unwrap(wrapped) is model
-        with null_level(wrapped, mask):
-            torch.testing.assert_close(wrapped(x, 3).sample.detach(), expected, rtol=0, atol=0)
-        with null_level(wrapped, mask), torch.autocast("cpu", torch.bfloat16):
-            low = wrapped(x, 3).sample
-        torch.testing.assert_close(low.float().detach(), expected, rtol=0.1, atol=0.05)  # bfloat16: 8 bits
-        low.sum().backward()
-        assert all(p.grad is not None for p in model.parameters())
-    finally:
-        torch.distributed.destroy_process_group()
+    assert done.stdout == "equal\n", done.stderr
 
 
 def test_gradient_does_not_reach_the_hidden_embedding():
