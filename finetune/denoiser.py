@@ -197,7 +197,7 @@ def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
 
 
 def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
-    from nag.finetune.training_objectives import kept_scheduler, read_network
+    from nag.finetune.training_objectives import PREDICTIONS, kept_scheduler, read_network
     from nag.pipelines import NAGPipeline
 
     pipeline = NAGPipeline.from_pretrained(
@@ -208,9 +208,8 @@ def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
     )
     if options.objective is not None:
         return pipeline.unet, kept_scheduler(pipeline.scheduler, options)
-    names = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_prediction": "velocity"}
     found, _ = read_network(pipeline.scheduler)
-    if options.prediction_type is not None and names[options.prediction_type] != found:
+    if options.prediction_type is not None and PREDICTIONS[options.prediction_type] != found:
         raise ValueError(
             f"prediction_type must be that of the pretrained model ({found}), got {options.prediction_type}. "
             "Leave the flag out, give an --objective, or train from scratch."

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nag.objectives import Objective
 
 __all__ = [
+    "PREDICTIONS",
     "kept_scheduler",
     "loss_of",
     "new_scheduler",
@@ -31,6 +32,10 @@ __all__ = [
     "read_network",
     "title",
 ]
+
+
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_prediction": "velocity"}
+"""The words of --prediction_type in this library's."""
 
 
 def read_network(scheduler: Any) -> tuple[str, Any]:
@@ -198,14 +203,7 @@ def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
         prediction, process = read_network(scheduler)
     except ValueError:  # not a scheduler that `nag.levels` knows
         return new_scheduler(options)
-    names = {
-        None: prediction,
-        "epsilon": "eps",
-        "v_prediction": "v",
-        "sample": "x_0",
-        "flow_prediction": "velocity",
-    }
-    same = names[options.prediction_type] == prediction
+    same = options.prediction_type is None or PREDICTIONS[options.prediction_type] == prediction
     name = options.objective
     if name == "adm" and isinstance(process, DiscreteVP) and prediction == "eps":
         return DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
