@@ -5,7 +5,7 @@
 
 Loss per sample: w_t |network(x_t, level, class) - r|^2 averaged over pixels, with r = c x_0 + d eps the target of the
 objective (`nag.objectives`; consistency models: `nag.consistency`). With probability `level_dropout` the level is hidden
-(`nag.null_level`), and independently with `class_dropout` the class becomes the null class. One network thus learns
+(`nag.network.null`), and independently with `class_dropout` the class becomes the null class. One network thus learns
 E[r | x_t, t] and E[r | x_t], the latter over the prior of levels it is trained on; with level dropout 1 it is
 noise-unconditional and learns the latter only.
 
@@ -45,8 +45,8 @@ class DenoiserTask:
     """
 
     def __init__(self, unet: Any, scheduler: Any, options: DenoiserOptions) -> None:
-        from nag.architectures import architecture_of
         from nag.finetune.training_objectives import loss_of
+        from nag.network.table import architecture_of
 
         self.model, self.options, self.scheduler = unet, options, scheduler
         self.null_class = architecture_of(unet).null_class(unet)
@@ -103,7 +103,7 @@ class DenoiserTask:
         import torch
 
         from nag.finetune.losses import Regression
-        from nag.null_level import null_level
+        from nag.network.null import null_level
 
         eps, u = draws.normal(images.shape[1:]), draws.uniform()
         hidden = draws.uniform() < self.options.level_dropout

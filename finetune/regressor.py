@@ -149,9 +149,9 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     """
     import torch
 
-    from nag.architectures import architecture_of
     from nag.finetune.images import load_images
     from nag.finetune.loop import check_output_dir, mix, train
+    from nag.network.table import architecture_of
     from nag.pipelines import NAGPipeline
     from nag.regressor import NoiseLevelRegressor
 
@@ -214,7 +214,7 @@ def run(options: RegressorOptions) -> dict[str, Any]:
 
 def freeze_unused(regressor: Any) -> None:
     """Parameters that the loss cannot reach: the level embedding, hidden by the null level, and the last layer."""
-    from nag.architectures import architecture_of, level_modules
+    from nag.network.table import architecture_of, level_modules
 
     if regressor.backbone is None:
         return

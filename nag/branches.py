@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nag.architectures import architecture_of, unwrap
 from nag.directions import LevelPosterior
-from nag.null_level import null_level
+from nag.network.null import null_level
+from nag.network.table import architecture_of, unwrap
 from nag.regressor import NoiseLevelRegressor
 
 __all__ = ["Branch", "ask", "head_on", "null_labels"]

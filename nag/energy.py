@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nag.architectures import split_output
-from nag.null_level import null_level
+from nag.network.null import null_level
+from nag.network.table import split_output
 
 __all__ = [
     "ENERGIES",

@@ -43,7 +43,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.architectures import architecture_of, split_output
 from nag.branches import Branch, ask, head_on, null_labels
 from nag.directions import (
     LevelPosterior,
@@ -56,6 +55,7 @@ from nag.directions import (
     rescale_std,
 )
 from nag.levels import SchedulerLevels
+from nag.network.table import architecture_of, split_output
 from nag.regressor import NoiseLevelRegressor
 
 __all__ = ["MODES", "Guided", "NoiseGuidance"]
@@ -217,7 +217,7 @@ class NoiseGuidance:
         """Refuses what cannot work, before any work.
 
         Args:
-            unet: a network of `nag.architectures`.
+            unet: a network of `nag.network.table`.
             levels: the scheduler's levels.
             regressor: for "corrected" and "gradient".
             own_levels: whether each sample has a level of its own.
@@ -282,7 +282,7 @@ class NoiseGuidance:
         """The network's output at one step, guided by its class and its noise level.
 
         Args:
-            unet: a network of `nag.architectures`.
+            unet: a network of `nag.network.table`.
             model_input: `(B, C, *shape)`, what enters the network: `scheduler.scale_model_input(x)`.
             timestep: `()` or `(B,)`, the label that the network is told.
             levels: the scheduler's levels.

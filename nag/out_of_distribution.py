@@ -35,8 +35,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nag.architectures import architecture_of, unwrap
 from nag.metrics import Measured
+from nag.network.table import architecture_of, unwrap
 from nag.regressor import NoiseLevelRegressor
 
 __all__ = ["OOD_SCORES", "auroc", "ood_scores", "other_images", "shifted_sets"]

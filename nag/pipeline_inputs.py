@@ -14,10 +14,10 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from nag.architectures import unwrap
 from nag.calibration import NoiseCalibration, require_calibratable
 from nag.corrections.base import Correction, Corrections
 from nag.guidance import NoiseGuidance
+from nag.network.table import unwrap
 from nag.tuned import Tuned, load_tuned
 
 __all__ = [

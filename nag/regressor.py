@@ -1,6 +1,6 @@
 """The noise-level regressor: p(log_snr | x_t) as a Gaussian, read from a denoiser that does not see its level.
 
-A backbone is run at the null level (`nag.null_level`), for a backbone that sees t would let the head read it from there
+A backbone is run at the null level (`nag.network.null`), for a backbone that sees t would let the head read it from there
 instead of from x_t. A head turns its features into mean m and variance s^2 of the log-SNR, trained by the Gaussian
 likelihood over the training prior of levels (uniform over the timesteps). Its mean is therefore the posterior mean: at
 a fixed level it is drawn towards the prior wherever x_t leaves the level open.
@@ -29,10 +29,11 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from nag.architectures import architecture_of, unwrap
 from nag.discrete_process import DiscreteVP
 from nag.heads import HEADS
-from nag.null_level import Instrument, instrumented, null_level
+from nag.network.null import null_level
+from nag.network.swap import Instrument, instrumented
+from nag.network.table import architecture_of, unwrap
 from nag.process import Flow, GaussianProcess
 
 __all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint"]
@@ -173,7 +174,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         """An untrained regressor for a network: borrows it (`frozen`) or starts from a copy of its weights.
 
         Args:
-            unet: a network of `nag.architectures`.
+            unet: a network of `nag.network.table`.
             scheduler: the diffusers scheduler it was trained with.
 
         Raises:

@@ -23,10 +23,10 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from nag.architectures import architecture_of, unwrap
 from nag.checkpoint import SafeCheckpointMixin
 from nag.composition import Conditions, read_conditions
 from nag.energy import checked_energy, equilibrium_field, explicit_energy
+from nag.network.table import architecture_of, unwrap
 from nag.pipeline_inputs import checked_callback, checked_shape, images_of, starting_noise
 from nag.schedulers import EquilibriumMatchingScheduler
 

@@ -6,7 +6,7 @@
         pred = unet(u, no level)                             # the state itself tells its level
         x    = scheduler.step(pred, timestep_i, x)           # the scheduler keeps its clock
 
-The level embedding is set to zero (`nag.null_level`), so the network stays a plain diffusers UNet2DModel; it was trained
+The level embedding is set to zero (`nag.network.null`), so the network stays a plain diffusers UNet2DModel; it was trained
 with `nag finetune denoiser --level_dropout 1`. Only the network is blind: the scheduler, and preconditioning by the level,
 work as before. On a network that was trained with its level, and some dropout of it, this is Noise Awareness Guidance of
 weight -1.
@@ -30,11 +30,11 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from nag.architectures import architecture_of, split_output, unwrap
 from nag.branches import Branch, ask, null_labels
 from nag.checkpoint import SafeCheckpointMixin
 from nag.hub import fetch_beside, hub_options
 from nag.levels import read_levels
+from nag.network.table import architecture_of, split_output, unwrap
 from nag.pipeline_inputs import (
     checked_callback,
     checked_labels,

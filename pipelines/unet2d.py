@@ -29,12 +29,12 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from nag.architectures import split_output, unwrap
 from nag.calibration import NoiseCalibration, relevel
 from nag.checkpoint import CheckpointMixin
 from nag.corrections.base import Correction, Corrections, Step
 from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
+from nag.network.table import split_output, unwrap
 from nag.pipeline_inputs import (
     checked_callback,
     checked_labels,

@@ -26,7 +26,7 @@ from nag.discrete_process import DiscreteVP
 from nag.feature_network import SmallClassifier
 from nag.levels import read_levels
 from nag.metrics import Measured
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.pipelines import NAGPipeline
 from nag.process import Flow
 from nag.schedulers import UnifiedScheduler

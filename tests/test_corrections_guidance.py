@@ -16,7 +16,7 @@ from nag.corrections.self_guidance import SelfGuidance
 from nag.corrections.time_step_guidance import TimeStepGuidance
 from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.process import VarianceExploding
 from nag.theory import FiniteData, LevelPrior
 from tests.correction_steps import draw, set_timesteps, step_of

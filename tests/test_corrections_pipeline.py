@@ -22,7 +22,7 @@ from nag.corrections.noise_level_correction import NoiseLevelCorrection
 from nag.corrections.self_guidance import SelfGuidance
 from nag.corrections.time_shift import TimeShift
 from nag.corrections.time_step_guidance import TimeStepGuidance
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
 from tests.corrected_sampling import (
     EVERYWHERE,

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from nag.energy import ENERGIES, energy_gradient, equilibrium_field, explicit_energy, gradient_of
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.pipelines import EqMPipeline
 from nag.schedulers import EquilibriumMatchingScheduler
 from tests.oracles import draw

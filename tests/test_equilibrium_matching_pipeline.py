@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.pipelines import EqMPipeline, NAGPipeline
 from nag.schedulers import EquilibriumMatchingScheduler
 from tests.sampling import seeded

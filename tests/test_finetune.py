@@ -19,7 +19,7 @@ from nag.finetune.images import load_images
 from nag.finetune.loop import Draws, command_line
 from nag.finetune.options import DenoiserOptions, RegressorOptions
 from nag.finetune.stream import batches
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.pipelines import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
 from tests.tiny import tiny_unet, write_parquet

@@ -14,7 +14,7 @@ from nag.finetune.loop import Draws
 from nag.finetune.losses import LearnedVariance
 from nag.finetune.options import DenoiserOptions
 from nag.finetune.training_objectives import new_scheduler
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.objectives import make_objective
 from nag.pipelines import EqMPipeline, NAGPipeline, NAGUNet2DPipeline, NoiseUnconditionalPipeline
 from tests.tiny import tiny_unet, write_parquet

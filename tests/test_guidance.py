@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nag.directions import affine_form, along, bounded, corrected_null, level_gradient
 from nag.guidance import NoiseGuidance
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
 from tests.exact_unet import CLOSE, COMPARABLE, SCHEDULERS, exact, guided, situation

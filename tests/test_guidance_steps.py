@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DMode
 from nag.branches import null_labels
 from nag.directions import rescale_std
 from nag.guidance import NoiseGuidance
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
 from tests.exact_unet import CLOSE, guided, real, situation

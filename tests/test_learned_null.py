@@ -12,8 +12,8 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
-from nag.architectures import level_modules
-from nag.null_level import learn_null_embedding, null_level
+from nag.network.null import learn_null_embedding, null_level
+from nag.network.table import level_modules
 from tests.exact_unet import guided, real
 from tests.test_null_level import MODELS
 from tests.tiny import tiny_unet, write_parquet

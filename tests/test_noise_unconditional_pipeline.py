@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.pipelines import EqMPipeline, NAGPipeline, NoiseUnconditionalPipeline
 from nag.schedulers import EquilibriumMatchingScheduler, UnifiedScheduler
 from tests.sampling import reference, seeded

@@ -11,8 +11,8 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from nag.architectures import ARCHITECTURES, architecture_of, level_modules, split_output
-from nag.null_level import null_level
+from nag.network.null import null_level
+from nag.network.table import ARCHITECTURES, architecture_of, level_modules, split_output
 from tests.tiny import tiny_unet
 
 
@@ -194,8 +194,8 @@ def test_compiled_networks_honour_the_mask_in_one_graph():
 DATA_PARALLEL = """
 import os, sys, torch
 from torch.nn.parallel import DistributedDataParallel
-from nag.architectures import unwrap
-from nag.null_level import null_level
+from nag.network.table import unwrap
+from nag.network.null import null_level
 from tests.tiny import tiny_unet
 
 model = tiny_unet()

@@ -22,7 +22,7 @@ from torch import Tensor
 from nag.calibration import NoiseCalibration
 from nag.guidance import NoiseGuidance
 from nag.levels import SUPPORTED, read_levels
-from nag.null_level import null_level
+from nag.network.null import null_level
 from nag.pipelines import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
 from tests.sampling import pipeline, reference, seeded

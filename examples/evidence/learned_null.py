@@ -3,7 +3,7 @@
     python examples/evidence/learned_null.py --models outputs/models --data_dir data --output_dir outputs/evidence
 
 Fine-tunes `small_base` as train.py fine-tunes `small_ft_10_800`, with the same options, images and random numbers, but with
-a trained vector in the place of the zeros (`nag.null_level.learn_null_embedding`). Then both are measured as in the study
+a trained vector in the place of the zeros (`nag.network.null.learn_null_embedding`). Then both are measured as in the study
 `dropout_10_800` of run.py, from the same noise: plain, noise guidance with the weight chosen for zeros, and with its own
 where that is another. Zeros trained once more with another seed say how much two trainings differ anyway. Beside that, the
 loss of both on held-out images with the level hidden and told, with the same noise.
@@ -62,7 +62,7 @@ def restore(unet: Any, folder: Path) -> None:
     """Gives a UNet of a folder that `save` wrote its null embeddings."""
     from safetensors.torch import load_file
 
-    from nag.null_level import learn_null_embedding
+    from nag.network.null import learn_null_embedding
 
     learn_null_embedding(unet)
     unet.load_state_dict(unet.state_dict() | load_file(folder / NULL_FILE))
@@ -90,7 +90,7 @@ def train_model(models: Path, data: Path) -> None:
     from nag.finetune.denoiser import DenoiserTask
     from nag.finetune.images import load_images
     from nag.finetune.loop import check_output_dir, train
-    from nag.null_level import learn_null_embedding
+    from nag.network.null import learn_null_embedding
     from nag.pipelines import NAGPipeline
 
     if (models / LEARNED / "model_index.json").exists():

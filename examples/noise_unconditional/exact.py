@@ -96,7 +96,7 @@ def bound(
     """The bound beside the true distance of the two samplers' ends."""
     from diffusers import UNet2DModel
 
-    from nag.null_level import null_level
+    from nag.network.null import null_level
 
     data, found = images(data_dir, num_images), {}
     for name, (model, kind, stochasticity) in SAMPLERS.items():

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 
 from nag.analysis.blind_check import LevelRow, Walk
 from nag.analysis.blind_exact import Knowledge, measured
-from nag.architectures import split_output, unwrap
 from nag.discrete_process import DiscreteVP
 from nag.feature_network import extract_features
 from nag.metrics import Measured, bootstrap, bootstrap_difference, frechet_distance
-from nag.null_level import null_level
+from nag.network.null import null_level
+from nag.network.table import split_output, unwrap
 from nag.objectives import affine_update, posterior_std
 from nag.regressor import NoiseLevelRegressor
 from nag.scheduler_levels import SchedulerLevels
@@ -48,7 +48,7 @@ class Network:
     """A denoiser that can be asked with its level and without, in the coordinates of its input.
 
     Args:
-        unet: a network of `nag.architectures`, in evaluation mode.
+        unet: a network of `nag.network.table`, in evaluation mode.
         levels: of its scheduler.
     """
 

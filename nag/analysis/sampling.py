@@ -36,9 +36,9 @@ from torch.utils.flop_counter import flop_registry
 from tqdm.auto import tqdm
 
 from nag.analysis.reference import Diverged, sample_generators
-from nag.architectures import unwrap
 from nag.feature_network import features_and_classes
-from nag.null_level import Instrument, instrumented
+from nag.network.swap import Instrument, instrumented
+from nag.network.table import unwrap
 
 __all__ = ["Cost", "Sampled", "count_cost", "counted_passes", "largest_steps", "sample_features", "within"]
 

@@ -28,12 +28,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.architectures import architecture_of, unwrap
 from nag.corrections.base import Correction, Step, weighted_difference
 from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
 from nag.directions import along
 from nag.guidance import PURE_NOISE
 from nag.levels import SchedulerLevels
+from nag.network.table import architecture_of, unwrap
 from nag.regressor import fingerprint
 
 __all__ = ["COMPONENTS", "Autoguidance", "NullBranchAutoguidance", "ask_other", "check_other"]
@@ -45,7 +45,7 @@ def check_other(network: nn.Module, unet: nn.Module) -> None:
     """Refuses a second network that cannot answer for the states of the first.
 
     Raises:
-        ValueError: if it is not of `nag.architectures`, has other channels, another image size or another precision.
+        ValueError: if it is not of `nag.network.table`, has other channels, another image size or another precision.
     """
     architecture_of(network)
     other, own = unwrap(network), unwrap(unet)

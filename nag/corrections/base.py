@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.architectures import split_output
 from nag.levels import SchedulerLevels
-from nag.null_level import null_level
+from nag.network.null import null_level
+from nag.network.table import split_output
 from nag.relevel import discards_passed_state, require_calibratable
 
 __all__ = ["Correction", "Corrections", "Step", "weighted_difference"]

@@ -18,11 +18,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.architectures import architecture_of, unwrap
 from nag.branches import null_labels
 from nag.corrections.base import Correction, Step, weighted_difference
 from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
 from nag.levels import SchedulerLevels
+from nag.network.table import architecture_of, unwrap
 
 __all__ = ["ClassInterval"]
 

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.architectures import architecture_of, unwrap
 from nag.corrections.autoguidance import ask_other, check_other
 from nag.corrections.base import Correction, Step, weighted_difference
 from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
 from nag.levels import SchedulerLevels
+from nag.network.table import architecture_of, unwrap
 from nag.regressor import fingerprint
 
 __all__ = ["DomainGuidance"]

@@ -23,11 +23,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.architectures import level_modules
 from nag.corrections.base import Correction, Step, weighted_difference
 from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
 from nag.levels import SchedulerLevels
-from nag.null_level import Instrument, instrumented
+from nag.network.swap import Instrument, instrumented
+from nag.network.table import level_modules
 
 __all__ = ["TimeStepGuidance"]
 
@@ -76,7 +76,7 @@ class TimeStepGuidance(Correction):
         """Refuses networks whose level embedding is not known.
 
         Raises:
-            ValueError: if the network is not of `nag.architectures`.
+            ValueError: if the network is not of `nag.network.table`.
         """
         if self.scale != 0:
             level_modules(unet)

@@ -3,10 +3,7 @@
 No parameter is added, so a network that was fine-tuned with level dropout stays a plain diffusers checkpoint. Only after
 `learn_null_embedding`, an experiment, does a trained vector take the place of the zeros; plain diffusers does not know it.
 
-The embedding module is changed by giving it, for the length of a `with` block, a subclass of its own class whose
-`__call__` zeroes rows of the output. Its state dict, its hooks and every other attribute stay untouched; hooks that
-were there before (offloading, quantisation) still run; a copy made meanwhile is a plain module with weights of its own.
-torch.compile and DistributedDataParallel see an ordinary module.
+The embedding module gets, for the length of a `with` block, another `__call__` that zeroes rows of the output (`nag.network.swap`).
 
 References:
     Is Noise Conditioning Necessary for Denoising Generative Models?, Sun 2025, arXiv 2502.13129, section 4 (zero
@@ -19,63 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nag.architectures import level_modules
+from nag.network.swap import Instrument, instrumented
+from nag.network.table import level_modules
 
-__all__ = ["instrumented", "learn_null_embedding", "null_level"]
-
-
-class Instrument:
-    """Base of the classes that `instrumented` mixes in; attributes live only within its `with` block."""
-
-    attributes: tuple[str, ...] = ()
-    plain_class: type[nn.Module]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copy = self.plain_class.__new__(self.plain_class)
-        memo[id(self)] = copy
-        for name, value in self.__dict__.items():
-            if name not in self.attributes:
-                copy.__dict__[name] = deepcopy(value, memo)
-        return copy
-
-
-_SUBCLASSES: dict[tuple[type, type], type[nn.Module]] = {}
-
-
-def _subclass(mixin: type[Instrument], cls: type[nn.Module]) -> type[nn.Module]:
-    if (mixin, cls) not in _SUBCLASSES:
-        attributes = {"plain_class": cls, "__module__": cls.__module__}
-        _SUBCLASSES[mixin, cls] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), attributes)
-    return _SUBCLASSES[mixin, cls]
-
-
-@contextmanager
-def instrumented(module: nn.Module, mixin: type[Instrument], **attributes: Any) -> Iterator[nn.Module]:
-    """Gives one module another `__call__` for the length of a block, and leaves it exactly as it was.
-
-    Args:
-        module: any module.
-        mixin: an `Instrument` whose `__call__` calls `super().__call__`.
-        attributes: set on the module within the block; the mixin names them in `attributes`.
-    """
-    cls = type(module)
-    before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
-    if not issubclass(cls, mixin):
-        module.__class__ = _subclass(mixin, cls)
-    module.__dict__.update(attributes)
-    try:
-        yield module
-    finally:
-        for name in attributes:
-            module.__dict__.pop(name, None)
-        module.__dict__.update(before)
-        module.__class__ = cls
+__all__ = ["learn_null_embedding", "null_level"]
 
 
 class NullLevel(Instrument):
@@ -103,7 +52,7 @@ def learn_null_embedding(model: nn.Module) -> list[nn.Parameter]:
     diffusers checkpoint any more: the parameter has to be saved and loaded beside it. A module that has one keeps it.
 
     Args:
-        model: a network of `nag.architectures`, before it is compiled, wrapped or given to an optimizer.
+        model: a network of `nag.network.table`, before it is compiled, wrapped or given to an optimizer.
 
     Returns:
         The vectors, `(C,)` each, one per level module.
@@ -124,7 +73,7 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
     """Within the block, the network does not see the noise level of the masked samples.
 
     Args:
-        model: a network of `nag.architectures`, plain, compiled or wrapped for data-parallel training.
+        model: a network of `nag.network.table`, plain, compiled or wrapped for data-parallel training.
         mask: `(B,)` bool, True where the level is hidden; None hides it for all samples.
 
     Raises:

@@ -107,7 +107,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     else:
         raise ValueError(
             f"model must be one of {', '.join(ARCHITECTURES)}, got {type(model).__name__}. "
-            "Other networks need a row in nag/architectures.py."
+            "Other networks need a row in nag/network/table.py."
         )
     if (
         getattr(model.config, "time_embedding_type", "positional") == "fourier"
