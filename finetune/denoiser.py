@@ -198,7 +198,7 @@ def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
 
 def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
     from nag.finetune.training_objectives import PREDICTIONS, kept_scheduler, read_network
-    from nag.pipelines import NAGPipeline
+    from nag.load import NAGPipeline
 
     pipeline = NAGPipeline.from_pretrained(
         str(options.pretrained_model_name_or_path),

@@ -151,8 +151,8 @@ def run(options: RegressorOptions) -> dict[str, Any]:
 
     from nag.finetune.images import load_images
     from nag.finetune.loop import check_output_dir, mix, train
+    from nag.load import NAGPipeline
     from nag.network.table import architecture_of
-    from nag.pipelines import NAGPipeline
     from nag.regressor import NoiseLevelRegressor
 
     if not options.pretrained_model_name_or_path:

@@ -1,10 +1,10 @@
 """From the options of `nag finetune denoiser` to a loss, the scheduler that samples, and the pipeline that is saved.
 
     objective   loss                    scheduler                             pipeline
-    ddpm        |f - r|^2               DDPM                                  NAGUNet2D
-    adm         + variational bound     DDPM, learned_range                   NAGUNet2D
-    flow        |f - r|^2               flow-matching Euler                   NAGUNet2D
-    edm         |f - r|^2               EDM Euler                             NAGUNet2D
+    ddpm        |f - r|^2               DDPM                                  UNet2D
+    adm         + variational bound     DDPM, learned_range                   UNet2D
+    flow        |f - r|^2               flow-matching Euler                   UNet2D
+    edm         |f - r|^2               EDM Euler                             UNet2D
     uedm        w_t |f - r|^2           Unified                               NoiseUnconditional
     ict, ecm    consistency             consistency models (CMStochastic...)  NoiseUnconditional
     eqm         |f - r|^2 or |grad E - r|^2   EquilibriumMatching             EqM
@@ -223,7 +223,7 @@ def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
 
 def pipeline_of(unet: Any, scheduler: Any, options: DenoiserOptions) -> Any:
     """The pipeline that is saved; it asks the network as it was trained."""
-    from nag.pipelines import EqMPipeline, NAGUNet2DPipeline, NoiseUnconditionalPipeline
+    from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 
     if options.objective == "eqm":
         return EqMPipeline(unet=unet, scheduler=scheduler, energy=options.energy)
@@ -231,7 +231,7 @@ def pipeline_of(unet: Any, scheduler: Any, options: DenoiserOptions) -> Any:
         return NoiseUnconditionalPipeline(unet=unet, scheduler=scheduler)
     if options.objective in ("uedm", "ict", "ecm"):
         return NoiseUnconditionalPipeline(unet=unet, scheduler=scheduler, noise_condition=True)
-    return NAGUNet2DPipeline(unet=unet, scheduler=scheduler)
+    return UNet2DPipeline(unet=unet, scheduler=scheduler)
 
 
 def title(scheduler: Any, options: DenoiserOptions) -> str:

@@ -6,18 +6,21 @@ from nag.analysis import measure_shift as measure_shift
 from nag.analysis import record as record
 from nag.analysis import write_report as write_report
 from nag.calibration import NoiseCalibration as NoiseCalibration
-from nag.guidance import NoiseGuidance as NoiseGuidance
+from nag.corrections import NoiseGuidance as NoiseGuidance
 from nag.levels import SchedulerLevels as SchedulerLevels
 from nag.levels import read_levels as read_levels
+from nag.load import NAGPipeline as NAGPipeline
 from nag.metrics import frechet_distance as frechet_distance
 from nag.pipelines import EqMPipeline as EqMPipeline
-from nag.pipelines import NAGPipeline as NAGPipeline
 from nag.pipelines import NoiseUnconditionalPipeline as NoiseUnconditionalPipeline
 from nag.process import GaussianProcess as GaussianProcess
 from nag.regressor import NoiseEstimate as NoiseEstimate
 from nag.regressor import NoiseLevelRegressor as NoiseLevelRegressor
 from nag.schedulers import EquilibriumMatchingScheduler as EquilibriumMatchingScheduler
 from nag.schedulers import UnifiedScheduler as UnifiedScheduler
+from nag.seams import attach as attach
+from nag.seams import corrected as corrected
+from nag.seams import detach as detach
 from nag.theory import FiniteData as FiniteData
 
 __version__: str

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 FILE_NAME = "noise_calibration.json"
-_FORMAT, _VERSION = "nag noise calibration", 1
+_FORMAT, _VERSION = "nag noise calibration", 2
 _MEASURE = "Measure one with `nag calibrate`."
 
 
@@ -58,14 +58,6 @@ class NoiseCalibration:
         settings: its whole configuration.
         eta: DDIM's eta.
         guidance_scale: class guidance, 1 is off.
-        noise_guidance_scale: noise guidance, 0 is off; then its other settings are of no matter.
-        noise_guidance_mode: its mode.
-        noise_guidance_interval: its interval in log-SNR.
-        noise_guidance_schedule: its schedule, by name.
-        noise_guidance_rescale: its rescale.
-        noise_guidance_class_combination: how it is combined with class guidance.
-        noise_guidance_project: whether it is projected; None except in the mode "gradient".
-        noise_guidance_max_norm: its bound; None except in the mode "gradient", and for no bound.
         corrections: `Correction.settings()` of the corrections that ran with it, in their order.
         samples: how many samples were averaged.
         seed: of these samples.
@@ -87,14 +79,6 @@ class NoiseCalibration:
     regressor: str
     eta: float = 0.0
     guidance_scale: float = 1.0
-    noise_guidance_scale: float = 0.0
-    noise_guidance_mode: str = "classifier_free"
-    noise_guidance_interval: tuple[float | None, float | None] = (-2.5, None)
-    noise_guidance_schedule: str = "constant"
-    noise_guidance_rescale: float = 0.0
-    noise_guidance_class_combination: str = "separate"
-    noise_guidance_project: bool | None = None
-    noise_guidance_max_norm: float | None = None
     corrections: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -120,8 +104,7 @@ class NoiseCalibration:
             scheduler: a supported diffusers scheduler.
             log_snr: N measured levels; tensors are taken too.
             standard_error: N standard errors.
-            measured: the other arguments of the class: `samples`, `seed`, `regressor`, `eta`, `guidance_scale`, `corrections`
-                and `NoiseGuidance.settings()`.
+            measured: the other arguments of the class.
 
         Raises:
             ValueError: if the scheduler is not supported or the tables do not fit it.
@@ -144,18 +127,18 @@ class NoiseCalibration:
         """Measured minus nominal level of each step in log(sigma/alpha); positive is noisier than nominal."""
         return tuple((a - b) / 2 for a, b in zip(self.nominal_log_snr, self.log_snr, strict=True))
 
-    def check(self, scheduler: Any, **guidance: Any) -> None:
+    def check(self, scheduler: Any, **sampler: Any) -> None:
         """Raises unless the table was measured for this scheduler, its settings and its steps.
 
         Args:
             scheduler: a supported scheduler whose timesteps are set.
-            guidance: any of `eta`, `guidance_scale`, `corrections` and `NoiseGuidance.settings()` that must agree as well.
+            sampler: those of `eta`, `guidance_scale` and `corrections` that are known; they must agree as well.
 
         Raises:
             ValueError: naming the first setting that differs.
             RuntimeError: if the scheduler's timesteps are not set.
         """
-        found = self._difference(scheduler, guidance)
+        found = self._difference(scheduler, sampler)
         if found is not None:
             name, measured, given = found
             raise ValueError(
@@ -163,7 +146,7 @@ class NoiseCalibration:
                 f"where {name} is {given}. {_MEASURE}"
             )
 
-    def _difference(self, scheduler: Any, guidance: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    def _difference(self, scheduler: Any, sampler: dict[str, Any]) -> tuple[str, Any, Any] | None:
         """Name, measured and given value of the first setting that differs."""
         levels, settings = read_levels(scheduler), read_settings(scheduler)
         if self.scheduler != type(scheduler).__name__:
@@ -183,13 +166,10 @@ class NoiseCalibration:
             if bool(apart.any()):
                 first = int(apart.nonzero()[0])
                 return f"{name}[{first}]", float(then[first]), float(now[first])
-        off = (
-            guidance.get("noise_guidance_scale", self.noise_guidance_scale) == self.noise_guidance_scale == 0
-        )
-        for name, given in guidance.items():
+        for name, given in sampler.items():
             measured = getattr(self, name)
             given = tuple(given) if isinstance(measured, tuple) else given
-            if measured != given and not (off and name.startswith("noise_guidance")):
+            if measured != given:
                 return name, repr(measured), repr(given)
         return None
 
@@ -229,13 +209,13 @@ class NoiseCalibration:
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], scheduler: Any, **guidance: Any) -> NoiseCalibration:
+    def load(cls, path: str | os.PathLike[str], scheduler: Any, **sampler: Any) -> NoiseCalibration:
         """The table of a file that was measured for a scheduler.
 
         Args:
             path: a `.json` file, or the folder that holds `noise_calibration.json`.
             scheduler: a supported scheduler whose timesteps are set.
-            guidance: as in `check`.
+            sampler: as in `check`.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -247,7 +227,7 @@ class NoiseCalibration:
         tables = _read(file)
         reasons = []
         for table in tables:
-            found = table._difference(scheduler, guidance)
+            found = table._difference(scheduler, sampler)
             if found is None:
                 return table
             reasons.append(

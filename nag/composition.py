@@ -25,9 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nag.branches import null_labels
-from nag.pipeline_inputs import checked_labels
-
 __all__ = ["COMPOSITIONS", "Conditions", "read_conditions"]
 
 COMPOSITIONS = ("guided", "sum")
@@ -79,6 +76,8 @@ class Conditions:
         points, labels, rows, weights = x[self.rows], self.labels, self.rows, self.weights
         if self.null_weights is not None:
             points, rows = torch.cat([points, x]), torch.cat([rows, torch.arange(len(x), device=x.device)])
+            from nag.pipelines.base import null_labels
+
             labels = torch.cat([labels, null_labels(unet, labels[:1]).expand(len(x))])
             weights = torch.cat([weights, self.null_weights])
         values = term(points, labels)
@@ -130,6 +129,8 @@ def read_conditions(
                 "A list of lists sets the batch size by itself."
             )
     flat = [label for labels in class_labels for label in labels] if nested else class_labels
+    from nag.pipelines.base import checked_labels
+
     labels = checked_labels(unet, flat, len(flat) if nested else batch_size, guidance_scale, device)
     counts = (
         [len(k) for k in class_labels] if nested else [1] * (batch_size if labels is None else len(labels))

@@ -1,4 +1,4 @@
-"""Where the score of the noise level comes from: the formulas of `nag.guidance`, one function each.
+"""Where the score of the noise level comes from: the formulas of `nag.corrections.noise_guidance`, one function each.
 
 A prediction is affine in the score of its level, in network-input coordinates u = alpha x_0 + sigma eps:
 
@@ -32,7 +32,6 @@ __all__ = [
     "corrected_null",
     "level_gradient",
     "refuse_swapped_weights",
-    "rescale_std",
 ]
 
 
@@ -88,23 +87,8 @@ def corrected_null(
     return float(offset) * u - float(slope) * score
 
 
-def rescale_std(
-    guided: Float[Tensor, "batch *shape"], reference: Float[Tensor, "batch *shape"], factor: float
-) -> Float[Tensor, "batch *shape"]:
-    """Sets each sample's standard deviation back to that of a reference, by a part of the way.
-
-    References:
-        Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin 2023, arXiv 2305.08891, eqs. 15-16; here a
-        sample without any spread is left alone.
-    """
-    axes = tuple(range(1, guided.ndim))
-    spread = guided.std(axes, keepdim=True)
-    ratio = torch.where(spread > 0, reference.std(axes, keepdim=True) / spread, 1.0)
-    return guided * (factor * ratio + (1 - factor))
-
-
 def level_gradient(
-    regressor: LevelPosterior,
+    log_posterior: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     u: Float[Tensor, "batch *shape"],
     log_snr: float,
     class_labels: Tensor | None = None,
@@ -112,7 +96,7 @@ def level_gradient(
     """grad_u log p(t|u) by autograd, in u's dtype; works inside no_grad, inference_mode and autocast.
 
     Args:
-        regressor: a differentiable log-posterior.
+        log_posterior: a regressor's, differentiable in its first argument.
         u: `(B, *shape)`, the network's input, at least in float32.
         log_snr: the level.
         class_labels: `(B,)`, or None.
@@ -120,7 +104,7 @@ def level_gradient(
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(u.device.type, enabled=False):
         x = u.clone().requires_grad_(True)  # an inference tensor cannot enter a graph, its clone can
         labels = None if class_labels is None else class_labels.clone()
-        log_p = regressor.log_posterior(x, torch.tensor(log_snr, dtype=x.dtype, device=x.device), labels)
+        log_p = log_posterior(x, torch.tensor(log_snr, dtype=x.dtype, device=x.device), labels)
         (gradient,) = torch.autograd.grad(log_p.sum(), x)
     return gradient
 

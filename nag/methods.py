@@ -6,7 +6,7 @@
     one         = number | true | false | none | word | start ".." end (an interval, either end may be missing)
 
 A key that a part does not have goes to the one part before it that has it: "nag+calibrated:scale=2" is
-"nag:scale=2+calibrated". Keys and their types are the fields of `NoiseGuidance` and of the corrections; a key whose
+"nag:scale=2+calibrated". Keys and their types are the fields of the corrections; a key whose
 value is a network takes a folder or a Hub id.
 """
 
@@ -25,6 +25,9 @@ __all__ = ["CORRECTIONS", "Method", "Part", "method_names", "parse_method", "par
 
 # name of a method: its class in nag.corrections, and the values that the name itself fixes
 CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nag": ("NoiseGuidance", {"mode": "classifier_free"}),
+    "nag_corrected": ("NoiseGuidance", {"mode": "corrected"}),
+    "nag_gradient": ("NoiseGuidance", {"mode": "gradient"}),
     "epsilon_scaling": ("EpsilonScaling", {}),
     "time_shift": ("TimeShift", {}),
     "dcw": ("DifferentialCorrection", {}),
@@ -33,13 +36,18 @@ CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "self_guidance_prev": ("SelfGuidance", {"previous": True}),
     "time_step_guidance": ("TimeStepGuidance", {}),
     "noise_level_correction": ("NoiseLevelCorrection", {}),
-    "null_autoguidance": ("NullBranchAutoguidance", {}),
-    "autoguidance": ("Autoguidance", {}),
-    "domain_guidance": ("DomainGuidance", {}),
-    "class_interval": ("ClassInterval", {}),
+    "null_autoguidance": ("WeakModel", {"network": None, "blind": True, "unconditional": False}),
+    "autoguidance": ("WeakModel", {"blind": False, "unconditional": False, "component": "all"}),
+    "domain_guidance": ("WeakModel", {"blind": False, "unconditional": True, "component": "all"}),
+    "class_interval": (
+        "WeakModel",
+        {"network": None, "blind": False, "unconditional": True, "component": "all"},
+    ),
 }
+FROM_ONE = ("domain_guidance", "class_interval")  # their scale is guidance_scale, which counts from 1
+NULL_INTERVAL = (-2.5, None)  # of the null branch, as for noise guidance
 STRENGTHS = ("scale", "guidance_scale", "high_scale", "slope", "window")  # what switches a part on
-GUIDANCE = {"nag": "classifier_free", "nag_corrected": "corrected", "nag_gradient": "gradient"}
+GUIDANCE = ("nag", "nag_corrected", "nag_gradient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +60,39 @@ class _Kind:
     argument: str | None
 
 
-def _of_fields(cls: type, fixed: Mapping[str, Any], argument: str) -> _Kind:
-    """A dataclass some of whose fields are fixed by the name."""
+def _of_fields(name: str) -> _Kind:
+    """A correction, some of whose fields are fixed by its name."""
+    import nag.corrections
+
+    class_name, fixed = CORRECTIONS[name]
+    cls: Any = getattr(nag.corrections, class_name)
     hints, free = get_type_hints(cls), [item for item in fields(cls) if item.name not in fixed]
-    return _Kind(
-        keys={item.name: hints[item.name] for item in free},
-        defaults={item.name: item.default for item in free},
-        build=lambda **values: cls(**fixed, **values),
-        argument=argument,
-    )
+    keys = {item.name: hints[item.name] for item in free}
+    defaults: dict[str, Any] = {item.name: item.default for item in free}
+    if "network" in keys and name != "null_autoguidance":
+        defaults["network"] = MISSING
+    if name == "null_autoguidance":
+        defaults["interval"] = NULL_INTERVAL
+    if name in FROM_ONE:
+        keys, defaults = (
+            {"guidance_scale" if k == "scale" else k: v for k, v in d.items()} for d in (keys, defaults)
+        )
+        defaults["guidance_scale"] = 1.0
+
+    def build(**values: Any) -> Any:
+        if name in FROM_ONE:
+            values["scale"] = values.pop("guidance_scale", 1.0) - 1
+        if name == "null_autoguidance":
+            values = {"interval": NULL_INTERVAL} | values
+        return cls(**fixed, **values)
+
+    argument = "noise_guidance" if name in GUIDANCE else "corrections"
+    return _Kind(keys=keys, defaults=defaults, build=build, argument=argument)
 
 
 @cache
 def _kinds() -> dict[str, _Kind]:
     """All methods by name."""
-    import nag.corrections
-    from nag.guidance import NoiseGuidance
-
     kinds = {
         "plain": _Kind(keys={}, defaults={}, build=lambda: None, argument=None),
         "calibrated": _Kind(keys={}, defaults={}, build=lambda: None, argument="noise_calibration"),
@@ -79,16 +103,13 @@ def _kinds() -> dict[str, _Kind]:
             argument="guidance_scale",
         ),
     }
-    for name, mode in GUIDANCE.items():
-        kinds[name] = _of_fields(NoiseGuidance, {"mode": mode}, "noise_guidance")
-    for name, (cls, fixed) in CORRECTIONS.items():
-        kinds[name] = _of_fields(getattr(nag.corrections, cls), fixed, "corrections")
-    return kinds
+    return kinds | {name: _of_fields(name) for name in CORRECTIONS}
 
 
 def method_names() -> tuple[str, ...]:
     """The names that a method may be made of; needs no heavy import."""
-    return ("plain", *GUIDANCE, "calibrated", *CORRECTIONS, "class_guidance")
+    others = [name for name in CORRECTIONS if name not in GUIDANCE]
+    return ("plain", *GUIDANCE, "calibrated", *others, "class_guidance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +199,10 @@ class Method:
             built = kind.build(
                 **{key: _loaded(value, kind.keys[key], device) for key, (value,) in part.values}
             )
-            if kind.argument == "corrections":
-                corrections.append(built)
-            else:
+            if kind.argument == "guidance_scale":
                 found[kind.argument] = built
+            else:
+                corrections.append(built)
         return found | ({"corrections": corrections} if corrections else {})
 
 
@@ -296,7 +317,7 @@ def _loaded(value: Any, hint: Any, device: Any) -> Any:
     """The network of a pipeline's folder or Hub id; every other value as it is."""
     if value is None or not is_network(hint):
         return value
-    from nag.pipelines import NAGPipeline
+    from nag.load import NAGPipeline
 
     unet = NAGPipeline.from_pretrained(value, regressor=False).unet
     return unet.float().eval().requires_grad_(False).to(device)

@@ -149,6 +149,9 @@ def _experiment(scheduler: Any, levels: SchedulerLevels) -> int | None:
     draws = torch.Generator().manual_seed(0)
     fresh = copy.deepcopy(scheduler)
     run = copy.deepcopy(scheduler)
+    for copied in (fresh, run):
+        if hasattr(copied, "_step_index"):  # the sampler may have begun already
+            copied._step_index = None
     if hasattr(run, "set_begin_index"):
         run.set_begin_index(0)
     for i in range(len(levels)):

@@ -1,8 +1,8 @@
-"""What `nag tune` has found, kept beside the checkpoint: per sampler the noise guidance to use, or that none helps.
+"""What `nag tune` has found, kept beside the checkpoint: per sampler the corrections to use, or that none helps.
 
 A weight belongs to one sampler: the scheduler with its whole configuration, the number of steps, eta and the class
-guidance. An entry is used for exactly that sampler and for nothing by itself. An entry whose verdict is "off" holds a
-scale of 0, so that asking for it samples plainly.
+guidance. An entry is used for exactly that sampler and for nothing by itself. An entry whose verdict is "off" holds no
+correction, so that asking for it samples plainly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nag.calibration import NoiseCalibration
-from nag.guidance import NoiseGuidance
+from nag.corrections.base import Correction
 from nag.hub import written_file
 from nag.levels import read_settings
 
@@ -23,7 +23,6 @@ __all__ = [
     "FILE_NAME",
     "Entry",
     "Sampler",
-    "Tuned",
     "load_tuned",
     "read_entries",
     "refuse_known",
@@ -31,7 +30,7 @@ __all__ = [
 ]
 
 FILE_NAME = "noise_guidance.json"
-_FORMAT, _VERSION = "nag tuned noise guidance", 1
+_FORMAT, _VERSION = "nag tuned noise guidance", 2
 _TUNE = "Find one with `nag tune`."
 
 
@@ -82,28 +81,19 @@ class Sampler:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """What a pipeline is to use: its noise guidance, with a table of levels and corrections where these were chosen."""
-
-    noise_guidance: NoiseGuidance
-    noise_calibration: NoiseCalibration | None = None
-    corrections: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One result of a search.
 
     Args:
         sampler: what it is for.
-        tuned: what to use; all off where nothing helped.
+        corrections: what to use, in this order; none where nothing helped.
         helps: the verdict.
         reason: the verdict in words.
         evidence: what was measured, as JSON.
     """
 
     sampler: Sampler
-    tuned: Tuned
+    corrections: tuple[Correction, ...]
     helps: bool
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)
@@ -116,8 +106,8 @@ def load_tuned(
     *,
     eta: float = 0.0,
     guidance_scale: float = 1.0,
-) -> Tuned:
-    """The entry of a file that was tuned for a sampler; nothing is applied.
+) -> tuple[Correction, ...]:
+    """The corrections of a file that were tuned for a sampler; nothing is applied.
 
     Args:
         path: a `.json` file, or the folder that holds `noise_guidance.json`.
@@ -137,7 +127,7 @@ def load_tuned(
     held = []
     for entry in read_entries(file):
         if entry.sampler == wanted:
-            return entry.tuned
+            return entry.corrections
         words = str(entry.sampler)
         if words == str(wanted):
             words += f", but {entry.sampler.difference(wanted)}"
@@ -161,14 +151,10 @@ def save_entry(path: str | os.PathLike[str], entry: Entry, *, overwrite: bool = 
 
     Raises:
         FileExistsError: if the file holds an entry of the same sampler that may not be replaced.
-        ValueError: if the file exists and is not one of this library's, or the entry has corrections.
+        ValueError: if the file exists and is not one of this library's, or a correction asks a network,
+            which a file cannot hold.
     """
     file = _file(path)
-    if entry.tuned.corrections:
-        raise ValueError(
-            f"entry must hold no corrections to be saved, got {len(entry.tuned.corrections)}. A file keeps noise guidance "
-            "and calibration: pass corrections to the pipeline."
-        )
     refuse_known(file, entry.sampler, overwrite=overwrite)
     others = [e for e in (read_entries(file) if file.exists() else []) if e.sampler != entry.sampler]
     content = {"format": _FORMAT, "version": _VERSION, "entries": [_to_json(e) for e in (*others, entry)]}
@@ -225,29 +211,62 @@ def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:
-    guidance, calibration = entry.tuned.noise_guidance, entry.tuned.noise_calibration
     return {
         "sampler": dataclasses.asdict(entry.sampler),
         "helps": entry.helps,
         "reason": entry.reason,
-        "noise_guidance": dataclasses.asdict(guidance),
-        "noise_calibration": None if calibration is None else dataclasses.asdict(calibration),
+        "corrections": [correction_to_json(one) for one in entry.corrections],
         "evidence": entry.evidence,
     }
 
 
 def _from_json(values: dict[str, Any]) -> Entry:
-    guidance, calibration = _tuples(values["noise_guidance"]), values["noise_calibration"]
     return Entry(
         sampler=Sampler(**values["sampler"]),
-        tuned=Tuned(
-            noise_guidance=NoiseGuidance(**guidance),
-            noise_calibration=None if calibration is None else NoiseCalibration(**_tuples(calibration)),
-        ),
+        corrections=tuple(correction_from_json(one) for one in values["corrections"]),
         helps=values["helps"],
         reason=values["reason"],
         evidence=values["evidence"],
     )
+
+
+def correction_to_json(correction: Correction) -> dict[str, Any]:
+    """A correction as JSON holds it, with the table of a calibration.
+
+    Raises:
+        ValueError: if it asks a network, or a calibration is not its own table.
+    """
+    found: dict[str, Any] = {"correction": type(correction).__name__}
+    for item in dataclasses.fields(correction):  # type: ignore[arg-type]
+        value = getattr(correction, item.name)
+        if isinstance(value, NoiseCalibration):
+            value = dataclasses.asdict(value)
+        elif value is not None and not isinstance(value, str | int | float | tuple):
+            raise ValueError(
+                f"corrections must be of numbers and words to be saved, got {item.name} of {type(correction).__name__}. "
+                "Pass them to the pipeline."
+            )
+        found[item.name] = value
+    return found
+
+
+def correction_from_json(values: dict[str, Any]) -> Correction:
+    """The correction that `correction_to_json` wrote.
+
+    Raises:
+        KeyError: if it has no known name.
+        TypeError: if its fields are not those of its class.
+    """
+    import nag.corrections
+
+    named = _tuples(values)
+    name = named.pop("correction")
+    if name not in nag.corrections.__all__:
+        raise KeyError(name)
+    if isinstance(named.get("table"), dict):
+        named["table"] = NoiseCalibration(**_tuples(named["table"]))
+    made: Correction = getattr(nag.corrections, name)(**named)
+    return made
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

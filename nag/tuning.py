@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from nag.guidance import NoiseGuidance
+from nag.corrections import NoiseGuidance
 from nag.metrics import Measured
 from nag.tuning_journal import Candidate, Journal, Reading, Trial, lost_share
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nag.guidance import NoiseGuidance
+from nag.corrections import NoiseGuidance
 from nag.hub import written_file
 
 __all__ = ["Candidate", "Journal", "Reading", "Trial", "lost_share"]

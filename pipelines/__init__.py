@@ -1,8 +1,7 @@
-"""One diffusers pipeline class per file, and the way in that chooses among them: `NAGPipeline.from_pretrained`."""
+"""One diffusers pipeline class per file, for what diffusers lacks; there is no guidance in them."""
 
-from nag.pipelines.auto import NAGPipeline
 from nag.pipelines.equilibrium_matching import EqMPipeline
 from nag.pipelines.noise_unconditional import NoiseUnconditionalPipeline
-from nag.pipelines.unet2d import NAGUNet2DPipeline
+from nag.pipelines.unet2d import UNet2DPipeline
 
-__all__ = ["EqMPipeline", "NAGPipeline", "NAGUNet2DPipeline", "NoiseUnconditionalPipeline"]
+__all__ = ["EqMPipeline", "NoiseUnconditionalPipeline", "UNet2DPipeline"]

@@ -23,11 +23,10 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from nag.checkpoint import SafeCheckpointMixin
 from nag.composition import Conditions, read_conditions
 from nag.energy import checked_energy, equilibrium_field, explicit_energy
 from nag.network.table import architecture_of, unwrap
-from nag.pipeline_inputs import checked_callback, checked_shape, images_of, starting_noise
+from nag.pipelines.base import SafePipeline, checked_callback, checked_shape, images_of, starting_noise
 from nag.schedulers import EquilibriumMatchingScheduler
 
 __all__ = ["EqMPipeline", "EqMPipelineOutput"]
@@ -49,7 +48,7 @@ class EqMPipelineOutput(ImagePipelineOutput):
     stopped: Tensor | None
 
 
-class EqMPipeline(SafeCheckpointMixin, DiffusionPipeline):
+class EqMPipeline(SafePipeline, DiffusionPipeline):
     """Samples from an Equilibrium Matching UNet2DModel by descent.
 
     Args:

@@ -12,8 +12,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from nag.corrections import NoiseGuidance
 from nag.directions import affine_form
-from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
 from nag.scheduler_levels import SchedulerLevels
 from nag.theory.posterior import FiniteData, LevelPrior

@@ -25,9 +25,9 @@ from nag.cli import app
 from nag.discrete_process import DiscreteVP
 from nag.feature_network import SmallClassifier
 from nag.levels import read_levels
+from nag.load import NAGPipeline
 from nag.metrics import Measured
 from nag.network.null import null_level
-from nag.pipelines import NAGPipeline
 from nag.process import Flow
 from nag.schedulers import UnifiedScheduler
 from tests.exact_unet import SCHEDULERS, ExactUNet

@@ -20,7 +20,7 @@ from nag.calibration import (
     FILE_NAME,
     NoiseCalibration,
 )
-from nag.guidance import NoiseGuidance
+from nag.corrections import NoiseGuidance
 from nag.levels import read_levels
 
 

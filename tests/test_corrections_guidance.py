@@ -8,13 +8,13 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
+from nag.corrections import NoiseGuidance
 from nag.corrections.autoguidance import Autoguidance, NullBranchAutoguidance
 from nag.corrections.base import Step
 from nag.corrections.class_interval import ClassInterval
 from nag.corrections.domain_guidance import DomainGuidance
 from nag.corrections.self_guidance import SelfGuidance
 from nag.corrections.time_step_guidance import TimeStepGuidance
-from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
 from nag.network.null import null_level
 from nag.process import VarianceExploding

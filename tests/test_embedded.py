@@ -10,7 +10,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, FlowMatchEulerD
 from nag.analysis.accuracy import measure_accuracy
 from nag.feature_network import SmallClassifier
 from nag.finetune.images import load_images
-from nag.pipelines import EqMPipeline, NAGPipeline, NoiseUnconditionalPipeline
+from nag.load import NAGPipeline
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
 from nag.regressor import NoiseLevelRegressor
 from nag.schedulers import EquilibriumMatchingScheduler
 from tests.tiny import tiny_unet

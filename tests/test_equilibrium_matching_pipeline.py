@@ -8,8 +8,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
+from nag.load import NAGPipeline
 from nag.network.null import null_level
-from nag.pipelines import EqMPipeline, NAGPipeline
+from nag.pipelines import EqMPipeline
 from nag.schedulers import EquilibriumMatchingScheduler
 from tests.sampling import seeded
 from tests.tiny import tiny_unet

@@ -19,8 +19,8 @@ from nag.finetune.images import load_images
 from nag.finetune.loop import Draws, command_line
 from nag.finetune.options import DenoiserOptions, RegressorOptions
 from nag.finetune.stream import batches
+from nag.load import NAGPipeline
 from nag.network.null import null_level
-from nag.pipelines import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
 from tests.tiny import tiny_unet, write_parquet
 

@@ -14,9 +14,10 @@ from nag.finetune.loop import Draws
 from nag.finetune.losses import LearnedVariance
 from nag.finetune.options import DenoiserOptions
 from nag.finetune.training_objectives import new_scheduler
+from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.objectives import make_objective
-from nag.pipelines import EqMPipeline, NAGPipeline, NAGUNet2DPipeline, NoiseUnconditionalPipeline
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 from tests.tiny import tiny_unet, write_parquet
 
 SIZES = {
@@ -159,8 +160,8 @@ def test_consistency_loss_is_that_of_a_pair(name):
     [
         ({"objective": "ddpm", "level_dropout": 1.0}, NoiseUnconditionalPipeline),
         ({"objective": "flow", "level_dropout": 1.0}, NoiseUnconditionalPipeline),
-        ({"objective": "flow", "level_dropout": 0.2}, NAGUNet2DPipeline),
-        ({"objective": "edm", "level_dropout": 0.2}, NAGUNet2DPipeline),
+        ({"objective": "flow", "level_dropout": 0.2}, UNet2DPipeline),
+        ({"objective": "edm", "level_dropout": 0.2}, UNet2DPipeline),
         ({"objective": "uedm", "level_dropout": 1.0}, NoiseUnconditionalPipeline),
         ({"objective": "uedm", "level_dropout": 0.0}, NoiseUnconditionalPipeline),
         (

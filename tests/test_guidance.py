@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
+from nag.corrections import NoiseGuidance
 from nag.directions import affine_form, along, bounded, corrected_null, level_gradient
-from nag.guidance import NoiseGuidance
 from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData

@@ -8,8 +8,8 @@ from accelerate import cpu_offload
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from nag.branches import null_labels
+from nag.corrections import NoiseGuidance
 from nag.directions import rescale_std
-from nag.guidance import NoiseGuidance
 from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData

@@ -22,8 +22,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.load import NAGPipeline
 from nag.network.null import null_level
-from nag.pipelines import EqMPipeline, NAGPipeline, NoiseUnconditionalPipeline
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
 from nag.schedulers import EquilibriumMatchingScheduler, UnifiedScheduler
 from tests.sampling import reference, seeded
 from tests.tiny import tiny_unet

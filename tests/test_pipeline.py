@@ -20,10 +20,10 @@ from diffusers import (
 from torch import Tensor
 
 from nag.calibration import NoiseCalibration
-from nag.guidance import NoiseGuidance
+from nag.corrections import NoiseGuidance
 from nag.levels import SUPPORTED, read_levels
+from nag.load import NAGPipeline
 from nag.network.null import null_level
-from nag.pipelines import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
 from tests.sampling import pipeline, reference, seeded
 from tests.tiny import tiny_unet

@@ -15,7 +15,7 @@ from torch import nn
 
 from nag.analysis import ForwardReference, Trajectory, forward_reference, measure_shift, record
 from nag.analysis.reference import sample_generators
-from nag.guidance import NoiseGuidance
+from nag.corrections import NoiseGuidance
 from nag.levels import read_levels
 from nag.pipelines import NAGUNet2DPipeline
 from nag.process import Flow

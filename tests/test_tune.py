@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 
 from nag.analysis.reference import sample_generators
+from nag.corrections import NoiseGuidance
 from nag.feature_network import SmallClassifier, load_feature_network
-from nag.guidance import NoiseGuidance
 from nag.jobs.bench import held_out_images, load_pipeline
 from nag.jobs.tune import run
 from nag.jobs.tune_options import TuneOptions

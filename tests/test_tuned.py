@@ -8,8 +8,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler
 
 from nag.calibration import NoiseCalibration
-from nag.corrections import EpsilonScaling
-from nag.guidance import NoiseGuidance
+from nag.corrections import EpsilonScaling, NoiseGuidance
 from nag.pipelines import NAGPipeline, NAGUNet2DPipeline
 from nag.tuned import FILE_NAME, Entry, Sampler, Tuned, load_tuned, read_entries, save_entry
 from tests.test_hub import SimulatedHub, hub  # noqa: F401

@@ -90,8 +90,8 @@ def train_model(models: Path, data: Path) -> None:
     from nag.finetune.denoiser import DenoiserTask
     from nag.finetune.images import load_images
     from nag.finetune.loop import check_output_dir, train
+    from nag.load import NAGPipeline
     from nag.network.null import learn_null_embedding
-    from nag.pipelines import NAGPipeline
 
     if (models / LEARNED / "model_index.json").exists():
         return

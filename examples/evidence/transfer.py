@@ -52,9 +52,9 @@ def main(
     from nag.feature_network import extract_features, load_feature_network
     from nag.finetune.images import load_images
     from nag.hub import written_file
+    from nag.load import NAGPipeline
     from nag.metrics import bootstrap_difference, frechet_distance
     from nag.named_schedulers import make_scheduler
-    from nag.pipelines import NAGPipeline
     from nag.regressor import NoiseLevelRegressor
 
     pipe = NAGPipeline.from_pretrained(FASHION / "model", regressor=False)

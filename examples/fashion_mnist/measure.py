@@ -62,7 +62,7 @@ class Bench:
 
         from nag.feature_network import SmallClassifier, extract_features
         from nag.finetune.images import load_images
-        from nag.pipelines import NAGPipeline
+        from nag.load import NAGPipeline
         from nag.regressor import NoiseLevelRegressor
 
         self.output = output
@@ -288,7 +288,7 @@ def run_cell(bench: Bench, name: str, method: str, count: int) -> None:
 
 def run_gradient(bench: Bench) -> None:
     """The gradient form at DDIM 20: shift with each regressor, raw and projected."""
-    from nag.guidance import NoiseGuidance
+    from nag.corrections import NoiseGuidance
 
     for which in ("frozen", "full"):
         for project in (False, True):

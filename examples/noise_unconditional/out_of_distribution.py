@@ -38,8 +38,9 @@ def main(
     """AUROC of energy, gradient norm and surprise."""
     from nag.finetune.images import load_images
     from nag.hub import written_file
+    from nag.load import NAGPipeline
     from nag.out_of_distribution import auroc, ood_scores, other_images, shifted_sets
-    from nag.pipelines import EqMPipeline, NAGPipeline
+    from nag.pipelines import EqMPipeline
 
     def images(split: str, number: int) -> Any:
         path = data_dir / "fashion_mnist_16" / f"{split}.parquet"

@@ -73,7 +73,8 @@ class Row:
 
 def load(models: Path, name: str, row: Row) -> Any:
     """The pipeline of one of train.py's models, with the row's sampler; a blind twin and its model share the class."""
-    from nag.pipelines import NAGPipeline, NoiseUnconditionalPipeline
+    from nag.load import NAGPipeline
+    from nag.pipelines import NoiseUnconditionalPipeline
 
     pipe = NAGPipeline.from_pretrained(models / name)
     if hasattr(pipe, "regressor"):

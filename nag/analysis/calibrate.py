@@ -30,8 +30,8 @@ from nag.analysis.reference import (
 from nag.analysis.response import measure_levels
 from nag.analysis.trajectory import check_coordinates
 from nag.calibration import NoiseCalibration, require_calibratable
+from nag.corrections import NoiseGuidance
 from nag.corrections.base import Correction, Corrections
-from nag.guidance import NoiseGuidance
 from nag.levels import read_levels
 
 __all__ = ["calibrate"]

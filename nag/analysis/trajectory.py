@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 
 from nag.analysis.archive import Archive
 from nag.analysis.reference import LevelEstimator, fingerprint_of, finite_estimate, sample_generators
+from nag.corrections import NoiseGuidance
 from nag.corrections.base import Correction
-from nag.guidance import NoiseGuidance
 from nag.levels import SchedulerLevels, read_levels
 
 __all__ = ["Trajectory", "record"]

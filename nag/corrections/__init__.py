@@ -1,29 +1,33 @@
-"""What else a user would pick against accumulated errors, each behind the same three places of a sampler."""
+"""Everything that acts on a sampler, or watches it: one list, which `nag.corrected` takes."""
 
-from nag.corrections.autoguidance import Autoguidance, NullBranchAutoguidance
-from nag.corrections.base import Correction, Corrections, Step
-from nag.corrections.class_interval import ClassInterval
+from nag.corrections.base import HIDDEN, At, Correction
+from nag.corrections.blind import Blind
+from nag.corrections.calibrated import Calibrated
 from nag.corrections.dcw import DifferentialCorrection, WaveletCorrection
-from nag.corrections.domain_guidance import DomainGuidance
 from nag.corrections.epsilon_scaling import EpsilonScaling
+from nag.corrections.noise_guidance import NoiseGuidance
 from nag.corrections.noise_level_correction import NoiseLevelCorrection
+from nag.corrections.recorder import CostCounter, Recorder
 from nag.corrections.self_guidance import SelfGuidance
 from nag.corrections.time_shift import TimeShift
 from nag.corrections.time_step_guidance import TimeStepGuidance
+from nag.corrections.weak_model import WeakModel
 
 __all__ = [
-    "Autoguidance",
-    "ClassInterval",
+    "HIDDEN",
+    "At",
+    "Blind",
+    "Calibrated",
     "Correction",
-    "Corrections",
+    "CostCounter",
     "DifferentialCorrection",
-    "DomainGuidance",
     "EpsilonScaling",
+    "NoiseGuidance",
     "NoiseLevelCorrection",
-    "NullBranchAutoguidance",
+    "Recorder",
     "SelfGuidance",
-    "Step",
     "TimeShift",
     "TimeStepGuidance",
     "WaveletCorrection",
+    "WeakModel",
 ]

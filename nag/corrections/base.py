@@ -1,264 +1,284 @@
-"""What a correction of a sampler may do, and how several are composed.
+"""What may act on a sampler, and what it sees there.
 
-A sampler is the loop
+Every sampler does two things per step: it asks its network, once or several times, and it calls `scheduler.step`,
 
-    u       = scheduler.scale_model_input(x)
-    value   = guidance(network, u, level)
-    x       = scheduler.step(value, timestep, x)
+    rows    = network(u, t, *anything)                     one block of rows per question: with prompt, without ...
+    value   = the pipeline's own arithmetic of these rows  (class guidance and the like)
+    x       = scheduler.step(value, t, x)
 
-and there are three places to correct it, all of which leave network and scheduler alone:
+and a correction may act at four places of it, none of which changes the network, the scheduler or the pipeline:
 
-    level        the log-SNR at which the state really is; the network is told its timestep, and state and prediction are
-                 put back to the nominal level before the scheduler's step (`nag.relevel`)
-    prediction   value -> value
-    state        x after the step -> x
+    level       before the first question: the log-SNR at which the state really is. The network is told that level, and
+                state and prediction are put back to the nominal one before `scheduler.step` (`nag.relevel`). Or HIDDEN:
+                the network is told none.
+    direction   what is added to *every* row of the step. The weights by which a pipeline combines its rows sum to 1
+                (or to -1, where it turns the sign), so its own arithmetic gives exactly value + direction, whatever it is.
+    prediction  value -> value, at the start of `scheduler.step`
+    state       x -> x, at its end
 
-`Correction` does nothing at each of them; a method overrides what it needs. Corrections are frozen: what one has to
-remember from step to step lies in `Step.memory`, which is made anew for each call of a pipeline.
+Directions come first and add up; predictions and states are passed on in the order of the list. A correction that does
+not commute with class guidance (a rescaled noise, say) acts on the prediction, which is already guided by its class.
+
+`Correction` does nothing at each of them; a subclass is a frozen dataclass that overrides what it needs, rarely more than
+one. What it has to remember from step to step lies in `At.memory`, which is made anew for each run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nag.corrections.interval import PURE_NOISE, Interval, inside
 from nag.levels import SchedulerLevels
-from nag.network.null import null_level
-from nag.network.table import split_output
-from nag.relevel import discards_passed_state, require_calibratable
 
-__all__ = ["Correction", "Corrections", "Step", "weighted_difference"]
+__all__ = ["HIDDEN", "At", "Correction", "Level", "Question", "overrides"]
 
-_SAME: Any = object()
+HIDDEN: Literal["hidden"] = "hidden"
+"""What `Correction.level` returns to tell the network no level at all."""
+
+Level = float | Tensor | Literal["hidden"] | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a correction sees of one call of `scheduler.step`.
+class Question(Protocol):
+    """What the network is being asked at this step: the pipeline's own call, which can be repeated."""
 
-    Args:
-        index: of the call.
-        levels: the scheduler's levels.
-        x: `(B, C, *shape)`, the state before the step, in the scheduler's coordinates.
-        model_input: `(B, C, *shape)`, what enters the network.
-        timestep: `()` or `(B,)`, the label that the network is told.
-        log_snr: `()` or `(B,)`, the level behind it.
-        class_labels: `(B,)`, or None.
-        guidance_scale: class guidance.
-        unet: the network.
-        regressor: the pipeline's, or None.
-        generator: the pipeline's, or None.
-        told: `(B, C, *shape)`, what the network predicts when it is told level and class, without any guidance; None
-            while the level is still being chosen.
-        last: whether this is the last call of `scheduler.step`.
-        whole: whether the call completes a step of the solver; False in the first stage of Heun and KDPM2, after which
-            the solver still goes on from the state before.
-        memory: what this correction keeps from step to step.
-    """
+    network: nn.Module
+    several: bool
+    class_labels: Tensor | None
 
-    index: int
-    levels: SchedulerLevels
-    x: Tensor
-    model_input: Tensor
-    timestep: Tensor
-    log_snr: float | Tensor
-    unet: nn.Module
-    class_labels: Tensor | None = None
-    guidance_scale: float = 1.0
-    regressor: Any = None
-    generator: torch.Generator | list[torch.Generator] | None = None
-    told: Tensor | None = None
-    last: bool = False
-    whole: bool = True
-    memory: dict[str, Any] = field(default_factory=dict)
+    def told(self) -> Tensor:
+        """What it predicts for the conditional rows, `(B, C, *shape)`, without a learned variance."""
+
+    def null(self, *, form: str, joint: bool = False, head: Any = None) -> tuple[Tensor, Tensor | None]:
+        """What it predicts there without its level, and the features that a head reads of that pass."""
 
     def ask(
         self,
-        model_input: Tensor | None = None,
-        timestep: Tensor | None = None,
-        class_labels: Any = _SAME,
         *,
-        unet: nn.Module | None = None,
+        u: Tensor | None = None,
+        label: Tensor | None = None,
+        network: nn.Module | None = None,
+        unconditional: bool = False,
+        null: bool = False,
+        head: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One more evaluation; see `At.ask`."""
+
+    def conditioning(self) -> dict[str, Any]:
+        """The call's other arguments for the conditional rows, by name."""
+
+
+@dataclass(kw_only=True)
+class At:
+    """One step of one run, as a correction sees it.
+
+    Attributes:
+        i: index of this call of `scheduler.step`.
+        question: what the network is being asked.
+        u: `(B, C, *shape)`, the network's input, of the conditional rows; in `prediction` and `state`, that of the state.
+        scheduler: the pipeline's.
+        found: its levels, or the reason why they are not known.
+        regressor: the pipeline's, or None.
+        generator: the pipeline's, or None.
+        timestep: what the scheduler calls this step.
+        level: the log-SNR that a correction has set, `()` or `(B,)`; None for the nominal one.
+        x: `(B, C, *shape)`, the state before the step in the scheduler's coordinates; None until `scheduler.step`.
+        last: whether this is the last call of `scheduler.step`.
+        rows: samples that went through a network since the last step, `ask` and the pipeline's own calls together.
+        sampler: what is known of `eta`, `guidance_scale` and the `corrections` of the list, for tables that depend on them.
+        memory: what the correction that is acting keeps from step to step.
+    """
+
+    i: int
+    question: Question
+    u: Tensor
+    scheduler: Any
+    found: SchedulerLevels | ValueError
+    regressor: Any = None
+    generator: Any = None
+    timestep: Any = None
+    level: float | Tensor | None = None
+    x: Tensor | None = None
+    last: bool = False
+    rows: float = 0.0
+    sampler: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> SchedulerLevels:
+        """The scheduler's levels.
+
+        Raises:
+            ValueError: if they cannot be read.
+        """
+        if isinstance(self.found, ValueError):
+            raise self.found
+        return self.found
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is being asked."""
+        return self.question.network
+
+    @property
+    def nominal(self) -> float:
+        """The log-SNR at which the scheduler takes the state to be."""
+        return float(self.levels.log_snr[self.i])
+
+    @property
+    def log_snr(self) -> float | Tensor:
+        """The log-SNR that the network is told, `()` or `(B,)`."""
+        return self.nominal if self.level is None else self.level
+
+    @property
+    def told(self) -> Tensor:
+        """`(B, C, *shape)`, what the network predicts when it is told prompt, class and level, before any correction."""
+        return self.question.told()
+
+    def acts(self, interval: Interval, *, told: bool = False) -> bool:
+        """Whether this step lies in an interval of log-SNR, by its nominal level or by the one that is told.
+
+        Where the scheduler's levels are not known, only an interval that is open on both sides holds.
+        """
+        if isinstance(self.found, ValueError) and interval == (None, None):
+            return True
+        level = self.log_snr if told and not isinstance(self.log_snr, Tensor) else self.nominal
+        return inside(interval, float(level))
+
+    @property
+    def pure_noise(self) -> bool:
+        """Whether the state is nominally pure noise, with no level to be aware of."""
+        return not isinstance(self.found, ValueError) and self.nominal < PURE_NOISE
+
+    def ask(
+        self,
+        *,
+        u: Tensor | None = None,
+        log_snr: float | Tensor | None = None,
+        network: nn.Module | None = None,
+        unconditional: bool = False,
         null: bool = False,
     ) -> Tensor:
-        """One more evaluation of a network, `(B, C, *shape)` without a learned variance.
+        """One more evaluation: the pipeline's own call with its own arguments, for the conditional rows.
 
         Args:
-            model_input: default: this step's.
-            timestep: default: this step's.
-            class_labels: default: this step's.
-            unet: default: the sampler's network.
-            null: ask it without its noise level.
+            u: another input, `(B, C, *shape)`.
+            log_snr: another level, `()` or `(B,)`.
+            network: another network, which answers for the same states.
+            unconditional: without class, or with the pipeline's own negative prompt.
+            null: without its level.
+
+        Returns:
+            `(B, C, *shape)`, without a learned variance.
         """
-        network = self.unet if unet is None else unet
-        u = self.model_input if model_input is None else model_input
-        label = self.timestep if timestep is None else timestep
-        classes = self.class_labels if class_labels is _SAME else class_labels
-        if null:
-            with null_level(network):
-                output = network(u, label, class_labels=classes).sample
-        else:
-            output = network(u, label, class_labels=classes).sample
-        return split_output(output, u.shape[1])[0]
+        label = None if log_snr is None else self.levels.timestep_of(torch.as_tensor(log_snr)).float()
+        return self.question.ask(u=u, label=label, network=network, unconditional=unconditional, null=null)[0]
+
+    def posterior(self, regressor: Any, u: Tensor | None = None) -> Any:
+        """p(log_snr | u) by a regressor, told the prompt or class that the network is told; u defaults to the step's."""
+        from nag.network.table import unwrap
+
+        u = self.u if u is None else u
+        config = getattr(regressor, "config", None)
+        if getattr(config, "kind", None) == "frozen" and regressor.network is unwrap(self.network):
+            if self.question.conditioning():
+                _, features = self.question.ask(u=u, null=True, head=regressor)
+                return regressor.estimate_from_features(features)
+        elif config is not None and self.question.conditioning():
+            return regressor.estimate(u, self.question.class_labels, **self.question.conditioning())
+        return regressor.estimate(u, self.question.class_labels)
 
     def x_0_and_eps(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The clean data and the noise, each `(B, C, *shape)`, that a prediction for this step implies."""
-        return self.levels.x_0_and_eps(value, self.model_input, log_snr=self.log_snr)
+        return self.levels.x_0_and_eps(value, self.u, log_snr=self.log_snr)
 
     def value_from(self, x_0: Tensor, eps: Tensor) -> Tensor:
         """The prediction that implies this clean data and this noise, in the dtype of the network's input."""
-        return self.levels.prediction_from(x_0, eps, log_snr=self.log_snr).to(self.model_input.dtype)
+        return self.levels.prediction_from(x_0, eps, log_snr=self.log_snr).to(self.u.dtype)
+
+    @property
+    def two_stages(self) -> bool:
+        """Whether the solver asks twice per step (Heun, KDPM2), and so calls `scheduler.step` twice for one step."""
+        return hasattr(self.scheduler, "state_in_first_order")
+
+    @property
+    def whole(self) -> bool:
+        """Whether this call completes a step of the solver: not the first stage of two."""
+        return not self.two_stages or self.i % 2 == 1
+
+    @property
+    def step(self) -> int:
+        """Index of the solver's step, of which both stages are part."""
+        return self.i // 2 if self.two_stages else self.i
+
+    @property
+    def steps(self) -> int:
+        """How many steps the solver takes."""
+        calls = len(self.levels)
+        return (calls + 1) // 2 if self.two_stages else calls
+
+    @property
+    def start(self) -> int:
+        """Index of the call at which the solver's step begins."""
+        return self.i - self.i % 2 if self.two_stages else self.i
 
 
 class Correction:
-    """Base of the corrections: the identity at each of the three places."""
+    """Base of the corrections: the identity at each of the four places."""
 
-    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
-        """Refuses, before any work, what this correction cannot work with.
+    @property
+    def on(self) -> bool:
+        """Whether it does anything; what is off is left out before a run begins."""
+        return True
+
+    def check(self, at: At) -> None:
+        """Refuses, at the first question of a run, what this correction cannot work with.
 
         Raises:
             ValueError: if the network, the sampler or the regressor does not fit.
         """
 
-    def level(self, step: Step) -> float | Tensor | None:
-        """The log-SNR at which the state really is, `()` or `(B,)`; None for the nominal one."""
+    def level(self, at: At) -> Level:
+        """The log-SNR at which the state really is, `()` or `(B,)`; HIDDEN for none; None for the nominal one."""
         return None
 
-    def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """The corrected prediction."""
+    def direction(self, at: At) -> Float[Tensor, "batch *shape"] | None:
+        """What is added to every row of the step, `(B, C, *shape)`, or None."""
+        return None
+
+    def prediction(self, at: At, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """The corrected prediction, which goes to `scheduler.step`."""
         return value
 
     def state(
-        self, step: Step, reached: Float[Tensor, "batch *shape"], x_0_hat: Float[Tensor, "batch *shape"]
+        self, at: At, reached: Float[Tensor, "batch *shape"], x_0_hat: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:
         """The corrected state after `scheduler.step`, in the scheduler's coordinates; x_0_hat is this step's estimate."""
         return reached
 
-    @property
-    def sets_level(self) -> bool:
-        """Whether this correction decides at which level the state is."""
-        return type(self).level is not Correction.level
-
-    @property
-    def moves_state(self) -> bool:
-        """Whether this correction changes the state after a step."""
-        return type(self).state is not Correction.state
-
-    @property
-    def guides_classes(self) -> bool:
-        """Whether this correction stands in for the pipeline's class guidance."""
-        return False
-
     def settings(self) -> dict[str, Any]:
-        """What tells this correction apart, as JSON can hold it."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
-        plain = {
-            name: v if isinstance(v, (str, int, float, type(None))) else str(v) for name, v in values.items()
-        }
-        return {"correction": type(self).__name__, **plain}
+        """What tells this correction apart, as JSON can hold it; networks by their fingerprint."""
+        found: dict[str, Any] = {"correction": type(self).__name__}
+        for item in fields(self):  # type: ignore[arg-type]
+            if item.compare:
+                found[item.name] = _plain(getattr(self, item.name))
+        return found
 
 
-class Corrections:
-    """Corrections in the order in which they act, for one call of a pipeline.
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        from nag.regressor import fingerprint
 
-    Args:
-        corrections: one, several or none.
-
-    Raises:
-        TypeError: if something else is among them.
-        ValueError: if more than one of them sets the level.
-    """
-
-    def __init__(self, corrections: Correction | Sequence[Correction] = ()) -> None:
-        parts = (corrections,) if isinstance(corrections, Correction) else tuple(corrections)
-        for part in parts:
-            if not isinstance(part, Correction):
-                raise TypeError(
-                    f"corrections must be of nag.corrections, got {type(part).__name__}. "
-                    "Pass for example EpsilonScaling(scale=1.005)."
-                )
-        self.parts = parts
-        self.memories: list[dict[str, Any]] = [{} for _ in parts]
-        setters = [type(part).__name__ for part in parts if part.sets_level]
-        if len(setters) > 1:
-            raise ValueError(
-                f"corrections must hold at most one that sets the level, got {', '.join(setters)}. Choose one."
-            )
-        self.setter = setters[0] if setters else None
-
-    def __bool__(self) -> bool:
-        return bool(self.parts)
-
-    def check(
-        self,
-        unet: nn.Module,
-        scheduler: Any,
-        levels: SchedulerLevels,
-        regressor: Any,
-        *,
-        calibrated: bool = False,
-        guidance_scale: float = 1.0,
-    ) -> None:
-        """Refuses what cannot work; see `Correction.check`.
-
-        Raises:
-            ValueError: if a correction does not fit, sets levels that a calibration sets already, does what the
-                pipeline's class guidance does, or hands the scheduler a state that it would discard.
-        """
-        if self.setter and calibrated:
-            raise ValueError(
-                f"corrections must not set the level where noise_calibration does, got {self.setter}. Choose one."
-            )
-        for part in self.parts:
-            name = type(part).__name__
-            if part.guides_classes and guidance_scale != 1:
-                raise ValueError(
-                    f"guidance_scale of the pipeline must be 1 with {name}, got {guidance_scale}. Set it in {name} alone."
-                )
-            two_stages = hasattr(
-                scheduler, "state_in_first_order"
-            )  # corrected after the second, which is kept
-            if part.moves_state and not two_stages and discards_passed_state(scheduler):
-                raise ValueError(
-                    f"scheduler must step from the state it is handed for {name}, got {type(scheduler).__name__}. "
-                    "Use DDIM, Euler or DPMSolverMultistep."
-                )
-            part.check(unet, levels, regressor)
-        if self.setter:
-            require_calibratable(scheduler)
-
-    def level(self, step: Step) -> float | Tensor | None:
-        """The level that one of them sets, else None."""
-        for part, memory in zip(self.parts, self.memories, strict=True):
-            if part.sets_level:
-                return part.level(replace(step, memory=memory))
-        return None
-
-    def prediction(self, step: Step, value: Tensor) -> Tensor:
-        """The prediction after all of them."""
-        for part, memory in zip(self.parts, self.memories, strict=True):
-            value = part.prediction(replace(step, memory=memory), value)
-        return value
-
-    def state(self, step: Step, reached: Tensor, value: Tensor) -> Tensor:
-        """The state after all of them; `value` is the corrected prediction."""
-        acting = [
-            (part, memory) for part, memory in zip(self.parts, self.memories, strict=True) if part.moves_state
-        ]
-        if not acting:
-            return reached
-        x_0_hat, _ = step.x_0_and_eps(value)
-        for part, memory in acting:
-            reached = part.state(replace(step, memory=memory), reached, x_0_hat).to(reached.dtype)
-        return reached
+        return fingerprint(value)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def weighted_difference(value: Tensor, scale: float, strong: Tensor | None, weak: Tensor) -> Tensor:
-    """value + scale (strong - weak), the form that all guidance by a weaker prediction has."""
-    assert strong is not None  # predictions are corrected after the network was asked
-    return value + scale * (strong - weak)
+def overrides(correction: Correction, place: str) -> bool:
+    """Whether a correction does anything at a place."""
+    return getattr(type(correction), place) is not getattr(Correction, place)

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from nag.corrections.base import Correction, Step
-from nag.levels import SchedulerLevels
+from nag.corrections.base import At, Correction
 
 __all__ = ["DifferentialCorrection", "WaveletCorrection"]
 
@@ -55,16 +53,16 @@ class DifferentialCorrection(Correction):
             raise ValueError(f"schedule must be one of constant, sigma, got {self.schedule!r}.")
 
     @property
-    def moves_state(self) -> bool:
+    def on(self) -> bool:
         return self.scale != 0
 
     def state(
-        self, step: Step, reached: Float[Tensor, "batch *shape"], x_0_hat: Float[Tensor, "batch *shape"]
+        self, at: At, reached: Float[Tensor, "batch *shape"], x_0_hat: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:
         """The state moved away from (or towards) the clean estimate."""
-        factor = self.scale * (_remaining(step) if self.schedule == "sigma" else 1.0)
-        if factor == 0 or step.last or not step.whole:
+        if at.last or not at.whole:
             return reached
+        factor = self.scale * (_remaining(at) if self.schedule == "sigma" else 1.0)
         return reached + factor * (reached - x_0_hat)
 
 
@@ -95,28 +93,30 @@ class WaveletCorrection(Correction):
             )
 
     @property
-    def moves_state(self) -> bool:
+    def on(self) -> bool:
         return self.scale != 0 or self.high_scale != 0
 
-    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
-        """Refuses networks whose data are not images.
+    def check(self, at: At) -> None:
+        """Refuses states that are not images.
 
         Raises:
-            ValueError: if they are not.
+            ValueError: if they are not `(B, C, H, W)`.
         """
-        size = getattr(getattr(unet, "config", None), "sample_size", None)
-        if isinstance(size, (list, tuple)) and len(size) != 2:
-            raise ValueError(f"unet must be of images for a wavelet correction, got a sample_size of {size}.")
+        if at.u.ndim != 4:
+            raise ValueError(
+                f"states must be images (B, C, H, W) for a wavelet correction, got {tuple(at.u.shape)}. "
+                "Use DifferentialCorrection."
+            )
 
     def state(
-        self, step: Step, reached: Float[Tensor, "batch *shape"], x_0_hat: Float[Tensor, "batch *shape"]
+        self, at: At, reached: Float[Tensor, "batch *shape"], x_0_hat: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch *shape"]:
         """The state with the bands of its difference from the clean estimate scaled."""
-        if (self.scale == 0 and self.high_scale == 0) or step.last or not step.whole:
+        if at.last or not at.whole:
             return reached
         import ptwt
 
-        remaining = _remaining(step)
+        remaining = _remaining(at)
         low, high = self.scale * remaining, self.high_scale * (1 - remaining)
         difference = (reached - x_0_hat).to(torch.promote_types(reached.dtype, torch.float32))
         with torch.autocast(reached.device.type, enabled=False):  # the transform is made of convolutions
@@ -129,6 +129,6 @@ class WaveletCorrection(Correction):
         return reached + change[..., :height, :width]
 
 
-def _remaining(step: Step) -> float:
-    """sigma_i / sigma_0 in the scheduler's coordinates: 1 at the first step."""
-    return float(step.levels.sigma[step.index] / step.levels.sigma[0])
+def _remaining(at: At) -> float:
+    """sigma_i / sigma_0 of the solver's step in the scheduler's coordinates: 1 at the first one."""
+    return float(at.levels.sigma[at.start] / at.levels.sigma[0])

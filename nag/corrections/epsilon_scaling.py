@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from nag.corrections.base import Correction, Step
-from nag.guidance import PURE_NOISE
-from nag.levels import SchedulerLevels
+from nag.corrections.base import At, Correction
 from nag.process import expand
 
 __all__ = ["EpsilonScaling"]
@@ -48,15 +45,19 @@ class EpsilonScaling(Correction):
         if not math.isfinite(self.slope):
             raise ValueError(f"slope must be finite, got {self.slope}. Use 0 for a constant schedule.")
 
-    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
+    @property
+    def on(self) -> bool:
+        return self.scale != 1 or self.slope != 0
+
+    def check(self, at: At) -> None:
         """Refuses a slope that makes the divisor of some step negative or zero.
 
         Raises:
             ValueError: if it does.
         """
-        if self.divisor(0, len(levels)) <= 0:
+        if self.divisor(0, at.steps) <= 0:
             raise ValueError(
-                f"slope must leave every divisor positive, got {self.slope} for {len(levels)} steps from {self.scale}. "
+                f"slope must leave every divisor positive, got {self.slope} for {at.steps} steps from {self.scale}. "
                 "Values around 0.001 are usual."
             )
 
@@ -64,12 +65,12 @@ class EpsilonScaling(Correction):
         """lambda of a step, counted in the order of sampling."""
         return self.scale + self.slope * (steps - 1 - index)
 
-    def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+    def prediction(self, at: At, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """The prediction with its noise divided."""
-        divisor = self.divisor(step.index, len(step.levels))
-        if divisor == 1 or float(step.levels.log_snr[step.index]) < PURE_NOISE:
+        divisor = self.divisor(at.step, at.steps)
+        if divisor == 1 or at.pure_noise:
             return value  # a state of pure noise has no clean part to be recomputed
-        x_0, eps = step.x_0_and_eps(value)
+        x_0, eps = at.x_0_and_eps(value)
         taken = eps * (1 - 1 / divisor)
-        ratio = torch.exp(-torch.as_tensor(step.log_snr, dtype=torch.float64) / 2)  # sigma / alpha
-        return step.value_from(x_0 + expand(ratio.to(taken), taken) * taken, eps - taken)
+        ratio = torch.exp(-torch.as_tensor(at.log_snr, dtype=torch.float64) / 2)  # sigma / alpha
+        return at.value_from(x_0 + expand(ratio.to(taken), taken) * taken, eps - taken)

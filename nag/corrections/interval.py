@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 
-from nag.corrections.base import Step
-
-__all__ = ["EVERYWHERE", "Interval", "check_interval", "inside"]
+__all__ = ["EVERYWHERE", "PURE_NOISE", "Interval", "check_interval", "inside"]
 
 Interval = tuple[float | None, float | None]
 """(start, end) in log-SNR, noisy end first; None leaves a side open."""
 
 EVERYWHERE: Interval = (None, None)
+
+PURE_NOISE = -60.0
+"""A log-SNR below which alpha is under 1e-13: a state of pure noise, with no level to be aware of."""
 
 
 def check_interval(interval: Interval) -> None:
@@ -36,8 +37,7 @@ def check_interval(interval: Interval) -> None:
         )
 
 
-def inside(interval: Interval, step: Step) -> bool:
-    """Whether the nominal level of a step lies in the interval, both ends included."""
-    log_snr = float(step.levels.log_snr[step.index])
+def inside(interval: Interval, log_snr: float) -> bool:
+    """Whether a level lies in the interval, both ends included."""
     start, end = interval
     return (start is None or log_snr >= start) and (end is None or log_snr <= end)

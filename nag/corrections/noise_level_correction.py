@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nag.corrections.base import Correction, Step
-from nag.corrections.interval import Interval, check_interval, inside
-from nag.guidance import PURE_NOISE
-from nag.levels import SchedulerLevels
-from nag.regressor import NoiseLevelRegressor
+from nag.corrections.base import At, Correction
+from nag.corrections.interval import Interval, check_interval
+from nag.corrections.noise_guidance import require_regressor
+from nag.relevel import require_calibratable
 
 __all__ = ["NoiseLevelCorrection"]
 
@@ -57,35 +55,24 @@ class NoiseLevelCorrection(Correction):
         check_interval(self.interval)
 
     @property
-    def sets_level(self) -> bool:
+    def on(self) -> bool:
         return self.scale > 0
 
-    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
-        """Refuses to work without a regressor for this process.
+    def check(self, at: At) -> None:
+        """Refuses to work without a regressor for this process, or where a level has no full effect.
 
         Raises:
-            ValueError: if there is none, or it was made for another process.
+            ValueError: if there is none, or the scheduler discards the state that it is handed.
         """
-        if self.scale == 0:
-            return
-        if regressor is None:
-            raise ValueError(
-                "regressor must be given for NoiseLevelCorrection, got None. Train one with `nag finetune regressor`."
-            )
-        process = type(levels.training)
-        if isinstance(regressor, NoiseLevelRegressor) and type(regressor.process) is not process:
-            raise ValueError(
-                f"regressor must know the states of the scheduler's process {process.__name__}, got one for "
-                f"{type(regressor.process).__name__}. Train one for this scheduler with `nag finetune regressor`."
-            )
+        require_calibratable(at.scheduler)
+        require_regressor(at.regressor, at.levels, "NoiseLevelCorrection")
 
-    def level(self, step: Step) -> float | Tensor | None:
+    def level(self, at: At) -> Tensor | None:  # type: ignore[override]
         """The level of each sample, `(B,)` log-SNR."""
-        log_snr = float(step.log_snr)
-        if self.scale == 0 or log_snr < PURE_NOISE or not inside(self.interval, step):
+        log_snr = at.nominal
+        if at.pure_noise or not at.acts(self.interval):
             return None
-        state = step.regressor.estimate(step.model_input, step.class_labels)
-        estimate = step.regressor.posterior_moment(state, lambda level: level)
+        estimate = at.regressor.posterior_moment(at.posterior(at.regressor), lambda level: level)
         shift = self.scale * (estimate.to("cpu", torch.float64) - log_snr)
         if self.max_shift is not None:
             shift = shift.clamp(-self.max_shift, self.max_shift)

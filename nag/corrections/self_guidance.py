@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from nag.corrections.base import Correction, Step, weighted_difference
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
+from nag.corrections.base import At, Correction
+from nag.corrections.interval import EVERYWHERE, Interval, check_interval
 from nag.corrections.time_shift import train_timesteps
-from nag.levels import SchedulerLevels
 
 __all__ = ["SelfGuidance"]
 
@@ -59,42 +56,42 @@ class SelfGuidance(Correction):
             )
         check_interval(self.interval)
 
-    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
+    @property
+    def on(self) -> bool:
+        return self.scale != 0
+
+    def check(self, at: At) -> None:
         """Refuses networks whose predictions at two levels do not differ by the level.
 
         Raises:
             ValueError: if the network predicts x_0 and the form compares levels.
         """
-        if self.scale != 0 and levels.prediction == "x_0" and not self.previous:
+        if not self.previous and at.levels.prediction == "x_0":
             raise ValueError(
                 "unet must predict eps, v or velocity for SelfGuidance at a shifted level, got x_0. Told either level, it "
                 "predicts the same data wherever the data is certain. Use previous=True, or another network."
             )
 
-    def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """The prediction pushed away from the noisier one."""
-        if self.scale == 0:
-            return value
-        weak = self._earlier(step) if self.previous else None
-        if not inside(self.interval, step):
-            return value
+    def direction(self, at: At) -> Tensor | None:
+        """w times the difference from the noisier prediction, `(B, C, *shape)`."""
+        weak = self._earlier(at) if self.previous else None
+        if not at.acts(self.interval):
+            return None
         if not self.previous:
-            weak = step.ask(timestep=self._noisier(step))
-        return value if weak is None else weighted_difference(value, self.scale, step.told, weak)
+            weak = at.ask(log_snr=self._noisier(at))
+        return None if weak is None else self.scale * (at.told - weak)
 
-    def _noisier(self, step: Step) -> Tensor:
-        """The label at t + delta, of the shape of the step's own."""
-        process = step.levels.training
-        t = process.t_from_log_snr(torch.as_tensor(step.log_snr, dtype=torch.float64).cpu())
-        shifted = (t + self.shift / train_timesteps(step.levels)).clamp(max=process.t_max)
-        label = step.levels.timestep_of(process.log_snr(shifted))
-        return label.to(step.timestep.device, torch.float32)
+    def _noisier(self, at: At) -> Tensor:
+        """The level at t + delta, `()` or `(B,)`."""
+        process = at.levels.training
+        t = process.t_from_log_snr(torch.as_tensor(at.log_snr, dtype=torch.float64).cpu())
+        return process.log_snr((t + self.shift / train_timesteps(at.levels)).clamp(max=process.t_max))
 
-    def _earlier(self, step: Step) -> Tensor | None:
+    def _earlier(self, at: At) -> Tensor | None:
         """The network's last prediction at a noisier level, None at the noisiest; remembers this step's."""
-        level, memory = float(step.levels.log_snr[step.index]), step.memory
+        level, memory = at.nominal, at.memory
         if "told" in memory and level > memory["level"]:
             memory["noisier"] = memory["told"]
-        memory["level"], memory["told"] = level, step.told
+        memory["level"], memory["told"] = level, at.told
         noisier: Tensor | None = memory.get("noisier")
         return noisier

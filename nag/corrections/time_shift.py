@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nag.corrections.base import Correction, Step
-from nag.guidance import PURE_NOISE
+from nag.corrections.base import At, Correction
 from nag.levels import SchedulerLevels
+from nag.relevel import require_calibratable
 
 __all__ = ["TimeShift", "train_timesteps"]
 
@@ -57,20 +57,28 @@ class TimeShift(Correction):
                 )
 
     @property
-    def sets_level(self) -> bool:
+    def on(self) -> bool:
         return self.window > 0
 
-    def level(self, step: Step) -> float | Tensor | None:
+    def check(self, at: At) -> None:
+        """Refuses schedulers with which a level has no full effect.
+
+        Raises:
+            ValueError: if the scheduler discards the state that it is handed.
+        """
+        require_calibratable(at.scheduler)
+
+    def level(self, at: At) -> Tensor | None:  # type: ignore[override]
         """The level of each sample, `(B,)` log-SNR; the first state is at its nominal level."""
-        log_snr, process, count = float(step.log_snr), step.levels.training, train_timesteps(step.levels)
+        log_snr, process, count = at.nominal, at.levels.training, train_timesteps(at.levels)
         nominal = process.t_from_log_snr(torch.tensor(log_snr, dtype=torch.float64))
-        if self.window == 0 or step.index == 0 or log_snr < PURE_NOISE or count * nominal <= self.cutoff:
+        if at.i == 0 or at.pure_noise or count * nominal <= self.cutoff:
             return None
         half = int(self.window) // 2
         t = (nominal + torch.arange(-half, half + 1).double() / count).clamp(process.t_min, process.t_max)
         levels = process.log_snr(t)
         levels[half] = log_snr  # without the rounding of the way there and back
         alpha, sigma = process.alpha_sigma(levels)
-        found = step.model_input.double().flatten(1).var(dim=1).cpu()
+        found = at.u.double().flatten(1).var(dim=1).cpu()
         distance = (found[:, None] - (sigma**2 + alpha**2 * self.data_variance)).abs()
         return levels[distance.argmin(dim=1)]

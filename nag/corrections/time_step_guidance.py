@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from nag.corrections.base import Correction, Step, weighted_difference
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
-from nag.levels import SchedulerLevels
+from nag.corrections.base import At, Correction
+from nag.corrections.interval import EVERYWHERE, Interval, check_interval
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import level_modules
 
@@ -72,32 +70,36 @@ class TimeStepGuidance(Correction):
                 )
         check_interval(self.interval)
 
-    def check(self, unet: nn.Module, levels: SchedulerLevels, regressor: Any) -> None:
+    @property
+    def on(self) -> bool:
+        return self.scale != 0 and self.perturbation != 0
+
+    def check(self, at: At) -> None:
         """Refuses networks whose level embedding is not known.
 
         Raises:
-            ValueError: if the network is not of `nag.network.table`.
+            ValueError: if the network is not in the table.
         """
-        if self.scale != 0:
-            level_modules(unet)
+        level_modules(at.network)
 
-    def prediction(self, step: Step, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """The prediction pushed away from the perturbed one."""
-        if self.scale == 0 or self.perturbation == 0 or not inside(self.interval, step):
-            return value
-        t = step.levels.training.t_from_log_snr(torch.as_tensor(step.log_snr, dtype=torch.float64).cpu())
+    def direction(self, at: At) -> Tensor | None:
+        """w times the difference from the perturbed prediction, `(B, C, *shape)`."""
+        if not at.acts(self.interval):
+            return None
+        told = at.told  # before anything is perturbed
+        t = at.levels.training.t_from_log_snr(torch.as_tensor(at.log_snr, dtype=torch.float64).cpu())
         size = (self.perturbation * t**self.exponent).reshape(-1, 1)
         drawn: dict[torch.Size, Tensor] = {}
 
         def perturb(embedding: Tensor) -> Tensor:
             if embedding.shape not in drawn:  # several modules embed one level
                 drawn[embedding.shape] = randn_tensor(
-                    embedding.shape, step.generator, embedding.device, embedding.dtype
+                    embedding.shape, at.generator, embedding.device, embedding.dtype
                 )
             return embedding + size.to(embedding) * drawn[embedding.shape]
 
         with ExitStack() as stack:
-            for module in level_modules(step.unet):
+            for module in level_modules(at.network):
                 stack.enter_context(instrumented(module, PerturbedLevel, perturb=perturb))
-            weak = step.ask()
-        return weighted_difference(value, self.scale, step.told, weak)
+            weak = at.ask()
+        return self.scale * (told - weak)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from nag.feature_network import load_feature_network
+from nag.load import NAGPipeline
 from nag.named_schedulers import make_scheduler
 from nag.network.table import architecture_of, unwrap
 from nag.pipeline_inputs import checked_labels, checked_shape
-from nag.pipelines import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
 
 __all__ = [

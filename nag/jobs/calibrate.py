@@ -7,7 +7,7 @@ from typing import Any
 
 from nag.analysis.calibrate import calibrate
 from nag.calibration import FILE_NAME, NoiseCalibration
-from nag.guidance import NoiseGuidance
+from nag.corrections import NoiseGuidance
 from nag.jobs.bench import balanced_labels, load_bench, scheduler_line
 from nag.jobs.options import CalibrateOptions
 from nag.named_schedulers import make_scheduler

@@ -9,7 +9,7 @@ from typing import Any
 
 from nag.analysis import NoiseShift, ReportRun, forward_reference, measure_shift, record, write_report
 from nag.analysis.report import check_output
-from nag.guidance import NoiseGuidance
+from nag.corrections import NoiseGuidance
 from nag.jobs.bench import balanced_labels, load_bench, scheduler_line
 from nag.jobs.options import ShiftOptions
 from nag.named_schedulers import make_scheduler

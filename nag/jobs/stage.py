@@ -21,8 +21,7 @@ from torch import Tensor
 from nag.analysis import ForwardReference
 from nag.analysis.sampling import Sampled, sample_features
 from nag.calibration import require_calibratable
-from nag.corrections import Corrections
-from nag.guidance import NoiseGuidance
+from nag.corrections import Corrections, NoiseGuidance
 from nag.jobs.bench import (
     balanced_labels,
     check_sampler,

@@ -13,7 +13,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nag.calibration import require_calibratable
-from nag.guidance import PURE_NOISE, NoiseGuidance
+from nag.corrections import NoiseGuidance
+from nag.corrections.interval import PURE_NOISE
 from nag.jobs.bench import (
     check_sampler,
     classes_of,

@@ -29,6 +29,7 @@ class Architecture:
         channels: number of channels at `features`.
         middle_channels: number of channels at `middle`.
         null_class: index of the class embedding that means "no class" (the last one), or None if there are no classes.
+        rows: forward arguments (`name` or `name.key`) with one row per sample; empty: ask it with unchanged arguments only.
         trim: replaces, in place, everything behind `middle` by nothing, so that the forward pass returns its features.
     """
 
@@ -39,6 +40,7 @@ class Architecture:
     channels: Callable[[Any], int]
     middle_channels: Callable[[Any], int]
     null_class: Callable[[Any], int | None]
+    rows: tuple[str, ...] = ()
     trim: Callable[[Any], None] | None = None
 
 
@@ -62,13 +64,28 @@ _UNET = Architecture(
     channels=lambda unet: unet.config.block_out_channels[0],
     middle_channels=lambda unet: unet.config.block_out_channels[-1],
     null_class=_unet_null_class,
+    rows=("class_labels",),
     trim=_trim_unet,
 )
 ARCHITECTURES = {
     row.name: row
     for row in (
         _UNET,
-        replace(_UNET, name="UNet2DConditionModel"),
+        replace(
+            _UNET,
+            name="UNet2DConditionModel",
+            rows=(
+                *(
+                    "encoder_hidden_states",
+                    "class_labels",
+                    "timestep_cond",
+                    "attention_mask",
+                    "encoder_attention_mask",
+                ),
+                *("added_cond_kwargs", "down_block_additional_residuals", "mid_block_additional_residual"),
+                "down_intrablock_additional_residuals",
+            ),
+        ),
         Architecture(
             name="DiTTransformer2DModel",
             level_modules=r"transformer_blocks\.\d+\.norm1\.emb\.timestep_embedder",
@@ -77,6 +94,7 @@ ARCHITECTURES = {
             channels=lambda dit: dit.config.num_attention_heads * dit.config.attention_head_dim,
             middle_channels=lambda dit: dit.config.num_attention_heads * dit.config.attention_head_dim,
             null_class=lambda dit: dit.config.num_embeds_ada_norm,
+            rows=("class_labels",),
         ),
     )
 }

@@ -1,38 +1,81 @@
-"""Arguments of the pipelines: checked before any work, resolved to what the sampling loop needs; and its images."""
+"""What the pipelines of this library share: safetensors only, whole folders, and inputs checked before any work."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from nag.calibration import NoiseCalibration, require_calibratable
-from nag.corrections.base import Correction, Corrections
-from nag.guidance import NoiseGuidance
+import nag.schedulers  # noqa: F401 - diffusers loads a component only from a library that has been imported
+from nag.hub import hub_options, pickle_only, written_whole
 from nag.network.table import unwrap
-from nag.tuned import Tuned, load_tuned
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as _Pipeline
+else:  # a module that diffusers loads by path may show it one pipeline class only, so this one is none
+    _Pipeline = object
 
 __all__ = [
+    "SafePipeline",
     "checked_callback",
     "checked_labels",
     "checked_shape",
-    "chosen_guidance",
     "images_of",
-    "measured_levels",
+    "null_labels",
     "starting_noise",
     "step_options",
-    "step_parameters",
 ]
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class SafePipeline(_Pipeline):
+    """Loads safetensors only, and saves whole folders or nothing."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Loads a checkpoint; arguments as for `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: if the checkpoint has pickle weights only.
+        """
+        path = str(pretrained_model_name_or_path)
+        return safely(path, kwargs, lambda: super(SafePipeline, cls).from_pretrained(path, **kwargs))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Writes the checkpoint's folder, whole or not at all."""
+        with written_whole(Path(save_directory)) as folder:
+            super().save_pretrained(folder, **kwargs)
+
+
+def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:
+    """What a function loads from a checkpoint's safetensors.
+
+    Raises:
+        ValueError: if the checkpoint has pickle weights only, or they are asked for.
+    """
+    if options.setdefault("use_safetensors", True) is False:
+        raise ValueError(
+            "use_safetensors must be True, got False. Pickle weights can run code when they are loaded."
+        )
+    try:
+        return load()
+    except OSError as error:
+        pickles = pickle_only(path, **hub_options(options))
+        if pickles:
+            raise ValueError(
+                f"path must hold safetensors weights, got {', '.join(pickles)} in {path!r}. Pickle weights can run "
+                "code when they are loaded. If you trust them, load them with diffusers and save_pretrained again."
+            ) from error
+        raise
 
 
 def step_parameters(scheduler: Any) -> dict[str, inspect.Parameter]:
@@ -175,8 +218,14 @@ def starting_noise(
     latents: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """Standard normal noise in the network's precision: drawn, or the caller's."""
+    """Standard normal noise in the network's precision: drawn, or the caller's.
+
+    Raises:
+        ValueError: if the caller's is not finite.
+    """
     if latents is not None:
+        if not bool(latents.isfinite().all()):
+            raise ValueError("latents must be finite, got inf or nan among them. Draw them anew.")
         return latents.to(device=device, dtype=unet.dtype)
     return randn_tensor(shape, generator=generator, device=device, dtype=unet.dtype)
 
@@ -200,76 +249,6 @@ def images_of(x: Tensor, output_type: str) -> Any:
     return DiffusionPipeline.numpy_to_pil(array) if output_type == "pil" else array
 
 
-def measured_levels(
-    pipeline: Any,
-    noise_calibration: Any,
-    steps: int,
-    settings: dict[str, Any],
-) -> Sequence[float | None]:
-    """The level of each step in log-SNR, None where it is the nominal one.
-
-    Args:
-        pipeline: whose scheduler's timesteps are set.
-        noise_calibration: the pipeline's argument.
-        steps: how many the scheduler takes.
-        settings: of the sampler; a table must have been measured with these.
-
-    Raises:
-        ValueError: if the scheduler cannot be calibrated, or the table is for another sampler.
-    """
-    require_calibratable(pipeline.scheduler)
-    if isinstance(noise_calibration, Sequence) and not isinstance(noise_calibration, str):
-        if len(noise_calibration) != steps:
-            raise ValueError(
-                f"noise_calibration must have one log-SNR (or None) for each of {steps} steps, got "
-                f"{len(noise_calibration)}. Schedulers of order 2 take more steps than num_inference_steps."
-            )
-        return noise_calibration
-    if isinstance(noise_calibration, NoiseCalibration):
-        calibration = noise_calibration
-        calibration.check(pipeline.scheduler, **settings)
-    else:
-        path = pipeline.find_noise_calibration() if noise_calibration == "auto" else noise_calibration
-        calibration = NoiseCalibration.load(path, pipeline.scheduler, **settings)
-    pairs = zip(calibration.log_snr, calibration.nominal_log_snr, strict=True)
-    return [None if level == nominal else level for level, nominal in pairs]
-
-
-def chosen_guidance(
-    pipeline: Any,
-    noise_guidance: NoiseGuidance | str | os.PathLike[str] | None,
-    unset: NoiseGuidance,
-    noise_calibration: Any,
-    corrections: Correction | Sequence[Correction],
-    **sampler: Any,
-) -> Tuned:
-    """The noise guidance to use, with the levels and corrections that were tuned with it.
-
-    Args:
-        pipeline: whose checkpoint may have a tuned guidance beside it.
-        noise_guidance: settings; "tuned" for the file beside the checkpoint; a path; or None.
-        unset: the guidance of the pipeline's single arguments, used where `noise_guidance` is None.
-        noise_calibration: the pipeline's argument.
-        corrections: the pipeline's argument.
-        sampler: num_inference_steps, eta and guidance_scale.
-
-    Raises:
-        ValueError: if two arguments say different things, or nothing was tuned for this sampler.
-    """
-    given = Corrections(corrections).parts
-    if noise_guidance is None:
-        return Tuned(noise_guidance=unset, noise_calibration=noise_calibration, corrections=given)
-    if unset.scale != 0:
-        raise ValueError(
-            f"noise_guidance_scale must be 0 when noise_guidance is given, got {unset.scale}. "
-            "Set the scale in noise_guidance."
-        )
-    if isinstance(noise_guidance, NoiseGuidance):
-        return Tuned(noise_guidance=noise_guidance, noise_calibration=noise_calibration, corrections=given)
-    if noise_calibration is not None or given:
-        raise ValueError(
-            f"noise_calibration and corrections must be left out with noise_guidance={str(noise_guidance)!r}, got "
-            f"{noise_calibration!r} and {given}. What was tuned together is used together."
-        )
-    path = pipeline.find_noise_guidance() if noise_guidance == "tuned" else noise_guidance
-    return load_tuned(path, pipeline.scheduler, **sampler)
+def null_labels(unet: Any, class_labels: Tensor) -> Tensor:
+    """The label "no class" for each sample, `(B,)`: the last row of the class embedding."""
+    return torch.full_like(class_labels, unwrap(unet).config.num_class_embeds - 1)

@@ -1,0 +1,263 @@
+"""Noise Awareness Guidance: three estimates of grad_x log p(t|x), one way to apply them.
+
+A network-input state u = alpha_t x_0 + sigma_t eps, and a network f_t(u) = E[c_t x_0 + d_t eps | u] that is told the
+level. Whatever it predicts, its output is affine in the score s_t = grad_u log p(u|t),
+
+    f_t(u) = (c/a) u - lambda s_t,      lambda(t) = (sigma/alpha)(d alpha - c sigma),      a = alpha.
+
+Guidance of weight w replaces s_t by s_t + w grad_u log p(t|u), which is s_t - s with s = grad_u log p(u):
+
+    f~ = f_t - w lambda grad_u log p(t|u) = f_t + w (f_t - f_s),      f_s = (c/a) u - lambda s,
+
+the conditional prediction pushed away from f_s, the prediction that belongs to the *marginal* score. The modes differ
+in where f_s, or the gradient, comes from:
+
+    classifier_free   f_s := f_null, the network asked without its level. Not exact: f_null averages f over p(t|u) and
+                      not the score. For eps the direction is about half of the gradient for a small shift, for a
+                      velocity less; for x_0 it carries no noise-level signal at all, so it is refused.
+    corrected         s := E[(c/a) / lambda | u] u - E[1 / lambda | u] f_null with posterior moments of a regressor.
+                      First order for a null branch trained with a uniform loss (what is left is the covariance of f and
+                      1/lambda under p(t|u)); exact if its loss weight was 1/lambda, which is 1/sigma for eps. That is
+                      a property of the network, so nothing has to be set here.
+    gradient          grad_u log p(t|u) of a regressor by autograd. A learned gradient is partly adversarial: it adds
+                      noise of its own. `project` keeps its component along eps_hat (the exact gradient is nearly so
+                      where the posterior over data is a point) and `max_norm` bounds its length.
+
+The change is made of the conditional rows and added to all rows of a step, so class guidance, and whatever else a pipeline
+does with its rows, comes out as without it, plus the change (`nag.corrections.base`).
+
+References:
+    Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
+    The Geometry of Noise, arXiv 2602.18428, eq. 15 (the affine form).
+    Classifier-Free Diffusion Guidance, Ho 2022, arXiv 2207.12598, eq. 6 (class guidance).
+    Applying Guidance in a Limited Interval, Kynkäänniemi 2024, arXiv 2404.07724.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nag.corrections.base import At, Correction
+from nag.corrections.interval import Interval, check_interval
+from nag.directions import (
+    affine_form,
+    along,
+    bounded,
+    corrected_null,
+    level_gradient,
+    refuse_swapped_weights,
+)
+from nag.levels import SchedulerLevels
+from nag.network.table import architecture_of, unwrap
+from nag.regressor import NoiseLevelRegressor
+
+__all__ = ["MODES", "PASSES", "NoiseGuidance", "require_null_branch"]
+
+MODES = ("classifier_free", "corrected", "gradient")
+PASSES = ("auto", "batched", "sequential", "whole")
+UNTRAINED = 0.5
+"""|f_null - f_t| / |f_t| from which a null branch is taken for untrained: 0.02 to 0.1 where it was trained."""
+
+_log = logging.getLogger("nag")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseGuidance(Correction):
+    """How strongly, where and by which estimate a prediction is pushed along grad log p(t|x).
+
+    Args:
+        scale: w >= 0; 0 is off, and off is the plain pipeline.
+        mode: "classifier_free", "corrected" or "gradient"; see the module's text.
+        interval: (start, end) in log-SNR, noisy end first; None leaves a side open. Steps outside pay nothing. Where
+            the state is nearly pure noise the posterior is broad and the null branch mostly adds error.
+        joint: hide prompt or class together with the level: d = w (f(t, c) - f(no t, no c)). With class guidance in one call
+            this costs nothing, for the pipeline's own unconditional rows are asked without their level instead:
+            f(no t, no c) + (g + w) (f(t, c) - f(no t, no c)). So with class guidance w -> 0 does not lead to plain
+            sampling, except at 0 itself.
+        project: "gradient" only: keep the component along eps_hat.
+        max_norm: "gradient" only: largest |sigma grad| as a part of |eps_hat|, per sample; None for no bound. A level
+            that is off by d in log(sigma/alpha) asks for about 2 d.
+        null_pass: how the null rows are asked; the result is the same. "batched" with the pipeline's own rows, "sequential"
+            after them, "whole" by the unchanged call again, which any network takes and which costs more with class
+            guidance; "auto" takes the cheapest that the network is known to allow.
+
+    Raises:
+        ValueError: if a value is out of its range or names no option.
+    """
+
+    scale: float = 0.0
+    mode: str = "classifier_free"
+    interval: Interval = (-2.5, None)
+    joint: bool = False
+    project: bool = True
+    max_norm: float | None = 0.25
+    null_pass: str = field(default="auto", compare=False)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise ValueError(
+                f"noise_guidance_scale must be at least 0 and finite, got {self.scale}. "
+                "Use 0 to switch noise guidance off."
+            )
+        for name, value, options in (
+            ("noise_guidance_mode", self.mode, MODES),
+            ("null_pass", self.null_pass, PASSES),
+        ):
+            if value not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}.")
+        check_interval(self.interval)
+        if self.max_norm is not None and not (math.isfinite(self.max_norm) and self.max_norm > 0):
+            raise ValueError(
+                f"max_norm must be positive and finite, got {self.max_norm}. Use None for no bound."
+            )
+        if self.mode == "gradient" and self.joint:
+            raise ValueError(
+                "joint must be False for the mode 'gradient', got True. The gradient has no null branch that could drop the "
+                "class as well."
+            )
+
+    @property
+    def on(self) -> bool:
+        return self.scale != 0
+
+    def check(self, at: At) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+            ValueError: if the network is not known, or predicts x_0 and the mode compares predictions; if a regressor is
+                missing or was made for another process; if weights are swapped or not in single precision under the
+                gradient; or if samples have levels of their own in another mode than "classifier_free".
+        """
+        if self.mode != "gradient":
+            require_null_branch(at, f"noise_guidance_mode {self.mode!r}")
+        if self.mode == "classifier_free":
+            return
+        regressor, levels = at.regressor, at.levels
+        if isinstance(at.level, Tensor) and at.level.ndim > 0:
+            raise ValueError(
+                f"noise_guidance_mode must be 'classifier_free' where each sample has a level of its own, got {self.mode!r}. "
+                "Use it, or leave out the correction that sets the level."
+            )
+        require_regressor(regressor, levels, f"noise_guidance_mode {self.mode!r}")
+        if self.mode == "gradient":
+            network = getattr(regressor, "network", None)
+            for module in (part for part in (regressor, network) if isinstance(part, nn.Module)):
+                refuse_swapped_weights(module)
+                low = [p.dtype for p in module.parameters() if p.is_floating_point() and p.element_size() < 4]
+                if low:
+                    raise ValueError(
+                        f"regressor must be in float32 for noise_guidance_mode 'gradient', got {low[0]} weights in its "
+                        f"{type(module).__name__}. Gradients overflow in half precision: load it in float32."
+                    )
+
+    def direction(self, at: At) -> Tensor | None:
+        """w times the direction of the mode, `(B, C, *shape)`."""
+        if at.pure_noise or not at.acts(self.interval, told=True):
+            return None
+        if self.mode == "gradient":
+            return self._gradient(at)
+        head = _head_of(at) if self.mode == "corrected" else None
+        null, features = at.question.null(form=self.null_pass, joint=self.joint, head=head)
+        exact = torch.promote_types(at.told.dtype, torch.float32)
+        told, null = at.told.to(exact), null.to(exact)
+        _warn_if_untrained(at, told, null)
+        if self.mode == "corrected":
+            if head is not None and features is not None:
+                state = head.estimate_from_features(features)
+            else:
+                state = at.posterior(at.regressor)
+            moment = partial(at.regressor.posterior_moment, state)
+            null = corrected_null(null, at.u.to(exact), _scalar(at), at.levels, moment)
+        return self.scale * (told - null)
+
+    def _gradient(self, at: At) -> Tensor:
+        exact = torch.promote_types(at.told.dtype, torch.float32)
+        u, level = at.u.to(exact), _scalar(at)
+        _, eps_hat = at.levels.x_0_and_eps(at.told.to(exact), u, log_snr=level)
+        _, slope, sigma = (float(k) for k in affine_form(at.levels, torch.tensor(level).double()))
+        gradient = level_gradient(
+            partial(_log_posterior, at.regressor, at.question.conditioning()),
+            u,
+            level,
+            at.question.class_labels,
+        )
+        if self.project:
+            gradient = along(gradient, eps_hat)
+        if self.max_norm is not None:
+            gradient = bounded(gradient, eps_hat, sigma, self.max_norm)
+        return -self.scale * slope * gradient
+
+
+def require_null_branch(at: At, name: str) -> None:
+    """Refuses networks without a null branch that could say anything of the level.
+
+    Raises:
+        ValueError: if the network is not known, or predicts x_0.
+    """
+    architecture_of(at.network)
+    if not isinstance(at.found, ValueError) and at.found.prediction == "x_0":
+        raise ValueError(
+            f"{name} must not be used for a network that predicts x_0, got one. With and without its level it predicts the same "
+            "data wherever the data is certain, so the difference carries no noise-level signal. Use noise_guidance_mode "
+            "'gradient' with a regressor, or a network that predicts eps, v or velocity."
+        )
+
+
+def require_regressor(regressor: Any, levels: SchedulerLevels, name: str) -> None:
+    """Refuses to work without a regressor for the process.
+
+    Raises:
+        ValueError: if there is none, or it was made for another process.
+    """
+    if regressor is None:
+        raise ValueError(
+            f"regressor must be given for {name}, got None. Train one with `nag finetune regressor`, or use the "
+            "mode 'classifier_free'."
+        )
+    process = type(levels.training).__name__
+    if isinstance(regressor, NoiseLevelRegressor) and type(regressor.process).__name__ != process:
+        raise ValueError(
+            f"regressor must know the states of the scheduler's process {process}, got one for "
+            f"{type(regressor.process).__name__}. Train one for this scheduler with `nag finetune regressor`."
+        )
+
+
+def _scalar(at: At) -> float:
+    return at.nominal if isinstance(at.log_snr, Tensor) and at.log_snr.ndim > 0 else float(at.log_snr)
+
+
+def _head_of(at: At) -> NoiseLevelRegressor | None:
+    """The regressor, if it is a head on the null pass of this very network, so that one pass serves both."""
+    regressor = at.regressor
+    if isinstance(regressor, NoiseLevelRegressor) and regressor.config.kind == "frozen":
+        return regressor if regressor.network is unwrap(at.network) else None
+    return None
+
+
+def _log_posterior(
+    regressor: Any, conditioning: dict[str, Any], x: Tensor, log_snr: Tensor, labels: Tensor | None
+) -> Tensor:
+    found: Tensor = regressor.log_posterior(x, log_snr, labels, **conditioning)
+    return found
+
+
+def _warn_if_untrained(at: At, told: Tensor, null: Tensor) -> None:
+    """Says once per run, at its first guided step, that a null branch looks untrained."""
+    if at.memory.setdefault("looked", False):
+        return
+    at.memory["looked"] = True
+    apart = float((told - null).norm() / told.norm().clamp_min(1e-12))
+    if apart > UNTRAINED:
+        _log.warning(
+            "Without its level %s predicts something else by %.0f %% of the prediction: it was probably never trained "
+            "without it. `nag finetune denoiser --level_dropout 0.1` does so; `nag blind-check` shows where it may be trusted.",
+            type(unwrap(at.network)).__name__,
+            100 * apart,
+        )

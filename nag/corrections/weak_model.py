@@ -1,0 +1,138 @@
+"""Guidance by a weaker prediction: one formula, told apart by whom it asks.
+
+    f  <-  f + w (f - f_weak)
+
+    f_weak                                   is                       and its own paper's weight
+    network(u, t, c)                         autoguidance             w + 1
+    network(u, t, no class)                  domain guidance          w + 1, by the pretrained ancestor of a fine-tuned network
+    f(u, t, no class)                        class guidance           g = w + 1, here within an interval of levels
+    f(u, no t, c)                            the null branch          w of noise guidance
+    network(u, no t, c)                      composed: an early snapshot without its level
+
+All are read at one level and one input, so the difference is a multiple of the difference in eps_hat, whatever the network
+predicts. Where the posterior over data is a point, a state at another level predicts the same data and another length of
+eps_hat, so the part along eps_hat is what a change of noise level can account for; the rest is not:
+
+    f - f_weak = p + q,        p = <f - f_weak, eps_hat> / |eps_hat|^2  eps_hat,        <q, eps_hat> = 0.
+
+Asked of the null branch, p and q say how much of noise guidance corrects a level and how much is guidance by a model that
+knows less. (In a VP or flow process the point-posterior gradient also has a part along the data; it is small against that
+along eps_hat except near pure noise.)
+
+References:
+    Guiding a Diffusion Model with a Bad Version of Itself, Karras 2024, arXiv 2406.02507, eq. 2 (autoguidance).
+    Domain Guidance: A Simple Transfer Approach for a Pre-trained Diffusion Model, Zhong 2025, arXiv 2504.01521.
+    Applying Guidance in a Limited Interval, Kynkäänniemi 2024, arXiv 2404.07724, eq. 5 (class interval).
+    Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nag.corrections.base import At, Correction
+from nag.corrections.interval import EVERYWHERE, Interval, check_interval
+from nag.corrections.noise_guidance import require_null_branch
+from nag.directions import along
+from nag.network.table import architecture_of, unwrap
+
+__all__ = ["COMPONENTS", "WeakModel"]
+
+COMPONENTS = ("all", "along", "orthogonal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakModel(Correction):
+    """Guidance by a weaker prediction. One evaluation of whom it asks more.
+
+    Args:
+        scale: w; 0 is off.
+        network: whom it asks: another network, for the same states and on their device, of the same prediction type and
+            training process, which is used and never changed; None asks the sampler's own.
+        blind: hide its level from it.
+        unconditional: ask it without prompt and class: with the null class of its table of classes, or with the pipeline's own
+            negative prompt. The sampler's own network so asked *is* class guidance, and the pipeline's own stays off.
+        component: "all"; "along" for the part of the difference along eps_hat; "orthogonal" for the rest.
+        interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
+
+    Raises:
+        ValueError: if the scale is not finite, the component unknown, the interval none, or the weak model the strong one.
+    """
+
+    scale: float = 0.0
+    network: nn.Module | None = field(default=None, repr=False)
+    blind: bool = False
+    unconditional: bool = False
+    component: str = "all"
+    interval: Interval = EVERYWHERE
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
+        if self.component not in COMPONENTS:
+            raise ValueError(f"component must be one of {', '.join(COMPONENTS)}, got {self.component!r}.")
+        check_interval(self.interval)
+        if self.network is None and not (self.blind or self.unconditional):
+            raise ValueError(
+                "network must be given unless blind or unconditional is set, got None. The sampler's own network, asked the same "
+                "question, answers the same."
+            )
+
+    @property
+    def on(self) -> bool:
+        return self.scale != 0
+
+    def check(self, at: At) -> None:
+        """Refuses a weak model that cannot answer for these states.
+
+        Raises:
+            ValueError: if it is not known, has other channels, classes, image size, precision or device; or if class guidance
+                is asked for twice.
+        """
+        if self.blind:
+            require_null_branch(at, "WeakModel(blind=True)")
+        if self.network is not None:
+            self._check_other(self.network, unwrap(at.network))
+            device = unwrap(self.network).device
+            if device != at.u.device:
+                raise ValueError(
+                    f"network must be on {at.u.device} with the states, got {device}. Move it there first."
+                )
+        elif self.unconditional and not self.blind and at.question.several:
+            raise ValueError(
+                "guidance_scale of the pipeline must be 1 with WeakModel(unconditional=True), got class guidance. "
+                "Set the scale in WeakModel alone."
+            )
+
+    def _check_other(self, network: nn.Module, own: nn.Module) -> None:
+        architecture_of(network)
+        other = unwrap(network)
+        names = ["in_channels", "sample_size"] + ([] if self.unconditional else ["num_class_embeds"])
+        for name in names:
+            given, wanted = other.config.get(name), own.config.get(name)
+            if given != wanted and not (name == "sample_size" and None in (given, wanted)):
+                raise ValueError(
+                    f"network must have the {name} of the sampling network, {wanted}, got {given}. "
+                    "It answers for the same states."
+                )
+        if other.dtype != own.dtype:
+            raise ValueError(
+                f"network must be in {own.dtype} like the sampling network, got {other.dtype}. Use network.to({own.dtype})."
+            )
+
+    def direction(self, at: At) -> Tensor | None:
+        """w (f - f_weak), or its component, `(B, C, *shape)`."""
+        if (self.blind and at.pure_noise) or not at.acts(self.interval):
+            return None
+        told = at.told
+        weak = at.ask(network=self.network, unconditional=self.unconditional, null=self.blind)
+        if self.component == "all":
+            return self.scale * (told - weak)
+        exact = torch.promote_types(told.dtype, torch.float32)
+        difference = told.to(exact) - weak.to(exact)
+        part = along(difference, at.x_0_and_eps(told)[1].to(exact))
+        return self.scale * (part if self.component == "along" else difference - part)

@@ -1,0 +1,288 @@
+"""The same pipeline object, whose call takes the noise arguments: a subclass of its own class and of the same name.
+
+Without these arguments the plain call runs, unheard. `save_pretrained` writes what the plain class writes, with the regressor and
+the files that lie beside the checkpoint next to it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nag.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.calibration import NoiseCalibration
+from nag.corrections.base import Correction
+from nag.corrections.calibrated import Calibrated
+from nag.corrections.interval import Interval
+from nag.corrections.noise_guidance import NoiseGuidance
+from nag.hub import REGRESSOR_FOLDER, hide_from_download, written_whole
+from nag.regressor import NoiseLevelRegressor
+from nag.seams.run import corrected, denoisers
+from nag.tuned import FILE_NAME as TUNED_FILE
+from nag.tuned import load_tuned
+
+__all__ = ["Attached", "attach", "detach"]
+
+
+class Attached:
+    """What `attach` adds to a pipeline.
+
+    Attributes:
+        noise_calibration_path: the calibration found beside the checkpoint, or None; never applied unasked.
+        noise_guidance_path: what `nag tune` wrote beside it, or None; never applied unasked.
+    """
+
+    plain_class: type
+    noise_calibration_path: Path | None = None
+    noise_guidance_path: Path | None = None
+    _regressor: NoiseLevelRegressor | None = None
+
+    @property
+    def regressor(self) -> NoiseLevelRegressor | None:
+        """The regressor; a `frozen` head is given this pipeline's denoiser when it is set."""
+        return self._regressor
+
+    @regressor.setter
+    def regressor(self, regressor: NoiseLevelRegressor | None) -> None:
+        if regressor is not None:
+            if not isinstance(regressor, NoiseLevelRegressor):
+                raise TypeError(
+                    f"regressor must be a NoiseLevelRegressor or None, got {type(regressor).__name__}. "
+                    "NoiseLevelRegressor.from_pretrained loads one."
+                )
+            _give_backbone(regressor, self)
+        self.__dict__["_regressor"] = regressor
+
+    def __call__(
+        self,
+        *args: Any,
+        noise_guidance_scale: float = 0.0,
+        noise_guidance_mode: str = "classifier_free",
+        noise_guidance_interval: Interval = (-2.5, None),
+        noise_guidance: NoiseGuidance | str | os.PathLike[str] | None = None,
+        noise_calibration: str | os.PathLike[str] | NoiseCalibration | Sequence[float | None] | None = None,
+        corrections: Correction | Sequence[Correction] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """The pipeline's own call, corrected.
+
+        Noise arguments:
+            noise_guidance_scale: Noise Awareness Guidance w; 0 is off. A step inside the interval costs one prediction
+                more, or a backward pass in the mode "gradient".
+            noise_guidance_mode: "classifier_free", "corrected" or "gradient"; see `nag.corrections.NoiseGuidance`.
+            noise_guidance_interval: (start, end) in log-SNR, noisy end first, None for an open side.
+            noise_guidance: all settings of noise guidance at once, instead of the three arguments for it; or "tuned" for
+                what `nag tune` wrote beside the checkpoint, or the path of such a file.
+            noise_calibration: "auto" for the calibration beside the checkpoint; a path; or a `NoiseCalibration`. It must
+                have been measured for this scheduler with these settings, steps and corrections.
+            corrections: of `nag.corrections`, one or several, which act in their order, after noise guidance.
+        """
+        call: Any = super().__call__  # type: ignore[misc]
+        parts = (corrections,) if isinstance(corrections, Correction) else tuple(corrections)
+        unset = NoiseGuidance(
+            scale=noise_guidance_scale, mode=noise_guidance_mode, interval=noise_guidance_interval
+        )
+        given = dict(inspect.signature(call).bind_partial(*args, **kwargs).arguments)
+        given |= given.pop("kwargs", {})
+        chosen = _chosen(self, noise_guidance, unset, noise_calibration, parts, given)
+        if all(isinstance(one, Correction) and not one.on for one in chosen):
+            return call(*args, **kwargs)
+        self._ready()
+        sampler = {
+            "guidance_scale": float(given.get("guidance_scale", _default(call, "guidance_scale", 1.0)))
+        }
+        sampler["eta"] = float(given.get("eta", _default(call, "eta", 0.0)))
+        with corrected(self, *chosen, generator=given.get("generator"), sampler=sampler):
+            return call(*args, **kwargs)
+
+    def _ready(self) -> None:
+        """A regressor beside the states: on their device, and a head on the denoiser that the pipeline has now."""
+        if self.regressor is not None:
+            self.regressor.to(self._execution_device)  # type: ignore[attr-defined]
+            _give_backbone(self.regressor, self)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers; the regressor follows to the device and keeps its precision."""
+        super().to(*args, **kwargs)  # type: ignore[misc]
+        if self.regressor is not None:
+            self.regressor.to(self.device)  # type: ignore[attr-defined]
+        return self
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """What the plain class writes, and beside it regressor, calibration and tuned guidance; whole or not at all.
+
+        Raises:
+            ValueError: if the folder holds those of another pipeline, or pickle weights are asked for.
+        """
+        if kwargs.get("safe_serialization", True) is False or (args and args[0] is False):
+            raise ValueError(
+                "safe_serialization must be True, got False. from_pretrained reads safetensors only."
+            )
+        target = Path(save_directory)
+        files = {CALIBRATION_FILE: self.noise_calibration_path, TUNED_FILE: self.noise_guidance_path}
+        for name, present in {REGRESSOR_FOLDER: self.regressor, **files}.items():
+            if present is None and (target / name).exists():
+                raise ValueError(
+                    f"save_directory must not hold {name!r} of another pipeline, got {target}. "
+                    "Remove it there, or choose another folder."
+                )
+        with written_whole(target) as folder:
+            super().save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
+            if self.regressor is not None:
+                self.regressor.save_pretrained(folder / REGRESSOR_FOLDER)
+                hide_from_download(folder)
+            for name, path in files.items():
+                if path is not None:
+                    shutil.copyfile(path, folder / name)
+        if push_to_hub:
+            _push(self, target, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuilt, (self.plain_class, dict(self.__dict__))
+
+
+def attach(pipe: Any, *, regressor: NoiseLevelRegressor | None = None) -> Any:
+    """Lets the call of a pipeline take the noise arguments; the same object is returned.
+
+    Args:
+        pipe: any pipeline of diffusers.
+        regressor: for the modes and corrections that need one.
+
+    Example:
+        ```python
+        pipe = nag.attach(StableDiffusionPipeline.from_single_file("model.safetensors"))
+        pipe("a cat", noise_guidance_scale=0.5)
+        ```
+    """
+    if not isinstance(pipe, Attached):
+        pipe.__class__ = _attached_class(type(pipe))
+    if regressor is not None:
+        pipe.regressor = regressor
+    return pipe
+
+
+def detach(pipe: Any) -> Any:
+    """Undoes `attach`; the same object is returned."""
+    if isinstance(pipe, Attached):
+        for name in ("_regressor", "noise_calibration_path", "noise_guidance_path"):
+            pipe.__dict__.pop(name, None)
+        pipe.__class__ = pipe.plain_class
+    return pipe
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _attached_class(cls: type) -> type:
+    """A subclass of a pipeline class with its name, its place, and a signature with the noise arguments after its own."""
+    if cls not in _CLASSES:
+        own = inspect.signature(cls.__call__)  # type: ignore[operator]
+        ours = [
+            p for p in inspect.signature(Attached.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
+        parameters = list(own.parameters.values())
+        place = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
+
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return Attached.__call__(self, *args, **kwargs)
+
+        namespace = {
+            "plain_class": cls,
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+            "__call__": __call__,
+        }
+        __call__.__doc__ = f"{cls.__call__.__doc__ or ''}\n{Attached.__call__.__doc__}"  # type: ignore[operator]
+        __call__.__signature__ = own.replace(parameters=[*parameters[:place], *ours, *parameters[place:]])  # type: ignore[attr-defined]
+        _CLASSES[cls] = type(cls.__name__, (Attached, cls), namespace)
+    return _CLASSES[cls]
+
+
+def _rebuilt(cls: type, state: dict[str, Any]) -> Any:
+    pipe = cls.__new__(cls)
+    pipe.__dict__.update(state)
+    return attach(pipe)
+
+
+def _default(call: Any, name: str, otherwise: float) -> float:
+    parameter = inspect.signature(call).parameters.get(name)
+    given = None if parameter is None else parameter.default
+    return otherwise if not isinstance(given, int | float) else given
+
+
+def _give_backbone(regressor: NoiseLevelRegressor, pipe: Any) -> None:
+    """A `frozen` head gets the pipeline's denoiser; another one is refused."""
+    if regressor.config.kind == "frozen":
+        networks = denoisers(pipe)
+        if not networks:
+            raise ValueError(f"pipe must have a denoiser for a frozen regressor, got {type(pipe).__name__}.")
+        regressor.attach_backbone(next(iter(networks.values())))
+
+
+def _chosen(
+    pipe: Attached,
+    noise_guidance: NoiseGuidance | str | os.PathLike[str] | None,
+    unset: NoiseGuidance,
+    noise_calibration: Any,
+    corrections: tuple[Correction, ...],
+    given: dict[str, Any],
+) -> list[Any]:
+    """The one list of corrections that the loose arguments stand for."""
+    calibrated = [] if noise_calibration is None else [Calibrated(noise_calibration)]
+    if noise_guidance is None:
+        return [unset, *calibrated, *corrections]
+    if unset.scale != 0:
+        raise ValueError(
+            f"noise_guidance_scale must be 0 when noise_guidance is given, got {unset.scale}. "
+            "Set the scale in noise_guidance."
+        )
+    if isinstance(noise_guidance, NoiseGuidance):
+        return [noise_guidance, *calibrated, *corrections]
+    if calibrated or corrections:
+        raise ValueError(
+            f"noise_calibration and corrections must be left out with noise_guidance={str(noise_guidance)!r}, got "
+            f"{noise_calibration!r} and {corrections}. What was tuned together is used together."
+        )
+    path: Any = noise_guidance
+    if noise_guidance == "tuned":
+        beside = Path(str(getattr(pipe, "name_or_path", "")), TUNED_FILE)
+        if pipe.noise_guidance_path is None and not beside.is_file():
+            raise ValueError(
+                f"noise_guidance must lie beside the checkpoint to be found by 'tuned', got no {TUNED_FILE} in "
+                f"{getattr(pipe, 'name_or_path', '')!r}. Make one with `nag tune`, or give its path."
+            )
+        path = pipe.noise_guidance_path or beside
+    call: Any = pipe.plain_class.__call__  # type: ignore[operator]
+    sampler = {
+        "eta": float(given.get("eta", _default(call, "eta", 0.0))),
+        "guidance_scale": float(given.get("guidance_scale", _default(call, "guidance_scale", 1.0))),
+    }
+    steps = given.get("num_inference_steps", _default(call, "num_inference_steps", 50))
+    scheduler = pipe.scheduler  # type: ignore[attr-defined]
+    return list(load_tuned(path, scheduler, int(steps), **sampler))
+
+
+def _push(pipe: Any, folder: Path, **kwargs: Any) -> None:
+    """Uploads a saved folder."""
+    from diffusers.utils.hub_utils import create_repo, load_or_create_model_card, populate_model_card
+
+    token = kwargs.get("token")
+    repo_id = create_repo(
+        kwargs.get("repo_id", folder.name), exist_ok=True, private=kwargs.get("private"), token=token
+    ).repo_id
+    card = populate_model_card(load_or_create_model_card(repo_id, token=token, is_pipeline=True))
+    card.save(folder / "README.md")
+    pipe._upload_folder(
+        folder,
+        repo_id,
+        token=token,
+        commit_message=kwargs.get("commit_message"),
+        create_pr=kwargs.get("create_pr", False),
+    )
