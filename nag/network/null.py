@@ -58,8 +58,9 @@ class NullLevel(Instrument):
 def learn_null_embedding(model: nn.Module) -> list[nn.Parameter]:
     """Gives each level module a trained vector, `null_embedding`, for the place of the zeros of a hidden level.
 
-    It is zero at first, which changes nothing but that `null_level` takes it where it refuses a zero. It is part of the state dict from then on, so the network is no plain
-    diffusers checkpoint any more: the parameter has to be saved and loaded beside it. A module that has one keeps it.
+    It is zero at first, which changes nothing but that `null_level` takes it where it refuses a zero. It is part of the
+    state dict from then on, so the network is no plain diffusers checkpoint any more: the parameter has to be saved and
+    loaded beside it. A module that has one keeps it.
 
     Args:
         model: a network of `nag.network.table`, before it is compiled, wrapped or given to an optimizer.
@@ -107,6 +108,10 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
             f"model must be given a null embedding, got {architecture.name} without one. It modulates by layers without "
             "bias: a zero would switch the text off with the level, and no training could bring it back. Use "
             "`nag.network.null.learn_null_embedding` and train it."
+        )
+    if mask is not None and not architecture.per_sample:
+        raise ValueError(
+            f"mask must be None for {architecture.name}, got {tuple(mask.shape)}. Its samples share their levels."
         )
     with ExitStack() as stack:
         for module in modules:

@@ -43,6 +43,7 @@ class Architecture:
         label: how its pipelines make that argument from the scheduler's timestep t of T: "t", "t-1", "t/T" or "1-t/T".
         rows: arguments of `forward` with one row per sample (tensors, or lists of such tensors), dotted for the entries of a
             dict; empty where the network must be asked with whole batches of its pipeline's own.
+        per_sample: whether the samples of a batch have levels of their own, which a mask can hide.
         null: "zero", or "vector" where a zero would switch other conditions off with the level.
         features: path of the module whose first input is the last layer of features, `(B, C, H, W)` or `(B, L, C)`, or None.
         channels: number of channels at `features`.
@@ -58,6 +59,7 @@ class Architecture:
     timestep: str = "timestep"
     label: str = "t"
     rows: tuple[str, ...] = ()
+    per_sample: bool = True
     null: str = "zero"
     features: str | None = "norm_out"
     channels: Callable[[Any], int] = _inner_width
@@ -127,7 +129,7 @@ _UNETS = [
         _VIDEO_UNET,
         name="Kandinsky3UNet",
         features="conv_out",
-        channels=lambda unet: unet.config.block_out_channels[0],
+        channels=lambda unet: unet.config.block_out_channels[0] // 2,
     ),
     *_named(_VIDEO_UNET, "UNetMotionModel UNet3DConditionModel UNetSpatioTemporalConditionModel"),
     replace(
@@ -276,7 +278,7 @@ _IMAGES = [
     Architecture(
         name="PriorTransformer",
         level_modules=r"time_embedding",
-        features="proj_to_clip_embeddings",
+        features=None,  # one vector
     ),
 ]
 
@@ -300,7 +302,10 @@ _LTX = Architecture(
 )
 _VIDEOS = [
     *_named(_WAN, "WanTransformer3DModel WanVACETransformer3DModel WanAnimateTransformer3DModel"),
-    *_named(_WAN, "ChronoEditTransformer3DModel SkyReelsV2Transformer3DModel HeliosTransformer3DModel"),
+    *_named(_WAN, "ChronoEditTransformer3DModel SkyReelsV2Transformer3DModel"),
+    replace(  # the level of its history, zero, is embedded once for all samples
+        _WAN, name="HeliosTransformer3DModel", per_sample=False, features="proj_out"
+    ),
     *_named(
         _WAN,
         "JoyImageEditTransformer3DModel JoyImageEditPlusTransformer3DModel",
@@ -317,7 +322,7 @@ _VIDEOS = [
         features="head",
         channels=_config("dim"),
     ),
-    replace(_COG_VIDEO, rows=_TEXT),
+    replace(_COG_VIDEO, rows=(*_TEXT, "ofs")),
     *_named(_COG_VIDEO, "ConsisIDTransformer3DModel EasyAnimateTransformer3DModel"),
     replace(_SINGLE, name="AllegroTransformer3DModel", rows=(*_TEXT, *_MASKS)),
     replace(_SINGLE, name="LatteTransformer3DModel", features=None),  # the frames are rows
@@ -342,7 +347,8 @@ _VIDEOS = [
     replace(_COSMOS, name="CosmosControlNetModel", features=None),  # residuals, no prediction
     Architecture(
         name="MiniMaxH3Transformer3DModel",
-        level_modules=r"time_embedder",  # one row per level, and a table of which token has which
+        level_modules=r"time_embedder",
+        per_sample=False,  # one row per level, and a table of which token has which
         features=None,  # text, image and sound tokens together
     ),
 ]

@@ -1,6 +1,6 @@
 """Every row of the table, proved on a tiny network: the level is hidden completely, and nothing else is."""
 
-import re
+import inspect
 from typing import Any
 
 import pytest
@@ -11,6 +11,17 @@ from nag.network.null import learn_null_embedding, null_level
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules
 from tests.network.tiny_networks import CASES, arguments, make, names_of
 
+pytestmark = [
+    # diffusers' own: ControlNets and Chroma import it from its old place
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
+    # diffusers' Mochi asks for autocast to float32, which the CPU has not
+    pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning"),
+    # diffusers' AnyFlow FAR and Wan-Animate 2 have no other attention; compiled, it takes minutes
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
+    pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning"),
+    # diffusers' Nucleus has an attention without added queries
+    pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning"),
+]
 LABELS = {"t": (3.0, 900.0), "t-1": (2.0, 899.0), "t/T": (0.003, 0.9), "1-t/T": (0.997, 0.1)}
 MASK = torch.tensor([True, False, True])
 
@@ -18,6 +29,8 @@ MASK = torch.tensor([True, False, True])
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
     """A name and its network; where the null must be a vector it has one, which is not zero."""
+    if CASES[request.param].needs is not None:
+        pytest.importorskip(CASES[request.param].needs)
     model = make(request.param)
     if architecture_of(model).null == "vector":
         for vector in learn_null_embedding(model):
@@ -29,7 +42,8 @@ def told(name: str, model: nn.Module, which: int = 0, batch: int = 3) -> dict[st
     """The argument that carries the level, the first or the second of two."""
     architecture = architecture_of(model)
     level = torch.full((batch,), LABELS[architecture.label][which])
-    return {architecture.timestep: CASES[name].label(level)}
+    carried = CASES[name].label(level)
+    return carried if isinstance(carried, dict) else {architecture.timestep: carried}
 
 
 def tensors(output: Any, batch: int) -> list[Tensor]:
@@ -43,6 +57,8 @@ def tensors(output: Any, batch: int) -> list[Tensor]:
 
 @torch.no_grad()
 def call(model: nn.Module, inputs: dict[str, Any], batch: int = 3) -> list[Tensor]:
+    """The network's answer; it gets lists of its own, for some networks pop from what they are handed."""
+    inputs = {key: list(value) if isinstance(value, list) else value for key, value in inputs.items()}
     output = model(**inputs, return_dict=False)
     return tensors(output if isinstance(output[0], Tensor) else list(output), batch)
 
@@ -55,6 +71,16 @@ def rows(found: list[Tensor]) -> Tensor:
 def assert_differ(first: list[Tensor], second: list[Tensor]) -> None:
     change = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(first, second, strict=True))
     assert change > 1e-4
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return all(same(a, b) for a, b in zip(first, second, strict=True))
+    return bool(first == second)
 
 
 def test_the_level_matters_and_is_hidden_completely(case):
@@ -77,7 +103,7 @@ def test_nothing_else_is_hidden(case):
         hidden = call(model, inputs)
         for argument in names_of(name):
             changed = arguments(name, 3, argument)
-            if str(changed) == str(arguments(name, 3)):
+            if same(changed, arguments(name, 3)):
                 continue  # a mask of ones, or the like
             found = call(model, changed | told(name, model))
             if argument in CASES[name].inert:
@@ -94,9 +120,9 @@ def test_a_mask_hides_the_level_of_its_samples_alone(case):
     plain = call(model, inputs)
     with null_level(model):
         hidden = call(model, inputs)
-    if not CASES[name].masked:
-        with null_level(model, MASK), pytest.raises(ValueError, match=r"mask must have one value per row"):
-            call(model, inputs)
+    if not architecture_of(model).per_sample:
+        with pytest.raises(ValueError, match="mask must be None for"), null_level(model, MASK):
+            pass
         return
     with null_level(model, MASK):
         found = rows(call(model, inputs))
@@ -154,6 +180,8 @@ def test_features_have_one_row_per_sample_and_no_level(case):
 
 
 def cut(value: Any, index: slice) -> Any:
+    if value is None:
+        return None
     return value[index] if isinstance(value, Tensor) else [part[index] for part in value]
 
 
@@ -188,7 +216,7 @@ def test_every_row_has_a_tiny_network_and_names_that_exist():
         model = make(name)
         architecture = architecture_of(model)
         assert architecture.label in LABELS
-        accepted = re.findall(r"\w+", str(__import__("inspect").signature(model.forward)))
+        accepted = inspect.signature(model.forward).parameters
         assert {argument.split(".")[0] for argument in (*architecture.rows, architecture.timestep)} <= set(
             accepted
         )
