@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nag.network.rows import REFUSED, ROWS, Architecture
+from nag.network.architecture import Architecture
+from nag.network.rows import REFUSED, ROWS
 
 __all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "level_modules", "split_output", "unwrap"]
 
