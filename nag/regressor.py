@@ -191,6 +191,11 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             )
         if kind == "encoder":
             features = "middle"
+        if architecture.features is None:
+            raise ValueError(
+                f"unet must have a last layer with one row of features per sample, got {architecture.name}. "
+                "A regressor cannot read the level there."
+            )
         if features == "middle" and architecture.middle is None:
             raise ValueError(
                 f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block."

@@ -172,7 +172,7 @@ def test_wrong_components(unet: UNet2DModel) -> None:
         EqMPipeline(unet, DDIMScheduler())
     with pytest.raises(ValueError, match="energy must be one of dot, squared_norm, or None, got 'l2'"):
         pipeline(unet, "l2")
-    with pytest.raises(ValueError, match="model must not divide its output by the noise level"):
+    with pytest.raises(ValueError, match="divides its output by the noise level"):
         latent(pipeline(tiny_unet(time_embedding_type="fourier")))
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from nag.network.null import learn_null_embedding, null_level
 from nag.network.table import level_modules
 from tests.exact_unet import guided, real
-from tests.test_null_level import MODELS
+from tests.network.test_null import MODELS
 from tests.tiny import tiny_unet, write_parquet
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,6 +10,7 @@ from scipy import integrate, stats
 
 from nag.discrete_process import DiscreteVP
 from nag.regressor import NORMAL_90, NoiseEstimate, NoiseLevelRegressor, fingerprint
+from tests.network import tiny_networks
 from tests.tiny import tiny_unet
 
 KINDS = ("frozen", "full", "encoder")
@@ -213,3 +214,9 @@ def test_errors():
         ValueError, match="scheduler must have a VP or flow training process, got EDMEulerScheduler"
     ):
         NoiseLevelRegressor.from_unet(tiny_unet(), EDMEulerScheduler())
+
+
+def test_networks_without_a_row_of_features_per_sample_are_refused():
+    network = tiny_networks.make("PriorTransformer")
+    with pytest.raises(ValueError, match="unet must have a last layer .* got PriorTransformer"):
+        NoiseLevelRegressor.from_unet(network, DDPMScheduler())

@@ -1,7 +1,8 @@
 """A network asked without its noise level: the level embedding's output is set to zero, sample by sample.
 
 No parameter is added, so a network that was fine-tuned with level dropout stays a plain diffusers checkpoint. Only after
-`learn_null_embedding`, an experiment, does a trained vector take the place of the zeros; plain diffusers does not know it.
+`learn_null_embedding` does a trained vector take the place of the zeros; plain diffusers does not know it. AuraFlow and
+Cosmos need it: they modulate by layers without bias, whose gates a zero would close for good.
 
 The embedding module gets, for the length of a `with` block, another `__call__` that zeroes rows of the output (`nag.network.swap`).
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nag.network.swap import Instrument, instrumented
-from nag.network.table import level_modules
+from nag.network.table import architecture_of, level_modules
 
 __all__ = ["learn_null_embedding", "null_level"]
 
@@ -42,14 +43,24 @@ class NullLevel(Instrument):
         null = embedding.new_zeros(()) if learned is None else learned.to(embedding)
         if self.null_mask is None:
             return null.expand_as(embedding)
-        return torch.where(self.null_mask.to(embedding.device)[:, None], null, embedding)
+        mask, rows = self.null_mask.to(embedding.device), len(embedding)
+        if rows % len(mask):
+            raise ValueError(
+                f"mask must have one value per row of the level, got {len(mask)} for {rows}. "
+                "Tell every sample its level, or hide the level of all (mask None)."
+            )
+        mask = mask.repeat_interleave(
+            rows // len(mask)
+        )  # where every token or frame has a level, sample by sample
+        return torch.where(mask.view(-1, *[1] * (embedding.ndim - 1)), null, embedding)
 
 
 def learn_null_embedding(model: nn.Module) -> list[nn.Parameter]:
     """Gives each level module a trained vector, `null_embedding`, for the place of the zeros of a hidden level.
 
-    It is zero at first, which changes nothing. It is part of the state dict from then on, so the network is no plain
-    diffusers checkpoint any more: the parameter has to be saved and loaded beside it. A module that has one keeps it.
+    It is zero at first, which changes nothing but that `null_level` takes it where it refuses a zero. It is part of the
+    state dict from then on, so the network is no plain diffusers checkpoint any more: the parameter has to be saved and
+    loaded beside it. A module that has one keeps it.
 
     Args:
         model: a network of `nag.network.table`, before it is compiled, wrapped or given to an optimizer.
@@ -58,13 +69,19 @@ def learn_null_embedding(model: nn.Module) -> list[nn.Parameter]:
         The vectors, `(C,)` each, one per level module.
 
     Raises:
-        ValueError: if the network is not supported.
+        ValueError: if the network is not supported, or embeds its level without weights.
     """
     modules: list[Any] = level_modules(model)
     for module in modules:
-        if not hasattr(module, "null_embedding"):
-            last = module.linear_2
-            module.null_embedding = nn.Parameter(last.weight.new_zeros(last.out_features))
+        if hasattr(module, "null_embedding"):
+            continue
+        last = [part.weight for part in module.modules() if isinstance(getattr(part, "weight", None), Tensor)]
+        if not last:
+            raise ValueError(
+                f"model must embed its level by weights, got {type(model).__name__} with {type(module).__name__}. "
+                "Hide its level by zeros."
+            )
+        module.null_embedding = nn.Parameter(last[-1].new_zeros(len(last[-1])))
     return [module.null_embedding for module in modules]
 
 
@@ -78,13 +95,25 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
 
     Raises:
         TypeError: if the mask is not boolean.
-        ValueError: if the mask has more than one axis, or the network is not supported.
+        ValueError: if the mask has more than one axis, or the network is not supported, or has no null embedding where a
+            zero would switch off more than the level.
     """
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean, got {mask.dtype}. True hides the level of a sample.")
     if mask is not None and mask.ndim != 1:
         raise ValueError(f"mask must have shape (B,), got {tuple(mask.shape)}. Give one value per sample.")
+    architecture, modules = architecture_of(model), level_modules(model)
+    if architecture.null == "vector" and not all(hasattr(module, "null_embedding") for module in modules):
+        raise ValueError(
+            f"model must be given a null embedding, got {architecture.name} without one. It modulates by layers without "
+            "bias: a zero would switch the text off with the level, and no training could bring it back. Use "
+            "`nag.network.null.learn_null_embedding` and train it."
+        )
+    if mask is not None and not architecture.per_sample:
+        raise ValueError(
+            f"mask must be None for {architecture.name}, got {tuple(mask.shape)}. Its samples share their levels."
+        )
     with ExitStack() as stack:
-        for module in level_modules(model):
+        for module in modules:
             stack.enter_context(instrumented(module, NullLevel, null_mask=mask))
         yield

@@ -9,10 +9,13 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models import transformers, unets
 from torch import nn
 
-from nag.network.null import null_level
+from nag.network.null import learn_null_embedding, null_level
+from nag.network.rows import REFUSED
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules, split_output
+from tests.network.tiny_networks import arguments, make
 from tests.tiny import tiny_unet
 
 
@@ -73,10 +76,6 @@ def case(request):
 
 def attributes(module: nn.Module) -> dict:
     return {name: (type(m), sorted(m.__dict__), len(m._forward_hooks)) for name, m in module.named_modules()}
-
-
-def test_the_table_covers_the_tested_models():
-    assert set(MODELS) == set(ARCHITECTURES)
 
 
 @torch.no_grad()
@@ -148,6 +147,10 @@ def test_a_copy_made_meanwhile_is_plain_and_has_weights_of_its_own(case):
         parameter.zero_()
     assert call(twin, 3).abs().max() == 0
     assert call(model, 3).abs().max() > 0
+
+
+def unet_1d() -> nn.Module:
+    return make("UNet1DModel")
 
 
 class Doubling(ModelHook):
@@ -222,7 +225,7 @@ def test_data_parallel_wrapping_and_autocast(tmp_path):
     """In a process of its own that ends at once: gloo's group, taken down in a process that goes on, can wait forever."""
     done = subprocess.run(
         [sys.executable, "-c", DATA_PARALLEL, str(tmp_path / "store")],
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
         timeout=240,
@@ -243,16 +246,65 @@ def test_networks_that_divide_by_the_level_are_refused():
     model = tiny_unet(time_embedding_type="fourier")
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert (model(x, 10).sample / model(x, 20).sample).std() > 0  # it runs, and depends on t
-    with pytest.raises(ValueError, match="must not divide its output by the noise level, got UNet2DModel"):
+    with pytest.raises(ValueError, match="got UNet2DModel, which with .* 'fourier' divides its output"):
         architecture_of(model)
 
 
-def test_unknown_networks_are_refused_with_the_known_ones():
+def test_unknown_networks_are_named_and_told_what_row_they_need():
     with pytest.raises(
-        ValueError,
-        match="must be one of UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel, got Linear",
+        ValueError, match=r"got Linear. It needs a row in nag/network/rows.py: the module whose output"
     ):
         architecture_of(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_networks_whose_level_cannot_be_hidden_are_refused_with_the_reason(name):
+    assert name not in ARCHITECTURES
+    model = type(name, (nn.Module,), {})()
+    with pytest.raises(ValueError, match=f"got {name}, which {REFUSED[name]}"), null_level(model):
+        pass
+    assert hasattr(unets, name) or hasattr(transformers, name)  # a class of that name there is
+
+
+def test_a_network_that_modulates_without_bias_needs_a_vector():
+    model = make("AuraFlowTransformer2DModel")
+    with (
+        pytest.raises(ValueError, match="got AuraFlowTransformer2DModel without one.*bias"),
+        null_level(model),
+    ):
+        pass
+    (vector,) = learn_null_embedding(model)
+    inputs = arguments("AuraFlowTransformer2DModel", 2)
+    changed = arguments("AuraFlowTransformer2DModel", 2, "encoder_hidden_states")
+    with null_level(model):
+        zero, text = (model(**i, timestep=torch.tensor([0.5, 0.5])).sample for i in (inputs, changed))
+    torch.testing.assert_close(zero, text, rtol=0, atol=0)  # at zero the text is without effect
+    (gradient,) = torch.autograd.grad(zero.square().sum(), vector)
+    assert gradient.abs().max() > 0  # but the vector can be trained
+    nn.init.normal_(vector, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), null_level(model):
+        one, other = (model(**i, timestep=torch.tensor([0.5, 0.5])).sample for i in (inputs, changed))
+    assert (one - other).abs().max() > 1e-3 * one.abs().max()
+
+
+def test_an_embedding_without_weights_can_learn_no_vector():
+    model = unet_1d()
+    with pytest.raises(ValueError, match="must embed its level by weights, got UNet1DModel with Timesteps"):
+        learn_null_embedding(model)
+
+
+@torch.no_grad()
+def test_a_mask_without_a_level_for_each_sample():
+    model = unet_1d()
+    x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([True, False, True])
+    with (
+        null_level(model, mask),
+        pytest.raises(ValueError, match=r"one value per row of the level, got 3 for 1"),
+    ):
+        model(x, 5)
+    with null_level(model, mask):
+        assert model(x, torch.full((3,), 5)).sample.shape == x.shape
 
 
 def test_a_network_without_its_level_module_is_refused():
