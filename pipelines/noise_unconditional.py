@@ -53,7 +53,7 @@ class NoiseUnconditionalPipeline(SafeCheckpointMixin, DiffusionPipeline):
     Args:
         unet: the denoiser; a table of classes, if it has one, ends with the null class. A learned variance, in as many
             channels again, is passed on to schedulers with variance_type "learned" or "learned_range", and dropped for others.
-        scheduler: one of diffusers (consistency models' CMStochasticIterativeScheduler among them) or of `nag.schedulers`.
+        scheduler: one of diffusers, or of `nag.schedulers` (consistency models' among them).
         noise_condition: whether to tell the network its level where the call does not say; saved with the pipeline. True is
             for a network that was trained with its level and has a scheduler that only this pipeline serves.
 
