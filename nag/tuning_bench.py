@@ -211,10 +211,15 @@ class PipelineBench:
         first, second = (
             torch.cat([self._kept(who, seed, num_samples) for seed in seeds]) for who in (plain, candidate)
         )
+        labels = self._labels(num_samples)
+        how: dict[str, Any] = {
+            "resamples": RESAMPLES,
+            "class_labels": None if labels is None else labels.repeat(len(seeds)),
+        }
         return Confirmed(
-            frechet=measure_quality(second, reference, resamples=RESAMPLES).frechet,
-            plain_frechet=measure_quality(first, reference, resamples=RESAMPLES).frechet,
-            difference=frechet_difference(first, second, reference, resamples=RESAMPLES),
+            frechet=measure_quality(second, reference, **how).frechet,
+            plain_frechet=measure_quality(first, reference, **how).frechet,
+            difference=frechet_difference(first, second, reference, **how),
             recall=recall_of(second, reference),
             plain_recall=recall_of(first, reference),
             plain_steps=plain.num_inference_steps,

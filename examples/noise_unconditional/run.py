@@ -90,7 +90,11 @@ def measure(row: Row, models: Path, network: Any, reference: Any, settings: dict
     if len(features) == 2:
         found["difference"] = _shown(
             frechet_difference(
-                features["with"], features["without"], reference, resamples=settings["resamples"]
+                features["with"],
+                features["without"],
+                reference,
+                resamples=settings["resamples"],
+                class_labels=labels,
             )
         )
     return found

@@ -1,16 +1,18 @@
 r"""Methods beside each other at equal cost: one cell per scheduler, budget and method, and what their differences mean.
 
 Within a scheduler and a budget, all methods start from the same noise. The Frechet distance d_A of method A on seed s is
-resampled with the same indices for every method (`nag.quality`), so that the difference of two methods
+resampled with the same indices for every method, within classes (`nag.quality`), so that the difference of two methods
 
     D = mean over seeds of (d_A(s) - d_B(s)),      se(D)^2 = (1/S^2) sum over seeds of var over resamples of (d_A - d_B)
 
-keeps only the noise that the two do not share. z = D / se(D) has a two-sided normal p-value; many cells are looked at, so
-p-values are also given after Holm's correction over all of them. The reference images are held fixed: the errors say what
+keeps only the noise that the two do not share. z = D / se(D) has a two-sided p-value of Student's t with R - 1 degrees of
+freedom, for se(D) comes from R resamples (of several seeds: Satterthwaite's number); many cells are looked at, so p-values
+are also given after Holm's correction over all of them. The reference images are held fixed: the errors say what
 new samples would change, not what new reference images would.
 
 References:
     A simple sequentially rejective multiple test procedure, Holm 1979.
+    An approximate distribution of estimates of variance components, Satterthwaite 1946.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+from scipy.special import stdtr
 
 from nag.metrics import Measured
 
@@ -168,12 +171,16 @@ def difference(cell: Cell, other: Cell) -> Measured:
     )
 
 
-def _tested(found: Measured) -> dict[str, Any]:
+def _tested(cell: Cell, other: Cell) -> dict[str, Any]:
     """A difference with its z and two-sided p; no error means no test."""
+    found = difference(cell, other)
     if found.standard_error == 0:
         return {**dataclasses.asdict(found), "z": None, "p": None, "p_holm": None}
     z = found.value / found.standard_error
-    return {**dataclasses.asdict(found), "z": z, "p": math.erfc(abs(z) / math.sqrt(2)), "p_holm": None}
+    apart = _resampled(cell) - _resampled(other)
+    variances = apart.var(axis=1, ddof=1)
+    degrees = (apart.shape[1] - 1) * variances.sum() ** 2 / (variances**2).sum()
+    return {**dataclasses.asdict(found), "z": z, "p": 2 * float(stdtr(degrees, -abs(z))), "p_holm": None}
 
 
 def _holm(rows: Sequence[dict[str, Any]]) -> None:
@@ -246,8 +253,8 @@ def _row(cell: Cell, group: Sequence[Cell]) -> dict[str, Any]:
         "frechet": dataclasses.asdict(cell.frechet),
         **{name: None if found is None else dataclasses.asdict(found) for name, found in metrics.items()},
         "seeds": [{"seed": one.seed, "seconds": one.seconds, "quality": one.quality} for one in cell.results],
-        "minus_plain": None if plain is None or plain is cell else _tested(difference(cell, plain)),
+        "minus_plain": None if plain is None or plain is cell else _tested(cell, plain),
         "best_baseline": None if best is None else best.method,
-        "minus_best_baseline": None if best is None else _tested(difference(cell, best)),
+        "minus_best_baseline": None if best is None else _tested(cell, best),
         "shift": cell.shift,
     }

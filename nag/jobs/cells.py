@@ -195,7 +195,11 @@ def _result(stage: Stage, sampled: Sampled, seed: int) -> SeedResult:
         resamples=2,  # the error is that of the resamples below
     )
     value, resampled = frechet_resamples(
-        features, stage.reference, resamples=stage.options.resamples, seed=seed
+        features,
+        stage.reference,
+        resamples=stage.options.resamples,
+        seed=seed,
+        class_labels=sampled.class_labels,
     )
     quality = replace(quality, frechet=Measured(value=value, standard_error=float(resampled.std())))
     return SeedResult(

@@ -201,6 +201,7 @@ def load_stage(
             "Leave --reference out, and half of --data judges."
         )
     settings |= {name: getattr(options, name) for name in SETTINGS}
+    settings["resampled_within_classes"] = classes_of(pipe) is not None  # errors of older folders are not
     _refuse_other(options.output_dir, settings)
     stage = Stage(
         options=options,

@@ -43,6 +43,8 @@ class ConsistencyScheduler(CMStochasticIterativeScheduler):
         [80.0, 0.821, 0.002]
     """
 
+    timesteps: torch.Tensor
+
     @register_to_config
     def __init__(
         self,
