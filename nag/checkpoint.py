@@ -19,13 +19,13 @@ from diffusers.utils.hub_utils import create_repo, load_or_create_model_card, po
 
 import nag.schedulers  # noqa: F401 - diffusers loads a component only from a library that has been imported
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.files import written_whole
 from nag.hub import (
     REGRESSOR_FOLDER,
     fetch_beside,
     hide_from_download,
     hub_options,
     pickle_only,
-    written_whole,
 )
 from nag.regressor import NoiseLevelRegressor
 from nag.tuned import FILE_NAME as TUNED_FILE

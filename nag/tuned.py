@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nag.calibration import NoiseCalibration
+from nag.files import read_json, written_file
 from nag.guidance import NoiseGuidance
-from nag.hub import written_file
 from nag.levels import read_settings
 
 __all__ = [
@@ -202,7 +202,7 @@ def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
     """
     file = _file(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError:
         content = None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

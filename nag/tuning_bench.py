@@ -27,7 +27,7 @@ from nag.analysis.reference import Diverged
 from nag.analysis.sampling import count_cost, sample_features
 from nag.calibration import NoiseCalibration
 from nag.feature_moments import FeatureMoments
-from nag.hub import written_file
+from nag.files import written_file
 from nag.levels import read_levels
 from nag.metrics import Measured, frechet_distance_of_moments, manifolds
 from nag.quality import NEIGHBOURS, frechet_difference, measure_quality

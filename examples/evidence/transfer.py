@@ -50,8 +50,8 @@ def main(
     from nag.analysis.calibrate import calibrate
     from nag.analysis.sampling import sample_features
     from nag.feature_network import extract_features, load_feature_network
+    from nag.files import written_file
     from nag.finetune.images import load_images
-    from nag.hub import written_file
     from nag.metrics import frechet_distance
     from nag.named_schedulers import make_scheduler
     from nag.pipelines import NAGPipeline

@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE)]
 
 from rows import ROWS, TABLES, Row, load  # noqa: E402
 
-from nag.hub import written_file  # noqa: E402
+from nag.files import written_file  # noqa: E402
 
 RESULTS = ROOT / "docs" / "noise_unconditional"
 CLASSIFIER = ROOT / "examples" / "fashion_mnist" / "model" / "classifier"

@@ -17,8 +17,8 @@ from nag.analysis.compare import Cell, SeedResult, cell_name
 from nag.analysis.reference import Diverged
 from nag.analysis.sampling import Cost, Sampled, count_cost, largest_steps, within
 from nag.calibration import NoiseCalibration, require_calibratable
+from nag.files import written_file
 from nag.guidance import NoiseGuidance
-from nag.hub import written_file
 from nag.jobs.bench import balanced_labels
 from nag.jobs.stage import Images, Stage
 from nag.methods import Method

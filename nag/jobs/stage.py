@@ -22,6 +22,7 @@ from nag.analysis import ForwardReference
 from nag.analysis.sampling import Sampled, sample_features
 from nag.calibration import require_calibratable
 from nag.corrections import Corrections
+from nag.files import read_json
 from nag.guidance import NoiseGuidance
 from nag.jobs.bench import (
     balanced_labels,
@@ -296,7 +297,7 @@ def _refuse_other(folder: Path, settings: dict[str, Any]) -> None:
                 "Name another folder."
             )
         return
-    there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    there, here = read_json(path), json.loads(json.dumps(settings))
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise ValueError(
