@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
-from nag.analysis.compare import Cell, SeedResult, _holm, cell_name, compare, difference, is_ours
+from nag.analysis.compare import Cell, SeedResult, cell_name, compare, difference, holm, is_ours
 from nag.analysis.compare_report import markdown, verdicts, write_comparison
 from nag.metrics import frechet_distance
 from nag.quality import frechet_resamples, measure_quality
@@ -128,7 +128,7 @@ def test_p_is_that_of_students_t():
 def test_holm_by_hand():
     """p of .01, .04 and .03 become .03, .06 and .06: times 3, 2, 1 in rising order, and never falling."""
     rows = [{"p": 0.01}, {"p": 0.04}, {"p": 0.03}, {"p": None, "p_holm": None}]
-    _holm(rows)
+    holm(rows)
     assert [row["p_holm"] for row in rows] == pytest.approx([0.03, 0.06, 0.06, None])
 
 
