@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nag.files import read_json
+
 __all__ = ["find_checkpoint", "load_checkpoint", "prune_checkpoints", "save_checkpoint"]
 
 PATTERN = re.compile(r"checkpoint-(\d+)")
@@ -105,7 +107,7 @@ def load_checkpoint(
     Raises:
         ValueError: if the checkpoint has no moving average and one is wanted.
     """
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    state: dict[str, Any] = read_json(folder / "state.json")
     model.load_state_dict(load_file(folder / "model.safetensors"))
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in _trained(model):

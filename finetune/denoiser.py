@@ -153,10 +153,10 @@ class DenoiserTask:
         """Writes the pipeline, with a model card, and uploads it if asked."""
         import torch
 
+        from nag.files import written_whole
         from nag.finetune.loop import command_line, weight_dtype
         from nag.finetune.model_card import upload, write_model_card
         from nag.finetune.training_objectives import pipeline_of, title
-        from nag.hub import written_whole
 
         dtype = weight_dtype(self.options)
         unet = type(self.model).from_config(self.model.config)
@@ -185,14 +185,13 @@ class DenoiserTask:
 
 
 def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
-    import json
-
     from diffusers import UNet2DModel
 
+    from nag.files import read_json
     from nag.finetune.training_objectives import new_scheduler
 
     path = Path(options.model_config_name_or_path or "")
-    config = json.loads(path.read_text()) if path.is_file() else UNet2DModel.load_config(str(path))
+    config = read_json(path) if path.is_file() else UNet2DModel.load_config(str(path))
     return UNet2DModel.from_config(config), new_scheduler(options)
 
 

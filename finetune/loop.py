@@ -6,7 +6,6 @@ is off by default: compiling, channels-last weights, TF32, fused updates, random
 
 from __future__ import annotations
 
-import json
 import signal
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nag.files import read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.images import ImageTable
 from nag.finetune.options import TrainingOptions
@@ -186,11 +186,7 @@ def _train(
     signature |= getattr(task, "signature", {})
     start = 0
     if checkpoint is not None:
-        saved = (
-            {"draws": "sample"}
-            | getattr(task, "signature", {})
-            | json.loads((checkpoint / "state.json").read_text())
-        )
+        saved = {"draws": "sample"} | getattr(task, "signature", {}) | read_json(checkpoint / "state.json")
         for key, value in signature.items():
             if saved.get(key) != value:
                 raise ValueError(

@@ -73,9 +73,9 @@ class RegressorTask:
         import torch
 
         from nag.analysis.accuracy import measure_accuracy
+        from nag.files import written_whole
         from nag.finetune.loop import command_line, weight_dtype
         from nag.finetune.model_card import upload, write_model_card
-        from nag.hub import written_whole
 
         half = len(self.heldout) // 2
         calibrate_regressor(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)

@@ -6,7 +6,7 @@
     flow        |f - r|^2               flow-matching Euler                   UNet2D
     edm         |f - r|^2               EDM Euler                             UNet2D
     uedm        w_t |f - r|^2           Unified                               NoiseUnconditional
-    ict, ecm    consistency             consistency models (CMStochastic...)  NoiseUnconditional
+    ict, ecm    consistency             Consistency                           NoiseUnconditional
     eqm         |f - r|^2 or |grad E - r|^2   EquilibriumMatching             EqM
 
 With level dropout 1 every pipeline but EqM's is NoiseUnconditional: the network then knows no level.
@@ -145,7 +145,6 @@ def new_scheduler(options: DenoiserOptions) -> Any:
         ValueError: if the prediction type is not one of the objective's.
     """
     from diffusers import (
-        CMStochasticIterativeScheduler,
         DDPMScheduler,
         EDMEulerScheduler,
         FlowMatchEulerDiscreteScheduler,
@@ -169,9 +168,9 @@ def new_scheduler(options: DenoiserOptions) -> Any:
     if name == "edm":
         return EDMEulerScheduler(sigma_data=options.sigma_data, num_train_timesteps=options.ddpm_num_steps)
     if name in ("ict", "ecm"):
-        return CMStochasticIterativeScheduler(
-            num_train_timesteps=options.ddpm_num_steps, sigma_data=options.sigma_data
-        )
+        from nag.schedulers import ConsistencyScheduler
+
+        return ConsistencyScheduler(num_train_timesteps=options.ddpm_num_steps, sigma_data=options.sigma_data)
     if name == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.ddpm_num_steps)
     return DDPMScheduler(

@@ -16,6 +16,7 @@ from nag.pipelines import NoiseUnconditionalPipeline as NoiseUnconditionalPipeli
 from nag.process import GaussianProcess as GaussianProcess
 from nag.regressor import NoiseEstimate as NoiseEstimate
 from nag.regressor import NoiseLevelRegressor as NoiseLevelRegressor
+from nag.schedulers import ConsistencyScheduler as ConsistencyScheduler
 from nag.schedulers import EquilibriumMatchingScheduler as EquilibriumMatchingScheduler
 from nag.schedulers import UnifiedScheduler as UnifiedScheduler
 from nag.seams import attach as attach

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from nag.files import read_json
 from nag.levels import read_levels, read_settings
 from nag.relevel import Relevelled, discards_passed_state, relevel, require_calibratable
 from nag.scheduler_levels import SchedulerLevels
@@ -256,7 +257,7 @@ def _file(path: str | os.PathLike[str]) -> Path:
 def _read(file: Path) -> list[NoiseCalibration]:
     """All tables of a file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError:
         content = None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

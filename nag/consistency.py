@@ -2,21 +2,23 @@
 
     D(x, s) = c_skip(s) x + c_out(s) F(c_in x),   x = x_0 + s eps,   D(x, s_min) = x
 
-    loss = E w(s, r) ( sqrt(|D(x_0 + s eps, s) - sg D(x_0 + r eps, r)|^2 + k^2) - k ),   w = 1 / (s - r),   r < s
+    loss = E w(s, r) ( sqrt(|D(x_0 + s eps, s) - sg D(x_0 + r eps, r)|^2 + c^2) - c ),   w = 1 / (s - r),   r < s
 
-The two points of a pair share x_0 and eps; sg stops the gradient; k = 0.00054 sqrt(number of pixels). What differs is how
-pairs are made as training goes on:
+The two points of a pair share x_0 and eps; sg stops the gradient. The constant c is 0.00054 sqrt(number of pixels) for iCT
+and 0 for ECM, whose distance is the plain L2 norm (gradient 0 where the points agree). And pairs are made in different ways
+as training goes on:
 
     ict   neighbours on Karras' grid of N + 1 levels, N doubling from s_0 to s_1 over the training; the upper of them
           with the probability that ln s ~ N(mean, std) gives to the cell
     ecm   ln s ~ N(mean, std), r = s (1 - n(s) / q^stage) not below 0, n(s) = 1 + 8 sigmoid(-s); the stage rises with training
 
-The coefficients are those of diffusers' `CMStochasticIterativeScheduler`, which samples.
+The coefficients are those of diffusers' `CMStochasticIterativeScheduler`; `nag.schedulers.ConsistencyScheduler` samples.
 
 References:
     Consistency Models, Song 2023, arXiv 2303.01469, appendix C.
     Improved Techniques for Training Consistency Models, Song 2024, arXiv 2310.14189, table 1.
-    Consistency Models Made Easy, Geng 2024, arXiv 2406.14548, sections 3.2, 3.3.
+    Consistency Models Made Easy, Geng 2024, arXiv 2406.14548, sections 3.2, 3.3; repository locuslab/ect,
+        training/loss.py (c = 0 as released).
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ class ConsistencyTraining:
         end_scale: ict: s_1, cells of the last grid.
         ratio: ecm: q.
         stages: ecm: number of stages.
+        huber: c over the root of the number of pixels; None for the method's own, 0.00054 (ict) or 0 (ecm).
 
     Raises:
-        ValueError: if the name is unknown or there are no steps.
+        ValueError: if the name is unknown, there are no steps, or huber is negative.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ConsistencyTraining:
     end_scale: int = 1280
     ratio: float = 2.0
     stages: int = 8
+    huber: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in CONSISTENCY:
@@ -76,6 +80,8 @@ class ConsistencyTraining:
             raise ValueError(
                 f"num_steps must be at least 1, got {self.num_steps}. It is the training's length."
             )
+        if self.huber is not None and not self.huber >= 0:
+            raise ValueError(f"huber must be at least 0, got {self.huber}. 0 is the plain L2 norm.")
 
     def num_cells(self, step: int) -> int:
         """ict: cells N of the grid at a step (Song 2024, table 1)."""
@@ -138,7 +144,10 @@ class ConsistencyTraining:
         return expand(skip, x) * x + expand(out, x) * value
 
     def distance(self, reached: Tensor, wanted: Tensor) -> Tensor:
-        """The pseudo-Huber distance of a pair, `(B,)`."""
-        k = 0.00054 * math.sqrt(reached[0].numel())
-        squared = (reached - wanted).flatten(1).square().sum(1)
-        return (squared + k**2).sqrt() - k
+        """The pseudo-Huber distance of a pair, `(B,)`; with c = 0 the L2 norm."""
+        huber = (0.0 if self.name == "ecm" else 0.00054) if self.huber is None else self.huber
+        apart = (reached - wanted).flatten(1)
+        if huber == 0:
+            return torch.linalg.vector_norm(apart, dim=1)  # unlike a square root, its gradient at 0 is 0
+        c = huber * math.sqrt(reached[0].numel())
+        return (apart.square().sum(1) + c**2).sqrt() - c

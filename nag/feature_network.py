@@ -14,7 +14,6 @@ A network that is a classifier also has `features_and_logits(images) -> ((B, F),
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from nag.files import read_json
 from nag.hub import fetch_beside, hub_options
 from nag.regressor import fingerprint
 from nag.vision_features import VisionModelFeatures
@@ -223,11 +223,7 @@ def _read_config(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], st
     """The config.json of a checkpoint; or an empty one and why."""
     try:
         path = fetch_beside(name, "config.json", **options)
-        return (
-            (json.loads(path.read_text(encoding="utf-8")), "another kind of model")
-            if path
-            else ({}, "not found")
-        )
+        return (read_json(path), "another kind of model") if path else ({}, "not found")
     except (OSError, ValueError) as error:  # no such repository, no connection, not a Hub id, not JSON
         return {}, f"not found: {type(error).__name__}"
 

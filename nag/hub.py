@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint, in a folder or on the Hub: a regressor's folder, a calibration; and saving it whole.
+"""What lies beside a checkpoint, in a folder or on the Hub: a regressor's folder, a calibration.
 
 diffusers fetches from the Hub what `model_index.json` names. A regressor is not named there, so that plain diffusers
 opens the checkpoint; it is fetched by its own `from_pretrained`. `_ignore_files` in the index keeps its weights out of
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, list_repo_files
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from nag.files import read_json
 
 __all__ = [
     "REGRESSOR_FOLDER",
@@ -24,8 +23,6 @@ __all__ = [
     "hide_from_download",
     "hub_options",
     "pickle_only",
-    "written_file",
-    "written_whole",
 ]
 
 REGRESSOR_FOLDER = "regressor"
@@ -74,58 +71,6 @@ def hide_from_download(folder: Path) -> None:
         path.relative_to(folder).as_posix() for path in folder.glob(f"{REGRESSOR_FOLDER}/*.safetensors")
     )
     path = folder / "model_index.json"
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = read_json(path)
     index["_ignore_files"] = weights
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write into, which takes its place only when the block ends without an error.
-
-    Entries of the same name in an existing folder are replaced; others stay.
-
-    Raises:
-        ValueError: if the path is a file.
-    """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"save_directory must be a folder, got the file {target}. Choose another path.")
-    scratch_in = target if target.is_dir() else target.parent
-    scratch_in.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch_in, prefix=f".{target.name}.") as scratch:
-        whole, replaced = Path(scratch, "whole"), Path(scratch, "replaced")
-        whole.mkdir()
-        replaced.mkdir()
-        yield whole
-        if not target.exists():
-            os.replace(whole, target)
-            return
-        reached = []
-        try:
-            for entry in sorted(whole.iterdir()):
-                place = target / entry.name
-                reached.append(place)
-                if place.exists():
-                    os.replace(place, replaced / entry.name)
-                os.replace(entry, place)
-        except BaseException:
-            for place in reached:
-                if not (whole / place.name).exists():
-                    os.replace(place, whole / place.name)
-            for former in replaced.iterdir():
-                os.replace(former, target / former.name)
-            raise
-
-
-@contextmanager
-def written_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to, which takes the place of a file only when the block ends without an error."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

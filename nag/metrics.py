@@ -8,7 +8,7 @@ With means mu, covariances Sigma and the cubic kernel k(x, y) = (x . y / F + 1)^
                       k-th nearest other reference point; recall is the same with the roles exchanged
 
 Everything is computed in float64. A Frechet distance depends on the number of samples: compare equal numbers only, in pairs
-that share their seeds (`paired_difference`, `bootstrap_difference`).
+that share their seeds (`paired_difference`, `nag.resampling.bootstrap_difference`).
 
 References:
     GANs trained by a two time-scale update rule, Heusel 2017, arXiv:1706.08500 (Frechet distance).
@@ -18,7 +18,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -266,71 +266,6 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     differences = torch.tensor(second, dtype=torch.float64) - torch.tensor(first, dtype=torch.float64)
     error = float(differences.std()) / math.sqrt(len(first))
     return PairedDifference(value=float(differences.mean()), standard_error=error, count=len(first))
-
-
-Statistic = Callable[[Tensor, Tensor], float]
-
-
-def bootstrap(
-    statistic: Statistic,
-    samples: Float[Tensor, "samples features"],
-    reference: Float[Tensor, "references same_features"],
-    *,
-    resamples: int = 50,
-    generator: torch.Generator,
-) -> Measured:
-    """A statistic such as `frechet_distance` with the standard error from drawing other samples; the reference is fixed.
-
-    The value is that of the samples themselves: the mean over resamples would be too large, since a resample repeats points.
-    For the same reason nearest-neighbour statistics cannot be resampled (`Manifolds` has errors of its own).
-
-    Args:
-        statistic: From features (N, F) and (M, F) to a number.
-        samples: Features of the samples, (N, F).
-        reference: Features of the reference images, (M, F).
-        resamples: Number of resamples; the error is known to about 1 / sqrt(2 resamples) of itself.
-        generator: Randomness, on the CPU.
-
-    Raises:
-        ValueError: If resamples is less than 2.
-    """
-    indices = _resampled(len(samples), resamples, generator)
-    values = torch.tensor([statistic(samples[i], reference) for i in indices], dtype=torch.float64)
-    return Measured(value=statistic(samples, reference), standard_error=float(values.std()))
-
-
-def bootstrap_difference(
-    statistic: Statistic,
-    first: Float[Tensor, "samples features"],
-    second: Float[Tensor, "same_samples features"],
-    reference: Float[Tensor, "references same_features"],
-    *,
-    resamples: int = 50,
-    generator: torch.Generator,
-) -> Measured:
-    """statistic(second) - statistic(first) with its standard error, where row i of both comes from the same initial noise.
-
-    Both are resampled with the same indices, so what the two share cancels.
-
-    Raises:
-        ValueError: If first and second differ in number, or resamples is less than 2.
-    """
-    if len(first) != len(second):
-        raise ValueError(
-            f"second must have as many rows as first, got {len(second)} and {len(first)}. Sample both from the same noise."
-        )
-    indices = _resampled(len(first), resamples, generator)
-    values = [statistic(second[i], reference) - statistic(first[i], reference) for i in indices]
-    value = statistic(second, reference) - statistic(first, reference)
-    return Measured(value=value, standard_error=float(torch.tensor(values, dtype=torch.float64).std()))
-
-
-def _resampled(count: int, resamples: int, generator: torch.Generator) -> list[Tensor]:
-    if resamples < 2:
-        raise ValueError(
-            f"resamples must be at least 2, got {resamples}. Some 50 give the error to about a tenth."
-        )
-    return [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
 
 
 def _checked(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

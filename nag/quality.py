@@ -1,16 +1,16 @@
 r"""How good a set of samples is: all distances to the real images at once, each with its standard error.
 
 The Frechet distance d(m, Sigma) to a reference (m_r, Sigma_r) is resampled without gathering features: a bootstrap resample
-of N features f_i is N weights w_i with sum N (a multinomial draw), so that
+of N features f_i is N weights w_i with sum N (`nag.resampling`: drawn within the classes, where there are classes), so that
 
     m_w = sum w_i f_i / N,        Sigma_w = (sum w_i (f_i - m)(f_i - m)^T - N (m_w - m)(m_w - m)^T) / (N - 1),
     d(m_w, Sigma_w) = |m_w - m_r|^2 + tr(Sigma_w) + tr(Sigma_r) - 2 sum_j sqrt(eig_j(R Sigma_w R)),    R = Sigma_r^(1/2),
 
-where R is computed once. A resample costs about 1.3 N F^2 + 7 F^3 operations. Resamples depend on N and the seed alone, so
-two methods with samples from the same noise are resampled alike and what they share cancels (`frechet_difference`).
+where R is computed once. A resample costs about 1.3 N F^2 + 7 F^3 operations. Resamples depend on N, the labels and the
+seed alone, so two methods with samples from the same noise are resampled alike and what they share cancels
+(`frechet_difference`).
 
 References:
-    Bootstrap methods: another look at the jackknife, Efron 1979, section 2.
     GANs trained by a two time-scale update rule, Heusel 2017, arXiv:1706.08500 (Frechet distance of features).
 """
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from nag.feature_moments import FeatureMoments
 from nag.metrics import Measured, frechet_distance_of_moments, kernel_distance, manifolds, square_root
 from nag.reference_features import ReferenceFeatures
+from nag.resampling import resampled
 
 __all__ = ["Quality", "check_enough", "frechet_difference", "frechet_resamples", "measure_quality"]
 
@@ -118,7 +119,7 @@ def measure_quality(
         features: (N, F), of the samples, in an order that does not sort them by class.
         reference: Of the real images, by the same network.
         predicted_classes: (N,), what the network's classifier finds; None without one.
-        class_labels: (N,), the classes that were asked for; None for an unconditional model.
+        class_labels: (N,), the classes that were asked for, dealt out in fixed numbers; None for an unconditional model.
         image_shape: (C, H, W) of the samples, compared with that of the reference; None compares nothing.
         resamples: Bootstrap resamples of the Frechet distance; its error is known to about 1 / sqrt(2 resamples) of itself.
         seed: Of the resamples.
@@ -136,7 +137,9 @@ def measure_quality(
                 f"{name} must have the shape ({len(features)},) of the samples, got {tuple(classes.shape)}. Pass one per sample."
             )
     reference = reference.to(features.device)
-    distance, spread = frechet_resamples(features, reference, resamples=resamples, seed=seed)
+    distance, spread = frechet_resamples(
+        features, reference, resamples=resamples, seed=seed, class_labels=class_labels
+    )
     count = min(len(features), len(reference.features))
     balls = manifolds(
         features[:count],
@@ -168,21 +171,23 @@ def frechet_resamples(
     *,
     resamples: int = 20,
     seed: int = 0,
+    class_labels: Int[Tensor, " labels"] | None = None,
 ) -> tuple[float, Float64[Tensor, " resamples"]]:
     """The Frechet distance, and its values on bootstrap resamples of the samples, the reference held fixed.
 
     The spread of the values is the distance's standard error. Their mean is above the distance, for a resample repeats
-    points. The same number of samples and the same seed give the same resamples.
+    points. The same number of samples, the same labels and the same seed give the same resamples.
 
     Args:
         features: (N, F), of the samples.
         reference: Of the real images, by the same network.
         resamples: How many; the error is known to about 1 / sqrt(2 resamples) of itself.
         seed: Of the resamples.
+        class_labels: (N,), the classes that were asked for, dealt out in fixed numbers; None for an unconditional model.
 
     Raises:
         ValueError: If the reference is of another network, samples or reference are not more than the features, a feature is
-            not finite, or there are fewer than 2 resamples.
+            not finite, there are fewer than 2 resamples, or there is not a label for each sample.
     """
     _check(features, reference, resamples)
     moments = FeatureMoments()
@@ -194,10 +199,10 @@ def frechet_resamples(
     centred, count = features.double() - moments.mean, len(features)
     generator = torch.Generator().manual_seed(seed)
     values = []
-    for _ in range(resamples):
-        weights = torch.randint(count, (count,), generator=generator).bincount(minlength=count)
+    for rows_drawn, counts in resampled(count, resamples, generator=generator, class_labels=class_labels):
+        weights = torch.zeros(count, dtype=torch.float64).index_add(0, rows_drawn, counts)
         drawn = weights.nonzero()[:, 0].to(features.device)  # some 63 %
-        weight = weights.to(features.device)[drawn].double()
+        weight = weights.to(features.device)[drawn]
         rows = centred[drawn] * weight.sqrt()[:, None]
         offset = weight.sqrt() @ rows / count
         covariance = (rows.T @ rows - count * torch.outer(offset, offset)) / (count - 1)
@@ -214,6 +219,7 @@ def frechet_difference(
     *,
     resamples: int = 20,
     seed: int = 0,
+    class_labels: Int[Tensor, " labels"] | None = None,
 ) -> Measured:
     """Frechet distance of `second` minus that of `first`, whose rows i come from the same noise; negative: second is better.
 
@@ -227,7 +233,8 @@ def frechet_difference(
             f"second must have as many rows as first, got {len(second)} and {len(first)}. Sample both from the same noise."
         )
     (distance_1, spread_1), (distance_2, spread_2) = (
-        frechet_resamples(features, reference, resamples=resamples, seed=seed) for features in (first, second)
+        frechet_resamples(features, reference, resamples=resamples, seed=seed, class_labels=class_labels)
+        for features in (first, second)
     )
     return Measured(value=distance_2 - distance_1, standard_error=float((spread_2 - spread_1).std()))
 

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from nag.feature_moments import FeatureMoments
 from nag.feature_network import FeatureExtractor, features_and_classes
+from nag.files import parse_json
 from nag.regressor import fingerprint
 
 __all__ = ["FeatureMoments", "ReferenceFeatures", "fingerprint_of_images", "reference_features"]
@@ -119,7 +120,7 @@ def _read(path: Path) -> tuple[dict[str, Any], FeatureMoments, dict[str, Tensor]
     moments = FeatureMoments()
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()[_HEADER])
+            header = parse_json(file.metadata()[_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         moments.count, moments.mean, moments.scatter = header["count"], tensors["mean"], tensors["scatter"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

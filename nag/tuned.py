@@ -16,7 +16,7 @@ from typing import Any
 
 from nag.calibration import NoiseCalibration
 from nag.corrections.base import Correction
-from nag.hub import written_file
+from nag.files import read_json, written_file
 from nag.levels import read_settings
 
 __all__ = [
@@ -188,7 +188,7 @@ def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
     """
     file = _file(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except ValueError:
         content = None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

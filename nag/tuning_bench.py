@@ -27,7 +27,7 @@ from nag.analysis.reference import Diverged
 from nag.analysis.sampling import count_cost, sample_features
 from nag.calibration import NoiseCalibration
 from nag.feature_moments import FeatureMoments
-from nag.hub import written_file
+from nag.files import written_file
 from nag.levels import read_levels
 from nag.metrics import Measured, frechet_distance_of_moments, manifolds
 from nag.quality import NEIGHBOURS, frechet_difference, measure_quality
@@ -211,10 +211,15 @@ class PipelineBench:
         first, second = (
             torch.cat([self._kept(who, seed, num_samples) for seed in seeds]) for who in (plain, candidate)
         )
+        labels = self._labels(num_samples)
+        how: dict[str, Any] = {
+            "resamples": RESAMPLES,
+            "class_labels": None if labels is None else labels.repeat(len(seeds)),
+        }
         return Confirmed(
-            frechet=measure_quality(second, reference, resamples=RESAMPLES).frechet,
-            plain_frechet=measure_quality(first, reference, resamples=RESAMPLES).frechet,
-            difference=frechet_difference(first, second, reference, resamples=RESAMPLES),
+            frechet=measure_quality(second, reference, **how).frechet,
+            plain_frechet=measure_quality(first, reference, **how).frechet,
+            difference=frechet_difference(first, second, reference, **how),
             recall=recall_of(second, reference),
             plain_recall=recall_of(first, reference),
             plain_steps=plain.num_inference_steps,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nag.corrections import NoiseGuidance
-from nag.hub import written_file
+from nag.files import read_json, written_file
 
 __all__ = ["Candidate", "Journal", "Reading", "Trial", "lost_share"]
 
@@ -113,7 +113,7 @@ class Journal:
         self.plain: dict[int, list[Reading]] = {}
         if path is not None and path.exists():
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_json(path)
                 if content["format"] != _FORMAT:
                     raise ValueError(content["format"])
                 self.trials = [_trial(values) for values in content["trials"]]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nag.files import read_json
 from nag.hub import fetch_beside, hub_options
 from nag.regressor import fingerprint
 
@@ -64,7 +65,7 @@ class VisionModelFeatures(nn.Module):
                 f"name_or_path must have a preprocessor_config.json, got none in {name!r}. "
                 "Copy it from the original model: it says how images are normalised."
             )
-        self.preprocessor: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        self.preprocessor: dict[str, Any] = read_json(found)
         self.size = (size, size) if size is not None else _input_size(self.preprocessor)
         if self.preprocessor.get("resample", 3) not in _INTERPOLATION:
             raise ValueError(

@@ -15,7 +15,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 import nag.schedulers  # noqa: F401 - diffusers loads a component only from a library that has been imported
-from nag.hub import hub_options, pickle_only, written_whole
+from nag.files import written_whole
+from nag.hub import hub_options, pickle_only
 from nag.network.table import unwrap
 
 if TYPE_CHECKING:

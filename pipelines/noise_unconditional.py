@@ -24,7 +24,7 @@ class NoiseUnconditionalPipeline(UNet2DPipeline):
 
     Args:
         unet: the denoiser, as of `UNet2DPipeline`.
-        scheduler: one of diffusers (consistency models' CMStochasticIterativeScheduler among them) or of `nag.schedulers`.
+        scheduler: one of diffusers, or of `nag.schedulers` (consistency models' among them).
         noise_condition: whether to tell the network its level where the call does not say; saved with the pipeline. True is
             for a network that was trained with its level and has a scheduler that only this pipeline serves.
 

@@ -30,7 +30,7 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from nag.hub import written_whole
+from nag.files import written_whole
 from nag.network.table import split_output, unwrap
 from nag.pipelines.base import (
     SafePipeline,

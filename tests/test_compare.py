@@ -7,13 +7,15 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from nag.analysis.compare import Cell, SeedResult, _holm, cell_name, compare, difference, is_ours
+from nag.analysis.compare import Cell, SeedResult, cell_name, compare, difference, holm, is_ours
 from nag.analysis.compare_report import markdown, verdicts, write_comparison
-from nag.metrics import bootstrap_difference, frechet_distance
+from nag.metrics import frechet_distance
 from nag.quality import frechet_resamples, measure_quality
 from nag.reference_features import reference_features
+from nag.resampling import bootstrap_difference
 
 QUALITY = {"frechet": None, "kid": None, "precision": None, "recall": None, "density": None, "coverage": None}
 
@@ -108,10 +110,25 @@ def test_rows():
     json.dumps(rows, allow_nan=False)
 
 
+def test_p_is_that_of_students_t():
+    """R resamples know a standard error with R - 1 degrees of freedom; two equally wide seeds with twice as many."""
+    cells = [
+        cell(name, wiggle(around, k)) for k, (name, around) in enumerate((("plain", 5), ("dcw:scale=1", 4.8)))
+    ]
+    found = compare(cells)[1]["minus_plain"]
+    assert found["p"] == pytest.approx(2 * scipy.stats.t.sf(abs(found["z"]), 39), rel=1e-9)
+    twice = [
+        dataclasses.replace(one, results=(one.results[0], dataclasses.replace(one.results[0], seed=102)))
+        for one in cells
+    ]
+    found = compare(twice)[1]["minus_plain"]
+    assert found["p"] == pytest.approx(2 * scipy.stats.t.sf(abs(found["z"]), 78), rel=1e-9)
+
+
 def test_holm_by_hand():
     """p of .01, .04 and .03 become .03, .06 and .06: times 3, 2, 1 in rising order, and never falling."""
     rows = [{"p": 0.01}, {"p": 0.04}, {"p": 0.03}, {"p": None, "p_holm": None}]
-    _holm(rows)
+    holm(rows)
     assert [row["p_holm"] for row in rows] == pytest.approx([0.03, 0.06, 0.06, None])
 
 

@@ -10,6 +10,7 @@ from diffusers import CMStochasticIterativeScheduler, DDPMScheduler
 from nag.consistency import ConsistencyTraining
 from nag.discrete_process import DiscreteVP
 from nag.learned_variance import variational_bound
+from nag.schedulers import ConsistencyScheduler
 
 U = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
 
@@ -35,6 +36,61 @@ def test_the_denoised_point_is_that_of_the_scheduler():
         noise = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(i))
         scale = (scheduler.sigmas[i + 1] ** 2 - 0.002**2).clamp(min=0).sqrt()
         close(denoised[i : i + 1], reached.prev_sample - scale * noise, 1e-4)
+
+
+def test_two_steps_are_at_80_and_0_821():
+    """The levels of the released sampler, ct_eval.py of locuslab/ect: t_steps = [80, 0.821], 0 after them."""
+    scheduler = ConsistencyScheduler(clip_denoised=False)
+    scheduler.set_timesteps(2)
+    close(scheduler.sigmas, torch.tensor([80.0, 0.821, 0.002]))
+    close(scheduler.timesteps, 250 * torch.tensor([80.0, 0.821], dtype=torch.float64).log(), 1e-9)
+    x, ends = torch.randn(2, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0)) * 80
+    generator, noise = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    for level, following in ((80.0, 0.821), (0.821, 0.002)):
+        timestep = scheduler.timesteps[scheduler.step_index or 0]
+        close(scheduler.scale_model_input(x, timestep), x / math.sqrt(level**2 + 0.25))
+        skip = 0.25 / ((level - 0.002) ** 2 + 0.25)
+        out = (level - 0.002) * 0.5 / math.sqrt(level**2 + 0.25)
+        expected = skip * x + out * ends
+        expected = expected + math.sqrt(following**2 - 0.002**2) * torch.randn(x.shape, generator=noise)
+        x = scheduler.step(ends, timestep, x, generator=generator).prev_sample
+        close(x, expected, 1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 18])
+def test_other_numbers_of_steps_are_those_of_diffusers(steps):
+    ours, theirs = ConsistencyScheduler(), CMStochasticIterativeScheduler(num_train_timesteps=1000)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(steps)
+    assert torch.equal(ours.sigmas, theirs.sigmas)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+
+
+def test_a_saved_second_level_comes_back(tmp_path):
+    ConsistencyScheduler(second_sigma=1.5).save_pretrained(tmp_path)
+    scheduler = ConsistencyScheduler.from_pretrained(tmp_path)
+    scheduler.set_timesteps(2)
+    close(scheduler.sigmas[1], torch.tensor(1.5))
+    for wrong in (0.002, 80.0, math.nan):
+        with pytest.raises(ValueError, match=f"second_sigma must lie between .* = 80.0, got {wrong}"):
+            ConsistencyScheduler(second_sigma=wrong)
+
+
+def test_the_distance_of_a_pair_is_that_of_the_released_losses():
+    """ict: sqrt(|d|^2 + c^2) - c, c = 0.00054 sqrt(pixels), Song 2024, eq. 7; ecm: c = 0, loss.py of locuslab/ect."""
+    d = torch.tensor([[3e-3, 4e-3, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])[:, None, :, None]
+    c = 0.00054 * 2
+    huber = torch.tensor([math.sqrt(25e-6 + c**2) - c, 0.0])
+    for name, expected in (("ict", huber), ("ecm", torch.tensor([5e-3, 0.0]))):
+        x = d.clone().requires_grad_()
+        found = ConsistencyTraining(name=name, num_steps=1).distance(x, torch.zeros_like(d))
+        close(found, expected, 1e-8)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert gradient.isfinite().all()
+        assert (gradient[1] == 0).all()
+    close(gradient[0].flatten(), torch.tensor([0.6, 0.8, 0.0, 0.0]))
+    chosen = ConsistencyTraining(name="ecm", num_steps=1, huber=0.00054)
+    close(chosen.distance(d, torch.zeros_like(d)), huber, 1e-8)
 
 
 def test_the_network_has_no_say_at_the_smallest_level():
@@ -86,6 +142,7 @@ def test_ecm_pairs_close_up_stage_by_stage():
     [
         ({"name": "cd", "num_steps": 1}, "name must be one of ict, ecm, got 'cd'"),
         ({"name": "ict", "num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"name": "ecm", "num_steps": 1, "huber": -1.0}, "huber must be at least 0, got -1.0"),
     ],
 )
 def test_refusals(arguments, text):

@@ -62,6 +62,8 @@ def test_a_row_is_drawn_with_its_error(evidence, monkeypatch, tmp_path):
         "budget": 50,
         "method": "plain",
         "refused": None,
+        "ours": False,
+        "tuning": [],
         "chosen": "plain",
         "steps": 50,
         "evaluations": 50.0,
@@ -70,8 +72,45 @@ def test_a_row_is_drawn_with_its_error(evidence, monkeypatch, tmp_path):
         "recall": measured,
         "shift": {"mean_shift": 0.0123, "mean_shift_standard_error": 0.004},
     }
-    expected = "| ddim | 50 | plain | 50 | 50 | 1.23 ± 0.06 | – | 1.234 ± 0.056 | +0.012 ± 0.004 |"
-    assert draw.line(row) == expected
+    expected = "| ddim | 50 | plain | 50 | 50 | 1.23 ± 0.06{} | – | 1.234 ± 0.056 | +0.012 ± 0.004 |"
+    assert draw.line(row) == expected.format("°")  # of a free resampling
+    within = {"frechet": measured | {draw.RESAMPLED: True}}
+    assert draw.line(row | within) == expected.format("")
+
+
+def test_both_sides_of_the_first_table_are_picked_on_the_tuning_seed(evidence, monkeypatch, tmp_path):
+    """The method that is best where it is judged is another one on both sides."""
+    _, draw = evidence
+
+    def row(method, ours, judged, *tried):
+        tuning = [{"method": method, "frechet": one} for one in tried]
+        apart = {"value": 0.1, "standard_error": 0.2}
+        return {
+            "scheduler": "ddim", "budget": 50, "method": method, "chosen": method, "refused": None, "ours": ours,
+            "tuning": tuning, "frechet": {"value": judged, "standard_error": 0.5}, "best_baseline": "plain",
+            "minus_plain": apart, "minus_best_baseline": apart,
+        }  # fmt: skip
+
+    rows = [
+        row("plain", False, 1.0),
+        row("dcw:scale=1", False, 2.0, 7.0, None),
+        row("dcw:scale=2", False, 4.0, 5.0),
+        row("nag:scale=1", True, 1.5, 9.0),
+        row("nag:scale=2", True, 3.0, 8.0, 6.0),
+        row("calibrated", True, 0.5),
+    ]
+    (tmp_path / "ddim_50.json").write_text(json.dumps({"rows": rows, "fingerprints": {}}))
+    monkeypatch.setattr(draw, "RESULTS", tmp_path)
+    table = draw.verdicts("ddim_50", plain="plain_100").splitlines()
+    assert (
+        table[2] == "| ddim | 50 | nag:scale=2 | 3.00 ± 0.50° | dcw:scale=2 | 4.00 ± 0.50° | 0.75 | not run |"
+    )
+    rows[4]["minus_picked_baseline"] = {"value": -1.0, "standard_error": 0.4, draw.RESAMPLED: True}
+    (tmp_path / "ddim_50.json").write_text(json.dumps({"rows": rows, "fingerprints": {draw.RESAMPLED: True}}))
+    table = draw.verdicts("ddim_50", plain="plain_100").splitlines()
+    assert table[2] == (
+        "| ddim | 50 | nag:scale=2 | 3.00 ± 0.50 | dcw:scale=2 | 4.00 ± 0.50 | 0.75 ± 0.10 | not run |"
+    )
 
 
 def test_results_hold_no_time_and_no_path_of_a_machine():

@@ -22,9 +22,7 @@ from diffusers import (
 )
 from huggingface_hub.utils import _http
 
-import nag.hub
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
-from nag.hub import written_whole
 from nag.pipelines import NAGPipeline, NAGUNet2DPipeline
 from nag.regressor import NoiseLevelRegressor
 from tests.tiny import tiny_unet
@@ -241,30 +239,6 @@ def test_whole_or_not_at_all(unet: UNet2DModel, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         pipe.save_pretrained(tmp_path / "model")
     assert {name: (tmp_path / "model" / name).read_bytes() for name in tree(tmp_path / "model")} == before
-
-
-def test_a_failure_while_replacing_brings_the_old_entries_back(tmp_path: Path, monkeypatch) -> None:
-    for name in ("a", "b", "c"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "old").write_text(name)
-    real = nag.hub.os.replace
-
-    def failing(source, target) -> None:
-        if Path(target) == tmp_path / "b" and "whole" in Path(source).parts:
-            raise OSError("disk full")
-        real(source, target)
-
-    monkeypatch.setattr(nag.hub.os, "replace", failing)
-
-    def write() -> None:
-        with written_whole(tmp_path) as folder:
-            for name in ("a", "b", "c"):
-                (folder / name).mkdir()
-                (folder / name / "new").write_text(name)
-
-    with pytest.raises(OSError, match="disk full"):
-        write()
-    assert tree(tmp_path) == ["a/old", "b/old", "c/old"]
 
 
 def test_a_flat_checkpoint_such_as_the_first_ddpm_ones(unet: UNet2DModel, tmp_path: Path) -> None:

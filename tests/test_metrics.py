@@ -10,8 +10,6 @@ import scipy.stats
 import torch
 
 from nag.metrics import (
-    bootstrap,
-    bootstrap_difference,
     frechet_distance,
     frechet_distance_of_moments,
     kernel_distance,
@@ -184,32 +182,6 @@ def test_paired_difference_is_the_paired_t_interval():
     assert got.value == pytest.approx(np.mean(np.subtract(second, first)))
 
 
-def mean_gap(samples, reference):
-    return float(samples.mean() - reference.mean())
-
-
-def test_bootstrap_error_of_a_mean_is_the_known_one(generator):
-    samples, reference = features(400, 1, seed=0), features(10, 1, seed=1)
-    got = bootstrap(mean_gap, samples, reference, resamples=1000, generator=generator)
-    assert got.value == mean_gap(samples, reference)
-    assert got.standard_error == pytest.approx(float(samples.std()) / 20, rel=0.1)  # 1000 resamples: 2.2 %
-
-
-def test_bootstrap_difference_cancels_what_is_shared(generator):
-    first, reference = features(300, seed=0), features(300, seed=1)
-    moved = bootstrap_difference(mean_gap, first, first + 0.5, reference, resamples=20, generator=generator)
-    assert moved.value == pytest.approx(0.5)
-    assert moved.standard_error == pytest.approx(0.0, abs=1e-12)
-    frechet = bootstrap_difference(
-        frechet_distance, first, first * 1.05, reference, resamples=30, generator=generator
-    )
-    alone = bootstrap(frechet_distance, first, reference, resamples=30, generator=generator)
-    assert frechet.value == pytest.approx(
-        frechet_distance(first * 1.05, reference) - frechet_distance(first, reference)
-    )
-    assert 0 < frechet.standard_error < alone.standard_error
-
-
 # ---- bad input
 
 
@@ -260,7 +232,3 @@ def test_bad_arguments_are_refused(generator):
         paired_difference([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="first must hold at least 2 values, got 1"):
         paired_difference([1.0], [2.0])
-    with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
-        bootstrap(mean_gap, a, a, resamples=1, generator=generator)
-    with pytest.raises(ValueError, match="second must have as many rows as first, got 19 and 20"):
-        bootstrap_difference(mean_gap, a, a[1:], a, generator=generator)

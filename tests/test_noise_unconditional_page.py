@@ -52,6 +52,8 @@ def test_every_row_has_its_models_and_a_scheduler(scripts):
         scheduler = row.scheduler()
         scheduler.set_timesteps(row.steps)
         assert len(scheduler.timesteps) >= row.steps
+        if row.method in ("iCT", "ECM"):
+            assert scheduler.sigmas[:-1].tolist() == pytest.approx([80, 0.821])
 
 
 def test_the_page_is_what_was_measured(scripts):
@@ -72,8 +74,11 @@ def test_what_was_not_run_is_said_with_its_command(scripts, monkeypatch, tmp_pat
 def test_a_row_is_drawn_with_its_errors(scripts, monkeypatch, tmp_path):
     draw = scripts("draw")
     measured = {"value": 1.234, "standard_error": 0.056}
-    side = {"frechet": measured, "recall": measured, "class_accuracy": measured, "evaluations": 50.0}
+    within = measured | {"resampled_within_classes": True}
+    side = {"frechet": within, "recall": measured, "class_accuracy": measured, "evaluations": 50.0}
     row = {"with": side, "without": {"diverged": True}}
+    assert draw.cell(side | {"frechet": measured}, "frechet") == "1.23 ± 0.06°"  # of a free resampling
+    assert draw.marked(within, sign=True) == "+1.23 ± 0.06"
     (tmp_path / "stochasticity.json").write_text(json.dumps({"rows": {"stochasticity-ddim-eta_0.0": row}}))
     monkeypatch.setattr(draw, "RESULTS", tmp_path)
     line = next(text for text in draw.table_of("stochasticity").splitlines() if "eta 0.0" in text)

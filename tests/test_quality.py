@@ -10,9 +10,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from nag.feature_moments import FeatureMoments
-from nag.metrics import Measured, bootstrap, bootstrap_difference, frechet_distance, manifolds
+from nag.metrics import Measured, frechet_distance, manifolds
 from nag.quality import Quality, check_enough, frechet_difference, frechet_resamples, measure_quality
 from nag.reference_features import ReferenceFeatures
+from nag.resampling import bootstrap, bootstrap_difference
 
 
 def features(count, size=5, *, seed, scale=1.0, shift=0.0):

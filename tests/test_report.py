@@ -239,6 +239,16 @@ def test_reading_does_not_see_a_shift_in_noise(shifts):
     assert "It is largest at timestep" in reading(shifts["plain"])
 
 
+def test_a_small_shift_may_be_one_of_looks(shifts):
+    """0.01 to 0.015 is what another contrast or a slight blur makes; below zero a mean |shift| says 0."""
+    small = replace(shifts["plain"], mean_shift=0.012, mean_shift_standard_error=0.002, mean_abs_shift=-0.001)
+    said = "Another contrast or a slight blur of the samples makes as much at the right level."
+    assert said in reading(small)
+    assert "Mean |shift| is 0.000 ±" in reading(small)
+    assert said not in reading(replace(small, mean_shift=0.016))
+    assert said not in reading(replace(small, mean_shift_standard_error=0.01))  # nothing to explain
+
+
 def test_reading_compares_with_a_baseline(shifts):
     text = reading(shifts["calibrated"], ("plain", shifts["plain"]))
     assert re.search(r"Mean \|shift\| is (9\d|100) % below plain \(0\.\d+\)", text)

@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "fashion_mnist")]
 
+from published import DIFFERENCES, RESAMPLED, picked, resampled, shown, tuned  # noqa: E402
 from run import RESULTS, STUDIES, command  # noqa: E402
 
 from nag.methods import parse_method  # noqa: E402
@@ -35,15 +36,14 @@ COLUMNS = "| sampler | budget | method | steps | evaluations | Fréchet distance
 def rows(study: str) -> list[dict[str, Any]]:
     """The measured rows of a study, none if it was not run."""
     path = RESULTS / f"{study}.json"
-    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
-
-
-def shown(found: dict[str, Any] | None, digits: int = 2, sign: bool = False) -> str:
-    """A number and its standard error."""
-    if found is None:
-        return "–"
-    plus = "+" if sign else ""
-    return f"{found['value']:{plus}.{digits}f} ± {found['standard_error']:.{digits}f}"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    if found["fingerprints"].get(RESAMPLED):  # all of them; else those say so that `again.py` sampled
+        for measured in (row.get(name) for row in found["rows"] for name in ("frechet", *DIFFERENCES)):
+            if measured is not None:
+                measured[RESAMPLED] = True
+    return list(found["rows"])
 
 
 def shift_of(row: dict[str, Any]) -> str:
@@ -63,8 +63,8 @@ def line(row: dict[str, Any]) -> str:
         row["chosen"],
         str(row["steps"]),
         f"{row['evaluations']:.4g}",
-        shown(row["frechet"]),
-        shown(row["minus_plain"], sign=True),
+        resampled(row["frechet"]),
+        resampled(row["minus_plain"], sign=True),
         shown(row["recall"], 3),
         shift_of(row),
     ]
@@ -100,22 +100,8 @@ def cost(study: str) -> str:
     return "nag " + " ".join(words[2:])
 
 
-def best(study_names: list[str], ours: bool) -> dict[tuple[str, int], dict[str, Any]]:
-    """The best row of each sampler and budget, of this library's methods or of all others."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for study in study_names:
-        for row in rows(study):
-            if row["refused"] is not None or row["ours"] != ours:
-                continue
-            key = row["scheduler"], row["budget"]
-            if key not in found or row["frechet"]["value"] < found[key]["frechet"]["value"]:
-                found[key] = row
-    return found
-
-
 def verdicts(*studies: str, plain: str) -> str:
-    """Best of this library's methods against the best baseline at equal cost, and against plain at twice the cost."""
-    ours, others = best(list(studies), True), best(list(studies), False)
+    """This library's method against the baseline at equal cost, both picked on the tuning seed; and plain at twice the cost."""
     cheaper = {
         (row["scheduler"], row["budget"]): row
         for study in (plain, *studies)
@@ -123,19 +109,27 @@ def verdicts(*studies: str, plain: str) -> str:
         if row["method"] == "plain" and row["refused"] is None
     }
     lines = [
-        "| sampler | budget | best of ours | Fréchet distance | best baseline at equal cost | Fréchet distance | ratio "
+        "| sampler | budget | ours | Fréchet distance | baseline at equal cost | Fréchet distance | ratio "
         "| plain at twice the cost |",
         "| --- " * 8 + "|",
     ]
-    for key, row in ours.items():
-        other, twice = others[key], cheaper.get((key[0], 2 * key[1]))
-        ratio = row["frechet"]["value"] / other["frechet"]["value"]
-        paired = row["minus_best_baseline"]  # of the same samples' noise
-        error = paired["standard_error"] / other["frechet"]["value"]
+    for study in studies:
+        row, other = (picked(rows(study), ours=ours) for ours in (True, False))
+        if row is None or other is None:
+            continue
+        paired = row.get("minus_picked_baseline")  # of the same samples' noise
+        if paired is None and row["best_baseline"] == other["method"]:
+            paired = row["minus_best_baseline"]
+        scale = other["frechet"]["value"]
+        ratio = {"value": row["frechet"]["value"] / scale}
+        if paired is not None:
+            ratio |= paired | ratio | {"standard_error": paired["standard_error"] / scale}
+        twice = cheaper.get((row["scheduler"], 2 * row["budget"]))
         lines.append(
-            f"| {key[0]} | {key[1]} | {row['chosen']} | {shown(row['frechet'])} | {other['chosen']} "
-            f"| {shown(other['frechet'])} | {ratio:.2f} ± {error:.2f} "
-            f"| {shown(twice['frechet']) if twice else 'not run'} |"
+            f"| {row['scheduler']} | {row['budget']} | {row['chosen']} | {resampled(row['frechet'])} "
+            f"| {other['chosen']} | {resampled(other['frechet'])} "
+            f"| {resampled(ratio) if paired is not None else format(ratio['value'], '.2f')} "
+            f"| {resampled(twice['frechet']) if twice else 'not run'} |"
         )
     return "\n".join(lines)
 
@@ -156,8 +150,10 @@ def headline() -> str:
             continue
         cells = []
         for names in kinds.values():
-            fitting = [row["frechet"] for row in found if name_of(row) in names]
-            cells.append(shown(min(fitting, key=lambda one: one["value"])) if fitting else "–")
+            fitting = [row for row in found if name_of(row) in names]
+            cells.append(
+                resampled(min(fitting, key=lambda row: tuned(row) or 0.0)["frechet"]) if fitting else "–"
+            )
         lines.append(f"| {found[0]['scheduler']} | {found[0]['budget']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -195,9 +191,9 @@ def twice(*studies: str) -> str:
             if method != "calibrated" or plain is None:
                 continue
             lines.append(
-                f"| {study.removeprefix('calibration_')} | {scheduler} | {budget} | {shown(plain['frechet'])} "
-                f"| {shown(row['frechet'])} | {shown(more['frechet']) if more else 'not run'} "
-                f"| {shown(row['minus_plain'], sign=True)} |"
+                f"| {study.removeprefix('calibration_')} | {scheduler} | {budget} | {resampled(plain['frechet'])} "
+                f"| {resampled(row['frechet'])} | {resampled(more['frechet']) if more else 'not run'} "
+                f"| {resampled(row['minus_plain'], sign=True)} |"
             )
     if missing:
         lines += [
@@ -220,7 +216,7 @@ def transfer() -> str:
     for name, row in found.items():
         lines.append(
             f"| {name} | {row['steps']} | {row['plain']:.2f} | {row['calibrated']:.2f} "
-            f"| {row['difference']:+.2f} ± {row['standard_error']:.2f} | {row['mean_shift_of_table']:+.4f} |"
+            f"| {resampled(row | {'value': row['difference']}, sign=True)} | {row['mean_shift_of_table']:+.4f} |"
         )
     from transfer import ROWS
 
@@ -244,9 +240,9 @@ def learned_null() -> str:
             row["null"],
             row["method"],
             str(row["steps"]),
-            shown(row["frechet"]),
-            shown(row["minus_plain"], sign=True),
-            shown(row["minus_zeros"], sign=True),
+            resampled(row["frechet"]),
+            resampled(row["minus_plain"], sign=True),
+            resampled(row["minus_zeros"], sign=True),
             shown(row["recall"], 3),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -47,7 +47,7 @@ def save(unet: Any, scheduler: Any, folder: Path) -> None:
     from diffusers import DDIMPipeline
     from safetensors.torch import save_file
 
-    from nag.hub import written_whole
+    from nag.files import written_whole
 
     state = unet.state_dict()
     null = {name: value.contiguous() for name, value in state.items() if name.endswith("null_embedding")}
@@ -170,7 +170,7 @@ def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
     Raises:
         ValueError: if the output folder holds results of other settings.
     """
-    from nag.hub import written_file
+    from nag.files import written_file
     from nag.jobs.options import CompareOptions
     from nag.jobs.stage import SETTINGS_FILE, load_stage
     from nag.methods import parse_methods
@@ -198,7 +198,7 @@ def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
 def measured_cell(stage: Any, method: str, folder: Path) -> Cell:
     """One row, read if it was measured before."""
     from nag.analysis.compare import Cell, cell_name
-    from nag.hub import written_file
+    from nag.files import written_file
     from nag.jobs.cells import measure_cell
     from nag.methods import parse_method
 
@@ -252,7 +252,7 @@ def main(
     """Compare a learned null embedding with zeros."""
     import torch
 
-    from nag.hub import written_file
+    from nag.files import written_file
 
     train_model(models, data_dir)
     call("denoiser", models / AGAIN, flags_of(models, data_dir) | {"seed": 1})

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nag.hub import written_file
+from nag.files import written_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

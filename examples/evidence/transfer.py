@@ -50,12 +50,13 @@ def main(
     from nag.analysis.calibrate import calibrate
     from nag.analysis.sampling import sample_features
     from nag.feature_network import extract_features, load_feature_network
+    from nag.files import written_file
     from nag.finetune.images import load_images
-    from nag.hub import written_file
     from nag.load import NAGPipeline
-    from nag.metrics import bootstrap_difference, frechet_distance
+    from nag.metrics import frechet_distance
     from nag.named_schedulers import make_scheduler
     from nag.regressor import NoiseLevelRegressor
+    from nag.resampling import bootstrap_difference
 
     pipe = NAGPipeline.from_pretrained(FASHION / "model", regressor=False)
     pipe.unet.float().eval()
@@ -152,6 +153,7 @@ def main(
             target,
             resamples=30,
             generator=torch.Generator().manual_seed(0),
+            class_labels=labels(num_samples, used.get("classes", range(10))).repeat(len(seeds)),
         )
         rows[name] = {
             "plain": frechet_distance(plain[key], target),

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from nag import __version__
-from nag.hub import written_file
+from nag.files import written_file
 from nag.process import EDM, Flow, GaussianProcess, VariancePreserving
 from nag.theory import LevelPrior
 

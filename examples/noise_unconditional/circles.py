@@ -22,7 +22,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from nag.hub import written_file
+from nag.files import written_file
 from nag.objectives import Objective, make_objective
 from nag.schedulers import UnifiedScheduler
 

@@ -43,11 +43,19 @@ def shown(found: dict[str, Any] | None, digits: int = 2, sign: bool = False) -> 
     return f"{value:{'+' if sign else ''}.{digits}f} ± {found['standard_error']:.{digits}f}"
 
 
+def marked(found: dict[str, Any] | None, sign: bool = False) -> str:
+    """A Frechet distance, or a difference of two, whose error is marked if it was not resampled within classes."""
+    free = found is not None and not found.get("diverged") and not found.get("resampled_within_classes")
+    return shown(found, sign=sign) + ("°" if free else "")
+
+
 def cell(found: dict[str, Any] | None, what: str, digits: int = 2) -> str:
     """One figure of one side of a row."""
     if found is None:
         return "–"
-    return "diverged" if found.get("diverged") else shown(found[what], digits)
+    if found.get("diverged"):
+        return "diverged"
+    return marked(found[what]) if what == "frechet" else shown(found[what], digits)
 
 
 def table_of(name: str) -> str:
@@ -79,7 +87,7 @@ def table_of(name: str) -> str:
             cells += [
                 cell(found["with"], "frechet"),
                 cell(blind, "frechet"),
-                shown(found.get("difference"), sign=True),
+                marked(found.get("difference"), sign=True),
             ]
         else:
             cells += [cell(blind, "frechet")]

@@ -18,7 +18,7 @@ import torch
 import typer
 from torch import Tensor
 
-from nag.hub import written_file
+from nag.files import written_file
 from nag.objectives import make_objective
 from nag.schedulers import UnifiedScheduler
 from nag.theory import FiniteData, LevelPrior

@@ -36,8 +36,8 @@ def main(
     / "out_of_distribution.json",
 ) -> None:
     """AUROC of energy, gradient norm and surprise."""
+    from nag.files import written_file
     from nag.finetune.images import load_images
-    from nag.hub import written_file
     from nag.load import NAGPipeline
     from nag.out_of_distribution import auroc, ood_scores, other_images, shifted_sets
     from nag.pipelines import EqMPipeline

@@ -29,9 +29,9 @@ def _unified(name: str, solver: str) -> Any:
 
 
 def _consistency() -> Any:
-    from diffusers import CMStochasticIterativeScheduler
+    from nag.schedulers import ConsistencyScheduler
 
-    return CMStochasticIterativeScheduler(num_train_timesteps=1000)
+    return ConsistencyScheduler()
 
 
 def _descent(decay: str, **config: Any) -> Any:

@@ -46,7 +46,7 @@ def main(
     from matplotlib import pyplot as plt
     from tqdm.auto import tqdm
 
-    from nag.hub import written_file
+    from nag.files import written_file
     from nag.pipelines import NoiseUnconditionalPipeline
 
     strips: list[tuple[str, Any]] = []

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from nag.files import parse_json
+
 __all__ = ["Archive"]
 
 
@@ -58,7 +60,7 @@ class Archive:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 values: dict[str, Any] = {name: archive[name] for name in archive.files}
-            values |= json.loads(str(values.pop("json")))
+            values |= parse_json(str(values.pop("json")))
         except (zipfile.BadZipFile, KeyError, ValueError):
             values = {}
         if set(values) != names:

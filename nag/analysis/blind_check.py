@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from nag.hub import written_file
+from nag.files import read_json, written_file
 from nag.metrics import Measured
 
 __all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk"]
@@ -289,7 +289,7 @@ class BlindCheck:
             ValueError: if the file holds no such result.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(path))
         except ValueError as error:
             raise ValueError(
                 f"path must name a blind_check.json, got {str(path)!r}: {error} Make one with `nag blind-check`."

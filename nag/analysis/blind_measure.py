@@ -25,11 +25,12 @@ from nag.analysis.blind_check import LevelRow, Walk
 from nag.analysis.blind_exact import Knowledge, measured
 from nag.discrete_process import DiscreteVP
 from nag.feature_network import extract_features
-from nag.metrics import Measured, bootstrap, bootstrap_difference, frechet_distance
+from nag.metrics import Measured, frechet_distance
 from nag.network.null import null_level
 from nag.network.table import split_output, unwrap
 from nag.objectives import affine_update, posterior_std
 from nag.regressor import NoiseLevelRegressor
+from nag.resampling import bootstrap, bootstrap_difference
 from nag.scheduler_levels import SchedulerLevels
 from nag.theory.bound import accumulated_bound
 from nag.theory.levelwise import fisher_information, posterior_width
@@ -230,7 +231,7 @@ def walk(
     Args:
         network: the denoiser and its sampler's levels.
         noise: `(B, *shape)`, standard normal.
-        classes: `(B,)`, or None.
+        classes: `(B,)`, dealt out in fixed numbers, or None.
         stochasticity: 0 for the probability flow, 1 for ancestral noise.
         seed: of the noise of the steps.
         init_noise_sigma: standard deviation of the first state, in the scheduler's coordinates.
@@ -274,7 +275,9 @@ def walk(
     }
     quality: tuple[Measured | None, Measured | None, Measured | None] = (None, None, None)
     if features is not None and reference is not None:
-        quality = _frechet(features, ends, reference, resamples=resamples, seed=seed, batch_size=batch_size)
+        quality = _frechet(
+            features, ends, reference, classes, resamples=resamples, seed=seed, batch_size=batch_size
+        )
     return Walk(
         stochasticity=stochasticity,
         log_snr=log_snr,
@@ -292,7 +295,14 @@ def walk(
 
 
 def _frechet(
-    network: Any, ends: Ends, reference: Tensor, *, resamples: int, seed: int, batch_size: int
+    network: Any,
+    ends: Ends,
+    reference: Tensor,
+    classes: Tensor | None,
+    *,
+    resamples: int,
+    seed: int,
+    batch_size: int,
 ) -> tuple[Measured, Measured, Measured]:
     """Frechet distances of told and blind ends to the reference, and their difference on common noise."""
     device = next((p.device for p in getattr(network, "parameters", lambda: iter(()))()), "cpu")
@@ -306,7 +316,7 @@ def _frechet(
         for x in (ends.told, ends.blind)
     )
     generator = torch.Generator().manual_seed(seed)
-    options: dict[str, Any] = {"resamples": resamples, "generator": generator}
+    options: dict[str, Any] = {"resamples": resamples, "generator": generator, "class_labels": classes}
     return (
         bootstrap(frechet_distance, told, reference, **options),
         bootstrap(frechet_distance, blind, reference, **options),

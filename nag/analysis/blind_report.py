@@ -20,7 +20,7 @@ from nag import __version__
 from nag.analysis.blind_check import BlindCheck, Walk
 from nag.analysis.figure import COLOURS
 from nag.analysis.page import contact_sheet, number, render
-from nag.hub import written_whole
+from nag.files import written_whole
 
 __all__ = ["check_output", "draw_blind_check", "reading", "write_blind_check"]
 

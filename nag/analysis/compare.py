@@ -1,16 +1,18 @@
 r"""Methods beside each other at equal cost: one cell per scheduler, budget and method, and what their differences mean.
 
 Within a scheduler and a budget, all methods start from the same noise. The Frechet distance d_A of method A on seed s is
-resampled with the same indices for every method (`nag.quality`), so that the difference of two methods
+resampled with the same indices for every method, within classes (`nag.quality`), so that the difference of two methods
 
     D = mean over seeds of (d_A(s) - d_B(s)),      se(D)^2 = (1/S^2) sum over seeds of var over resamples of (d_A - d_B)
 
-keeps only the noise that the two do not share. z = D / se(D) has a two-sided normal p-value; many cells are looked at, so
-p-values are also given after Holm's correction over all of them. The reference images are held fixed: the errors say what
+keeps only the noise that the two do not share. z = D / se(D) has a two-sided p-value of Student's t with R - 1 degrees of
+freedom, for se(D) comes from R resamples (of several seeds: Satterthwaite's number); many cells are looked at, so p-values
+are also given after Holm's correction over all of them. The reference images are held fixed: the errors say what
 new samples would change, not what new reference images would.
 
 References:
     A simple sequentially rejective multiple test procedure, Holm 1979.
+    An approximate distribution of estimates of variance components, Satterthwaite 1946.
 """
 
 from __future__ import annotations
@@ -24,10 +26,21 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+from scipy.special import stdtr
 
 from nag.metrics import Measured
 
-__all__ = ["Cell", "SeedResult", "cell_name", "compare", "difference", "is_ours"]
+__all__ = [
+    "Cell",
+    "SeedResult",
+    "cell_name",
+    "compare",
+    "degrees_of_freedom",
+    "difference",
+    "holm",
+    "is_ours",
+    "tested",
+]
 
 METRICS = ("kid", "precision", "recall", "density", "coverage", "class_accuracy")
 
@@ -168,20 +181,28 @@ def difference(cell: Cell, other: Cell) -> Measured:
     )
 
 
-def _tested(found: Measured) -> dict[str, Any]:
-    """A difference with its z and two-sided p; no error means no test."""
+def degrees_of_freedom(cell: Cell, other: Cell) -> float:
+    """Of the standard error of `difference`: R - 1 for one seed, Satterthwaite's number for several."""
+    apart = _resampled(cell) - _resampled(other)
+    variances = apart.var(axis=1, ddof=1)
+    squares = float((variances**2).sum())
+    return (apart.shape[1] - 1) * float(variances.sum()) ** 2 / squares if squares else math.inf
+
+
+def tested(found: Measured, degrees: float) -> dict[str, Any]:
+    """A difference with its z and two-sided p of Student's t; no error means no test."""
     if found.standard_error == 0:
         return {**dataclasses.asdict(found), "z": None, "p": None, "p_holm": None}
     z = found.value / found.standard_error
-    return {**dataclasses.asdict(found), "z": z, "p": math.erfc(abs(z) / math.sqrt(2)), "p_holm": None}
+    return {**dataclasses.asdict(found), "z": z, "p": 2 * float(stdtr(degrees, -abs(z))), "p_holm": None}
 
 
-def _holm(rows: Sequence[dict[str, Any]]) -> None:
+def holm(rows: Sequence[dict[str, Any]]) -> None:
     """Sets `p_holm` of each row from the `p` of all."""
-    tested = sorted((row for row in rows if row["p"] is not None), key=lambda row: row["p"])
+    tried = sorted((row for row in rows if row["p"] is not None), key=lambda row: row["p"])
     reached = 0.0
-    for rank, row in enumerate(tested):
-        reached = max(reached, min(1.0, (len(tested) - rank) * row["p"]))
+    for rank, row in enumerate(tried):
+        reached = max(reached, min(1.0, (len(tried) - rank) * row["p"]))
         row["p_holm"] = reached
 
 
@@ -208,7 +229,7 @@ def compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     rows = [_row(cell, groups[cell.scheduler, cell.budget]) for cell in cells]
     measured = [row for row in rows if row["refused"] is None]
     for name in ("minus_plain", "minus_best_baseline"):
-        _holm([row[name] for row in measured if row[name] is not None])
+        holm([row[name] for row in measured if row[name] is not None])
     for row in measured:
         row["pareto"] = row["pareto_of_scheduler"] = False
     for row in _front(measured, lambda row: row["evaluations"]):
@@ -218,6 +239,10 @@ def compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         for row in _front(inside, lambda row: row["evaluations"]):
             row["pareto_of_scheduler"] = True
     return rows
+
+
+def _against(cell: Cell, other: Cell) -> dict[str, Any]:
+    return tested(difference(cell, other), degrees_of_freedom(cell, other))
 
 
 def _row(cell: Cell, group: Sequence[Cell]) -> dict[str, Any]:
@@ -246,8 +271,8 @@ def _row(cell: Cell, group: Sequence[Cell]) -> dict[str, Any]:
         "frechet": dataclasses.asdict(cell.frechet),
         **{name: None if found is None else dataclasses.asdict(found) for name, found in metrics.items()},
         "seeds": [{"seed": one.seed, "seconds": one.seconds, "quality": one.quality} for one in cell.results],
-        "minus_plain": None if plain is None or plain is cell else _tested(difference(cell, plain)),
+        "minus_plain": None if plain is None or plain is cell else _against(cell, plain),
         "best_baseline": None if best is None else best.method,
-        "minus_best_baseline": None if best is None else _tested(difference(cell, best)),
+        "minus_best_baseline": None if best is None else _against(cell, best),
         "shift": cell.shift,
     }

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import safe_open
 
 from nag.analysis.page import contact_sheet, digits, number, render
-from nag.hub import written_file
+from nag.files import written_file
 
 __all__ = ["markdown", "verdicts", "write_comparison"]
 

@@ -27,6 +27,7 @@ from nag.analysis.shift import NoiseShift
 __all__ = ["ReportRun", "check_output", "reading", "write_report"]
 
 FILES = ("report.html", "shift.png", "shift.json")
+LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,6 +83,8 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
             f"Samples are {'noisier' if mean > 0 else 'cleaner'} than nominal by {amount} on average ({_percent(mean)})"
         ]
         parts[0] += f", over {where}."
+        if abs(mean) < LOOKS:
+            parts.append("Another contrast or a slight blur of the samples makes as much at the right level.")
     parts.append(
         f"Mean |shift| is {max(shift.mean_abs_shift, 0):.3f} ± {shift.mean_abs_shift_standard_error:.3f}."
     )

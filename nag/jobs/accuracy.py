@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from nag.analysis.accuracy import measure_accuracy, plot_accuracy
-from nag.hub import written_file
+from nag.files import written_file
 from nag.jobs.bench import load_bench
 from nag.jobs.options import AccuracyOptions
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nag.feature_network import load_feature_network
+from nag.files import parse_json
 from nag.load import NAGPipeline
 from nag.named_schedulers import make_scheduler
 from nag.network.table import architecture_of, unwrap
@@ -209,7 +209,7 @@ def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
                 f"scheduler_config must be NAME=VALUE, got {text!r}. Write for example timestep_spacing=trailing."
             )
         try:
-            found[name] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+            found[name] = parse_json({"True": "true", "False": "false", "None": "null"}.get(value, value))
         except ValueError:
             found[name] = value
     return found

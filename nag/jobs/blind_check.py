@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from nag.analysis.blind_exact import both_schedules, drift_rows, know
 from nag.analysis.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
 from nag.analysis.blind_report import check_output, reading, write_blind_check
 from nag.feature_network import extract_features
+from nag.files import read_json
 from nag.hub import fetch_beside
 from nag.jobs.bench import (
     balanced_labels,
@@ -146,7 +146,7 @@ def _check(options: BlindCheckOptions) -> None:
 
 def _refuse_unconditional(model: str) -> None:
     index = fetch_beside(model, "model_index.json")
-    name = None if index is None else json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    name = None if index is None else read_json(index).get("_class_name")
     if name in UNCONDITIONAL:
         raise ValueError(
             f"model must be told its noise level, got a {name} in {model!r}. It has no noise condition that could be "

@@ -18,7 +18,7 @@ from nag.analysis.reference import Diverged
 from nag.analysis.sampling import Cost, Sampled, count_cost, largest_steps, within
 from nag.calibration import NoiseCalibration, require_calibratable
 from nag.corrections import NoiseGuidance
-from nag.hub import written_file
+from nag.files import written_file
 from nag.jobs.bench import balanced_labels
 from nag.jobs.stage import Images, Stage
 from nag.methods import Method
@@ -195,7 +195,11 @@ def _result(stage: Stage, sampled: Sampled, seed: int) -> SeedResult:
         resamples=2,  # the error is that of the resamples below
     )
     value, resampled = frechet_resamples(
-        features, stage.reference, resamples=stage.options.resamples, seed=seed
+        features,
+        stage.reference,
+        resamples=stage.options.resamples,
+        seed=seed,
+        class_labels=sampled.class_labels,
     )
     quality = replace(quality, frechet=Measured(value=value, standard_error=float(resampled.std())))
     return SeedResult(

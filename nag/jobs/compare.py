@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from nag import __version__
 from nag.analysis.compare import Cell, cell_name, compare
 from nag.analysis.compare_report import write_comparison
-from nag.hub import written_file
+from nag.files import read_json, written_file
 from nag.jobs.bench import (
     read_assignments,
     scheduler_line,
@@ -153,7 +153,7 @@ def _path(folder: Path, scheduler: str, budget: int, method: Method) -> Path:
 
 
 def _read(path: Path) -> Cell:
-    return Cell.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    return Cell.from_dict(read_json(path))
 
 
 def _line(cell: Cell) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from nag.analysis import ForwardReference
 from nag.analysis.sampling import Sampled, sample_features
 from nag.calibration import require_calibratable
-from nag.corrections import Corrections, NoiseGuidance
+from nag.files import read_json
 from nag.jobs.bench import (
     balanced_labels,
     check_sampler,
@@ -200,6 +200,7 @@ def load_stage(
             "Leave --reference out, and half of --data judges."
         )
     settings |= {name: getattr(options, name) for name in SETTINGS}
+    settings["resampled_within_classes"] = classes_of(pipe) is not None  # errors of older folders are not
     _refuse_other(options.output_dir, settings)
     stage = Stage(
         options=options,
@@ -294,7 +295,7 @@ def _refuse_other(folder: Path, settings: dict[str, Any]) -> None:
                 "Name another folder."
             )
         return
-    there, here = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    there, here = read_json(path), json.loads(json.dumps(settings))
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise ValueError(

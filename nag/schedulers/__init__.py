@@ -1,6 +1,10 @@
-"""Samplers that diffusers lacks, as diffusers schedulers: one affine step for every objective, and descent."""
+"""Samplers that diffusers lacks, as diffusers schedulers.
 
+One affine step for every objective, descent, and the two steps of a consistency model.
+"""
+
+from nag.schedulers.consistency import ConsistencyScheduler
 from nag.schedulers.equilibrium_matching import EquilibriumMatchingScheduler
 from nag.schedulers.unified import UnifiedScheduler
 
-__all__ = ["EquilibriumMatchingScheduler", "UnifiedScheduler"]
+__all__ = ["ConsistencyScheduler", "EquilibriumMatchingScheduler", "UnifiedScheduler"]

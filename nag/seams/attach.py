@@ -19,7 +19,8 @@ from nag.corrections.base import Correction
 from nag.corrections.calibrated import Calibrated
 from nag.corrections.interval import Interval
 from nag.corrections.noise_guidance import NoiseGuidance
-from nag.hub import REGRESSOR_FOLDER, hide_from_download, written_whole
+from nag.files import written_whole
+from nag.hub import REGRESSOR_FOLDER, hide_from_download
 from nag.regressor import NoiseLevelRegressor
 from nag.seams.run import corrected, denoisers
 from nag.tuned import FILE_NAME as TUNED_FILE

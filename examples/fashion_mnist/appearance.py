@@ -1,0 +1,69 @@
+"""How large a noise shift do images show that only look a little different? Measured on the embedded model's regressors.
+
+    python examples/fashion_mnist/appearance.py
+
+Held-out images with 1.05 times the contrast (about the mean grey), or blurred by a Gaussian of 0.3 pixels, are corrupted to
+the levels of DDIM with 20 steps, with the same noise as the images themselves. Their level is exact, so whatever shift is read
+off is made by their looks. Means over the steps with log-SNR from -2.5 up, errors over images (pairs).
+
+Expected, 500 images: see docs/guide.md, "Measuring a shift".
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(
+    num_images: Annotated[int, typer.Option("--num_images", help="Held-out images.")] = 500,
+    seed: Annotated[int, typer.Option("--seed", help="Of the noise.")] = 0,
+    regressors: Annotated[list[str], typer.Option("--regressor", help="Of full, judge.")] = ["judge", "full"],  # noqa: B006
+) -> None:
+    """Measure the shift that another contrast or a slight blur makes."""
+    import torch
+    from diffusers import DDIMScheduler
+    from torch.nn.functional import conv2d, pad
+
+    from nag.analysis import forward_reference
+    from nag.analysis.response import ResponseCurve
+    from nag.finetune.images import load_images
+    from nag.levels import read_levels
+    from nag.regressor import NoiseLevelRegressor
+
+    loaded = load_images(
+        train_data_dir=HERE / "data" / "test.parquet", channels=1, resolution=16, label_column="label"
+    )
+    images = loaded.tensor()[:num_images]
+    taps = torch.tensor([math.exp(-((k / 0.3) ** 2) / 2) for k in (-1, 0, 1)])
+    kernel = (taps[:, None] * taps / taps.sum() ** 2)[None, None]
+    looks = {
+        "contrast x 1.05": ((images - images.mean()) * 1.05 + images.mean()).clamp(-1, 1),
+        "contrast / 1.05": (images - images.mean()) / 1.05 + images.mean(),
+        "blur of 0.3 pixels": conv2d(pad(images, (1, 1, 1, 1), mode="replicate"), kernel),
+    }
+    scheduler = DDIMScheduler.from_pretrained(
+        HERE / "model", subfolder="scheduler", timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(20)
+    levels = [level for level in read_levels(scheduler).log_snr.tolist() if level >= -2.5]
+    for name in regressors:
+        regressor = NoiseLevelRegressor.from_pretrained(HERE / "regressors" / name).float().eval()
+        options = {"seed": seed, "batch_size": 250, "progress": False}
+        plain = forward_reference(images, regressor, levels, **options)
+        slope = ResponseCurve(plain).slope(plain.log_snr)
+        rows = [plain.row(level) for level in levels]
+        for look, changed in looks.items():
+            other = forward_reference(changed, regressor, levels, **options)
+            apart = -0.5 * ((other.estimate - plain.estimate) / slope[:, None])[rows].mean(0)
+            error = apart.std(ddof=1) / math.sqrt(len(apart))
+            print(f"{name}, {look}: {apart.mean():+.4f} ± {error:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
