@@ -156,16 +156,16 @@ def clip(*, projection: bool = False, length: int = 12, seed: int = 2) -> Any:
     return draw(CLIPTextModelWithProjection if projection else CLIPTextModel, seed=seed, config=config)
 
 
-def clip_vision(seed: int = 3) -> CLIPVisionModelWithProjection:
-    """An image encoder for 16x16 pictures."""
+def clip_vision(size: int = 16, seed: int = 3) -> CLIPVisionModelWithProjection:
+    """An image encoder that sees four patches."""
     config = CLIPVisionConfig(
         hidden_size=16,
         projection_dim=16,
         intermediate_size=16,
         num_attention_heads=2,
         num_hidden_layers=1,
-        image_size=16,
-        patch_size=8,
+        image_size=size,
+        patch_size=size // 2,
     )
     return draw(CLIPVisionModelWithProjection, seed=seed, config=config)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
     ControlNetModel,
     DDIMPipeline,
     DDIMScheduler,
@@ -70,6 +72,13 @@ def ddpm_pixels() -> Any:
 def ddim_pixels() -> Any:
     """The deterministic one."""
     return DDIMPipeline(redraw(tiny_unet()), DDIMScheduler(clip_sample=False, timestep_spacing="trailing"))
+
+
+def consistency() -> Any:
+    """A scheduler whose steps have no level that could be read."""
+    return ConsistencyModelPipeline(
+        redraw(tiny_unet()), CMStochasticIterativeScheduler(num_train_timesteps=40)
+    )
 
 
 def ldm() -> Any:
@@ -245,7 +254,7 @@ def stable_unclip() -> Any:
 def text(**more: Any) -> dict[str, Any]:
     """A call from text, three steps, latents out."""
     return {
-        "prompt": "a small cat",
+        "prompt": "a cat",
         "negative_prompt": "dull",
         "num_inference_steps": 3,
         "guidance_scale": 3.0,
@@ -274,6 +283,14 @@ def pixels() -> dict[str, Any]:
 UNETS = [
     sd("DDPM", ddpm_pixels, pixels, rows="c", callback=False),
     sd("DDIM", ddim_pixels, pixels, rows="c", callback=False),
+    sd(
+        "consistency model",
+        consistency,
+        lambda: pixels() | {"num_inference_steps": None, "timesteps": [39, 20, 1]},
+        rows="c",
+        uncalibratable="has no level that could be read",
+        callback=False,
+    ),
     sd(
         "latent diffusion",
         ldm,
@@ -366,7 +383,7 @@ UNETS = [
         name="Kandinsky 2.2 prior",
         build=kandinsky_prior,
         arguments=lambda: {
-            "prompt": "a small cat",
+            "prompt": "a cat",
             "num_inference_steps": 3,
             "guidance_scale": 3.0,
             "generator": generator(),
