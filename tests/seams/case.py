@@ -26,6 +26,8 @@ class Case:
         calls: number of calls in a step.
         refused: why guidance must be refused, or "".
         uncalibratable: why a calibrated table must be refused, or "".
+        linear: whether the pipeline's guidance is linear in its rows, and not renormalised.
+        nominal: whether the label told is that of the scheduler's level.
         callback: whether the call takes `callback_on_step_end`.
         images: the argument that asks for two images, where the test with two images makes sense.
         slow: whether its tests belong to the slow suite.
@@ -40,6 +42,8 @@ class Case:
     calls: int = 1
     refused: str = ""
     uncalibratable: str = ""
+    linear: bool = True
+    nominal: bool = True
     callback: bool = True
     images: str = ""
     slow: bool = False

@@ -442,6 +442,7 @@ TRANSFORMERS = [
         r"time_caption_embed\.timestep_embedder",
         rows="c",
         calls=2,
+        linear=False,
     ),
     transformer(
         "AuraFlow",
@@ -454,7 +455,13 @@ TRANSFORMERS = [
         "HunyuanDiT", hunyuan_dit, hunyuan_dit_text, r"time_extra_emb\.timestep_embedder", channels=4
     ),
     transformer(
-        "Qwen image", qwen, qwen_text, r"time_text_embed\.timestep_embedder", rows="c", calls=2
+        "Qwen image",
+        qwen,
+        qwen_text,
+        r"time_text_embed\.timestep_embedder",
+        rows="c",
+        calls=2,
+        linear=False,
     ),
     transformer(
         "Chroma",
@@ -473,5 +480,6 @@ TRANSFORMERS = [
         r"time_condition_embed\.timestep_embedder",
         rows="c",
         calls=2,
+        nominal=False,
     ),
 ]

@@ -299,7 +299,7 @@ UNETS = [
     ),
     sd("Stable Diffusion", images="num_images_per_prompt"),
     sd("Stable Diffusion, no guidance", arguments=lambda: text(guidance_scale=1.0), rows="c"),
-    sd("Stable Diffusion, rescaled", arguments=lambda: text(guidance_rescale=0.7)),
+    sd("Stable Diffusion, rescaled", arguments=lambda: text(guidance_rescale=0.7), linear=False),
     sd(
         "Stable Diffusion, DPM-Solver++",
         lambda: stable_diffusion(scheduler=DPMSolverMultistepScheduler(**latent_schedule())),
@@ -307,6 +307,7 @@ UNETS = [
     sd(
         "Stable Diffusion, Heun",
         lambda: stable_diffusion(scheduler=HeunDiscreteScheduler(**latent_schedule())),
+        uncalibratable="discards the state that it is handed",
     ),
     sd(
         "Stable Diffusion, Euler ancestral",
@@ -390,6 +391,7 @@ UNETS = [
             "output_type": "pt",
         },
         levels={"prior": "time_embedding"},
+        refused="a network that predicts x_0 carries no level in the difference",
     ),
     sd(
         "Stable unCLIP",
