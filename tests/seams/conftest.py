@@ -1,14 +1,19 @@
-"""The zoo as a fixture: each pipeline is built once, for all tests of a file that ask for it."""
+"""The zoo as a fixture: each pipeline is built once, for all tests that ask for it."""
+
+from functools import cache
 
 import pytest
 
 from tests.seams.exhibit import Exhibit
-from tests.seams.zoo import ZOO
+from tests.seams.zoo import CASES, ZOO
 
-CASES = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.slow) for case in ZOO.values()]
+
+@cache
+def _exhibit(name: str) -> Exhibit:
+    return Exhibit(ZOO[name])
 
 
 @pytest.fixture(scope="module", params=CASES)
 def exhibit(request: pytest.FixtureRequest) -> Exhibit:
     """One pipeline of the zoo."""
-    return Exhibit(request.param)
+    return _exhibit(request.param.name)

@@ -178,7 +178,5 @@ def t5_tokenizer() -> T5Tokenizer:
 
 def t5(size: int = 16, seed: int = 4) -> T5EncoderModel:
     """A text encoder for `t5_tokenizer`."""
-    config = T5Config(
-        vocab_size=len(LETTERS) + 4, d_model=size, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
+    config = T5Config(vocab_size=len(LETTERS) + 4, d_model=size, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return draw(T5EncoderModel, seed=seed, config=config)

@@ -205,9 +205,7 @@ def lumina2() -> Any:
         axes_dim_rope=[4, 2, 2],
         cap_feat_dim=16,
     )
-    return Lumina2Pipeline(
-        transformer=network, scheduler=flow(), vae=None, text_encoder=None, tokenizer=None
-    )
+    return Lumina2Pipeline(transformer=network, scheduler=flow(), vae=None, text_encoder=None, tokenizer=None)
 
 
 def aura_flow() -> Any:
@@ -303,9 +301,7 @@ def chroma() -> Any:
         approximator_layers=1,
         approximator_num_channels=16,
     )
-    return ChromaPipeline(
-        scheduler=flow(), vae=vae(), text_encoder=None, tokenizer=None, transformer=network
-    )
+    return ChromaPipeline(scheduler=flow(), vae=vae(), text_encoder=None, tokenizer=None, transformer=network)
 
 
 def z_image() -> Any:
@@ -374,9 +370,7 @@ TRANSFORMERS = [
     transformer(
         "Stable Diffusion 3",
         sd3,
-        lambda: sampling(
-            prompt="a cat", negative_prompt="dull", height=16, width=16, max_sequence_length=8
-        ),
+        lambda: sampling(prompt="a cat", negative_prompt="dull", height=16, width=16, max_sequence_length=8),
         r"time_text_embed\.timestep_embedder",
         images="num_images_per_prompt",
     ),
@@ -430,9 +424,7 @@ TRANSFORMERS = [
     transformer(
         "Sana",
         sana,
-        lambda: embedded(
-            height=256, width=256, negative_prompt=None, use_resolution_binning=False
-        ),
+        lambda: embedded(height=256, width=256, negative_prompt=None, use_resolution_binning=False),
         r"time_embed\.emb\.timestep_embedder",
     ),
     transformer(
@@ -466,8 +458,13 @@ TRANSFORMERS = [
     transformer(
         "Chroma",
         chroma,
-        lambda: embedded(height=16, width=16)
-        | {"prompt_attention_mask": mask().float(), "negative_prompt_attention_mask": mask(hidden=2).float()},
+        lambda: (
+            embedded(height=16, width=16)
+            | {
+                "prompt_attention_mask": mask().float(),
+                "negative_prompt_attention_mask": mask(hidden=2).float(),
+            }
+        ),
         r"time_text_embed\.time_proj",
         rows="c",
         calls=2,

@@ -104,7 +104,9 @@ def stable_diffusion(cls: Any = StableDiffusionPipeline, **replaced: Any) -> Any
 def with_lora() -> Any:
     """Stable Diffusion with an adapter on the attention and on the level embedding."""
     pipe = stable_diffusion()
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "linear_2"], init_lora_weights=False))
+    pipe.unet.add_adapter(
+        LoraConfig(r=2, target_modules=["to_q", "to_v", "linear_2"], init_lora_weights=False)
+    )
     redraw(pipe.unet)
     return pipe
 

@@ -23,8 +23,8 @@ from diffusers import (
     MochiTransformer3DModel,
     MotionAdapter,
     StableVideoDiffusionPipeline,
-    UniPCMultistepScheduler,
     UNetSpatioTemporalConditionModel,
+    UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -277,9 +277,7 @@ VIDEOS = [
     Case(
         name="AnimateDiff",
         build=animate_diff,
-        arguments=lambda: sampling(
-            prompt="a cat", negative_prompt="dull", num_frames=2, height=16, width=16
-        ),
+        arguments=lambda: sampling(prompt="a cat", negative_prompt="dull", num_frames=2, height=16, width=16),
         levels={"unet": "time_embedding"},
     ),
     Case(
@@ -310,9 +308,7 @@ VIDEOS = [
     video(
         "Wan, UniPC",
         lambda: wan(
-            UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-            )
+            UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
         ),
         wan_text,
         r"condition_embedder\.time_embedder",
@@ -358,9 +354,7 @@ VIDEOS = [
     video(
         "Allegro",
         allegro,
-        lambda: embedded(
-            height=64, width=64, num_frames=8, negative_prompt=None, clean_caption=False
-        ),
+        lambda: embedded(height=64, width=64, num_frames=8, negative_prompt=None, clean_caption=False),
         r"adaln_single\.emb\.timestep_embedder",
     ),
     video(
