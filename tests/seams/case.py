@@ -26,6 +26,7 @@ class Case:
         calls: number of calls in a step.
         refused: why guidance must be refused, or "".
         uncalibratable: why a calibrated table must be refused, or "".
+        noise_first: whether the first step's state is nominally pure noise, with no level to be aware of.
         linear: whether the pipeline's guidance is linear in its rows, and not renormalised.
         nominal: whether the label told is that of the scheduler's level.
         callback: whether the call takes `callback_on_step_end`.
@@ -42,6 +43,7 @@ class Case:
     calls: int = 1
     refused: str = ""
     uncalibratable: str = ""
+    noise_first: bool = False
     linear: bool = True
     nominal: bool = True
     callback: bool = True

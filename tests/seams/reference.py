@@ -3,6 +3,7 @@
     d = w (f(x, t, c) - f(x, no level, c))      of the conditional rows of a step's first call, the first C channels
     every row that this step's calls return += d
 
+A step whose state is nominally pure noise is left alone: there is no level to be aware of.
 f without a level is f with the outputs of its level embeddings set to zero by plain forward hooks.
 """
 
@@ -103,7 +104,7 @@ def guided_by_hand(pipe: Any, case: Case, scale: float, *, copied: bool = True) 
                 guided.changes.append(d)
                 first = False
             guided.told[-1].append(told)
-            if scale == 0:
+            if scale == 0 or (case.noise_first and not guided.states):
                 return output
             value = told.clone()
             value[:, : case.channels] += scale * d.repeat(len(value) // len(d), *[1] * (d.ndim - 1))

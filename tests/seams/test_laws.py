@@ -64,12 +64,13 @@ def test_refused_in_words(exhibit: Exhibit) -> None:
 
 @zoo_where(lambda case: not case.refused and case.linear)
 def test_affine_in_the_scale(exhibit: Exhibit) -> None:
-    """Twice the scale moves the first prediction twice as far; later ones are made for other states."""
-    first = []
+    """Twice the scale moves the first guided prediction twice as far; later ones are made for other states."""
+    first, i = [], int(exhibit.case.noise_first)
     for scale in (0.0, SCALE, 2 * SCALE):
         watch = Watch()
         corrected(exhibit, NoiseGuidance(scale=scale), watch)
-        first.append(watch.values[0])
+        first.append(watch.values[i])
+        torch.testing.assert_close(watch.states[i], exhibit.watched_by_hand[1].states[i], rtol=0, atol=0)
     once, twice = first[1] - first[0], first[2] - first[0]
     assert once.norm() > 1e-4 * first[0].norm()
     size = max(value.abs().max().item() for value in first)

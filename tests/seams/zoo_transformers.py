@@ -373,6 +373,7 @@ TRANSFORMERS = [
         lambda: sampling(prompt="a cat", negative_prompt="dull", height=16, width=16, max_sequence_length=8),
         r"time_text_embed\.timestep_embedder",
         images="num_images_per_prompt",
+        noise_first=True,
     ),
     transformer(
         "Stable Diffusion 3, skipped layers",
@@ -388,6 +389,7 @@ TRANSFORMERS = [
         ),
         r"time_text_embed\.timestep_embedder",
         calls=2,
+        noise_first=True,
     ),
     transformer(
         "Flux, distilled guidance",
@@ -396,6 +398,7 @@ TRANSFORMERS = [
         r"time_text_embed\.timestep_embedder",
         rows="c",
         images="num_images_per_prompt",
+        noise_first=True,
     ),
     transformer(
         "Flux, true guidance",
@@ -404,6 +407,7 @@ TRANSFORMERS = [
         r"time_text_embed\.timestep_embedder",
         rows="c",
         calls=2,
+        noise_first=True,
     ),
     transformer(
         "PixArt-Sigma",
@@ -426,6 +430,7 @@ TRANSFORMERS = [
         sana,
         lambda: embedded(height=256, width=256, negative_prompt=None, use_resolution_binning=False),
         r"time_embed\.emb\.timestep_embedder",
+        noise_first=True,
     ),
     transformer(
         "Lumina 2",
@@ -435,6 +440,7 @@ TRANSFORMERS = [
         rows="c",
         calls=2,
         linear=False,
+        noise_first=True,
     ),
     transformer(
         "AuraFlow",
@@ -442,6 +448,7 @@ TRANSFORMERS = [
         lambda: embedded(height=16, width=16),
         "time_step_proj",
         refused="it modulates without bias",
+        noise_first=True,
     ),
     transformer(
         "HunyuanDiT", hunyuan_dit, hunyuan_dit_text, r"time_extra_emb\.timestep_embedder", channels=4
@@ -454,6 +461,7 @@ TRANSFORMERS = [
         rows="c",
         calls=2,
         linear=False,
+        noise_first=True,
     ),
     transformer(
         "Chroma",
@@ -468,8 +476,9 @@ TRANSFORMERS = [
         r"time_text_embed\.time_proj",
         rows="c",
         calls=2,
+        noise_first=True,
     ),
-    transformer("Z-Image", z_image, z_image_text, "t_embedder", rows="cn"),
+    transformer("Z-Image", z_image, z_image_text, "t_embedder", rows="cn", noise_first=True),
     transformer(
         "CogView 4",
         cogview4,
@@ -478,5 +487,6 @@ TRANSFORMERS = [
         rows="c",
         calls=2,
         nominal=False,
+        noise_first=True,
     ),
 ]

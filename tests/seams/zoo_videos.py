@@ -296,7 +296,15 @@ VIDEOS = [
         },
         levels={"unet": "time_embedding"},
     ),
-    video("Wan", wan, wan_text, r"condition_embedder\.time_embedder", rows="c", calls=2),
+    video(
+        "Wan",
+        wan,
+        wan_text,
+        r"condition_embedder\.time_embedder",
+        rows="c",
+        calls=2,
+        noise_first=True,
+    ),
     Case(
         name="Wan, two experts",
         build=lambda: wan(experts=2, boundary_ratio=0.8),
@@ -304,6 +312,7 @@ VIDEOS = [
         levels=dict.fromkeys(("transformer", "transformer_2"), r"condition_embedder\.time_embedder"),
         rows="c",
         calls=2,
+        noise_first=True,
     ),
     video(
         "Wan, UniPC",
@@ -323,24 +332,28 @@ VIDEOS = [
         r"condition_embedder\.time_embedder",
         rows="c",
         calls=2,
+        noise_first=True,
     ),
     video(
         "LTX",
         ltx,
         lambda: embedded(height=64, width=64, num_frames=9),
         r"time_embed\.emb\.timestep_embedder",
+        noise_first=True,
     ),
     video(
         "CogVideoX",
         cogvideo,
         lambda: embedded(masked=False, height=32, width=32, num_frames=5),
         "time_embedding",
+        noise_first=True,
     ),
     video(
         "Mochi",
         mochi,
         lambda: embedded(height=32, width=32, num_frames=7),
         r"time_embed\.timestep_embedder",
+        noise_first=True,
     ),
     video(
         "Latte",
@@ -371,5 +384,6 @@ VIDEOS = [
         ),
         r"(time_text_embed|context_embedder\.time_text_embed)\.timestep_embedder",
         rows="c",
+        noise_first=True,
     ),
 ]
