@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.seams.zoo_flows import FLOWS
+from tests.seams.zoo_pixels import PIXELS
 
 from tests.seams.case import Case
 from tests.seams.zoo_transformers import TRANSFORMERS
@@ -13,7 +15,7 @@ from tests.seams.zoo_videos import VIDEOS
 
 __all__ = ["CASES", "ZOO", "zoo_where"]
 
-ZOO: dict[str, Case] = {case.name: case for case in (*UNETS, *TRANSFORMERS, *VIDEOS)}
+ZOO: dict[str, Case] = {case.name: case for case in (*PIXELS, *UNETS, *TRANSFORMERS, *FLOWS, *VIDEOS)}
 
 CASES = [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * case.slow) for case in ZOO.values()]
 """The zoo as the parameters of a test."""
