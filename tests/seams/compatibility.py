@@ -1,0 +1,67 @@
+"""Draws docs/compatibility.md from the verdicts that `test_diffusers_source.py` writes down.
+
+python -m tests.seams.compatibility compatibility.json > docs/compatibility.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+__all__ = ["table"]
+
+LAWS = ("off", "classifier_free", "calibrated", "recorded")
+HEAD = """# Compatibility
+
+Each pipeline below was built of tiny parts, with the components and the call that diffusers tests it with, and run
+
+- off: with a scale of 0 and with a watching correction; bit-identical to plain diffusers, and nothing is left behind
+- classifier-free: guided, and compared with guidance written by hand on a copy
+- calibrated: with a table of its nominal levels, which changes nothing
+- recorded: the states that a correction sees are those that the scheduler is handed
+
+| pipeline | network | off | classifier-free | calibrated | recorded |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+def table(report: dict[str, Any]) -> str:
+    """The page: a row for each pipeline class, its notes, and what was not tried."""
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    untried = [f"- {name}: {reason}" for name, reason in report["modules that do not import"].items()]
+    for case in report["cases"]:
+        if case["off"] == "yes":
+            rows[case["pipeline"]].append(case)
+        else:
+            untried.append(f"- {case['pipeline']} ({case['case']}): {case['off'] or case['runs']}")
+    notes: list[str] = []
+    lines = []
+    for pipeline in sorted(rows):
+        networks = sorted({name for case in rows[pipeline] for name in case["networks"]})
+        cells = [_cell([case[law] for case in rows[pipeline]], notes) for law in LAWS]
+        lines.append(f"| {pipeline} | {', '.join(networks)} | {' | '.join(cells)} |")
+    ran = sum(len(cases) for cases in rows.values())
+    parts = [
+        HEAD + "\n".join(lines),
+        f"{len(rows)} pipeline classes, {ran} cases.",
+        "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1)),
+        "## Not tried\n\n" + "\n".join(untried),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cell(verdicts: list[str], notes: list[str]) -> str:
+    """Yes where every case of the pipeline passes, else the numbers of its notes."""
+    reasons = list(dict.fromkeys(verdict for verdict in verdicts if verdict != "yes"))
+    for reason in reasons:
+        if reason not in notes:
+            notes.append(reason)
+    numbers = " ".join(f"[{notes.index(reason) + 1}]" for reason in reasons)
+    return " ".join(part for part in ("yes" if "yes" in verdicts else "no", numbers) if part)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

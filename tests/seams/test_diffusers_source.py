@@ -1,0 +1,258 @@
+"""The laws of a corrected run in every pipeline test case of diffusers that needs no file of the Hub.
+
+Runs where DIFFUSERS_SOURCE names a source tree of diffusers:
+
+    DIFFUSERS_SOURCE=~/diffusers NAG_COMPATIBILITY=compatibility.json pytest -m slow tests/seams/test_diffusers_source.py
+    python -m tests.seams.compatibility compatibility.json > docs/compatibility.md
+"""
+
+import copy
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nag
+from nag.corrections import Calibrated, Correction, NoiseGuidance
+from nag.levels import read_levels
+from tests.seams.case import Case
+from tests.seams.diffusers_cases import Found, find
+from tests.seams.exhibit import SCALE, Watch
+from tests.seams.layout import DENOISERS, NotFound, find_layout
+from tests.seams.parts import redraw
+from tests.seams.reference import guided_by_hand
+from tests.seams.stand_ins import AbsentFile, standing_in
+from tests.seams.traces import traces
+
+SOURCE = os.environ.get("DIFFUSERS_SOURCE", "")
+PASSED = "yes"
+PURE_NOISE = -60.0  # a log-SNR at which float32 holds no trace of the data
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SOURCE, reason="DIFFUSERS_SOURCE must name a source tree of diffusers"),
+    pytest.mark.filterwarnings("ignore"),  # diffusers warns at its own dummies in a hundred ways
+]
+
+FOUND: list[Found] = []
+ABSENT: dict[str, str] = {}
+if SOURCE:
+    with standing_in():
+        FOUND, ABSENT = find(Path(SOURCE))
+
+
+@dataclass
+class Verdict:
+    """What holds for one case: "yes", or the reason why it does not apply."""
+
+    case: str
+    pipeline: str
+    networks: list[str] = field(default_factory=list)
+    scheduler: str = ""
+    runs: str = PASSED
+    off: str = ""
+    classifier_free: str = ""
+    calibrated: str = ""
+    recorded: str = ""
+
+
+VERDICTS: dict[str, Verdict] = {}
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All numbers in whatever a pipeline returns."""
+    if isinstance(value, Tensor):
+        return [value.detach().double().flatten()]
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return [torch.as_tensor(value).double().flatten()]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [one for item in value for one in tensors(item)]
+    if hasattr(value, "getdata"):
+        return [torch.as_tensor(np.asarray(value)).double().flatten()]
+    return []
+
+
+class Subject:
+    """A pipeline and the call that diffusers tests it with."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        with standing_in():
+            self.pipe = found.build()
+        for name, part in self.pipe.components.items():
+            if isinstance(part, nn.Module):
+                part.eval()
+                if re.fullmatch(DENOISERS, name):
+                    redraw(part)
+        self.latent = True
+        try:
+            self.plain = self.run()
+        except Exception:
+            self.latent = False
+            self.plain = self.run()
+        if not self.plain.isfinite().all():
+            raise NotFound("its plain result is not finite")
+
+    def run(self, pipe: Any = None) -> Tensor:
+        """One call, with the seed of all calls."""
+        pipe = self.pipe if pipe is None else pipe
+        with standing_in():
+            torch.manual_seed(0)
+            arguments = self.found.arguments()
+            if self.latent and "output_type" in arguments:
+                arguments["output_type"] = "latent"
+            torch.manual_seed(0)
+            return torch.cat(tensors(pipe(**arguments, return_dict=False)))
+
+    def corrected(self, *corrections: Correction) -> Tensor:
+        """One call under corrections."""
+        with nag.corrected(self.pipe, *corrections):
+            return self.run()
+
+
+def by_hand(subject: Subject) -> Tensor:
+    """The guided result, after the layout that was found by looking."""
+    layout = find_layout(subject.pipe, subject.run)
+    noise_first = False
+    try:
+        levels = read_levels(subject.pipe.scheduler).log_snr
+        noise_first = len(levels) == layout.steps and bool(levels[0] < PURE_NOISE)
+    except (ValueError, RuntimeError):
+        pass
+    case = Case(
+        name=subject.found.name,
+        build=subject.found.build,
+        arguments=subject.found.arguments,
+        levels=layout.levels,
+        rows=layout.rows,
+        channels=layout.channels,
+        noise_first=noise_first,
+    )
+    return subject.run(guided_by_hand(subject.pipe, case, SCALE).pipe)
+
+
+def in_words(refusal: Exception) -> str:
+    """A refusal that says what must hold is a reason; any other exception is a failure."""
+    if "must" not in str(refusal):
+        raise refusal
+    return f"refused: {refusal}"
+
+
+def guided(subject: Subject) -> str:
+    """Whether guidance is that by hand; a refusal in words is a reason, anything else a failure."""
+    reference = by_hand(subject)
+    try:
+        output = subject.corrected(NoiseGuidance(scale=SCALE))
+    except (ValueError, RuntimeError) as refusal:
+        return in_words(refusal)
+    change = (reference - subject.plain).abs().max().item()
+    if change < 1e-4 * subject.plain.abs().max().item():
+        raise NotFound("its tiny network ignores the level")
+    torch.testing.assert_close(output, reference, rtol=0, atol=2e-3 * change)
+    return PASSED
+
+
+def calibrated(subject: Subject) -> str:
+    """Whether a nominal table changes nothing."""
+    levels = read_levels(subject.pipe.scheduler)
+    if levels.label_mismatch().abs().max() > 1e-2:
+        return "its labels are not those of its levels"
+    try:
+        output = subject.corrected(Calibrated(levels.log_snr.tolist()))
+    except (ValueError, RuntimeError) as refusal:
+        return in_words(refusal)
+    size = subject.plain.abs().max().item()
+    torch.testing.assert_close(output, subject.plain, rtol=0, atol=2e-3 * size)
+    return PASSED
+
+
+def recorded(subject: Subject) -> str:
+    """Whether the states that are watched are those that the scheduler is handed."""
+    pipe, states = copy.deepcopy(subject.pipe), []
+    step = pipe.scheduler.step
+
+    def stepped(*arguments: Any, **options: Any) -> Any:
+        states.append((options["sample"] if "sample" in options else arguments[2]).clone())
+        return step(*arguments, **options)
+
+    stepped.__wrapped__ = step  # type: ignore[attr-defined]
+    pipe.scheduler.step = stepped
+    subject.run(pipe)
+    watch = Watch()
+    subject.corrected(watch)
+    assert len(watch.states) == len(states)
+    for state, reference in zip(watch.states, states, strict=True):
+        torch.testing.assert_close(state, reference, rtol=0, atol=0)
+    return PASSED if states else "its scheduler does not step"
+
+
+def law(holds: Callable[[Subject], str], subject: Subject) -> str:
+    """A law's verdict, with the reason where it does not apply."""
+    try:
+        return holds(subject)
+    except NotFound as reason:
+        return f"not tested: {reason}"
+    except ValueError as refusal:  # a scheduler whose levels are not read
+        return in_words(refusal)
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda found: found.name)
+def test_laws(found: Found) -> None:
+    verdict = VERDICTS[found.name] = Verdict(found.name, found.cls.pipeline_class.__name__)  # type: ignore[attr-defined]
+    try:
+        subject = Subject(found)
+    except AbsentFile as absent:
+        verdict.runs = f"no {absent}"
+        pytest.skip(verdict.runs)
+    except Exception as error:
+        verdict.runs = f"plain diffusers: {type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]}"
+        pytest.skip(verdict.runs)
+    pipe = subject.pipe
+    verdict.networks = [
+        type(part).__name__
+        for name, part in pipe.components.items()
+        if part is not None and re.fullmatch(DENOISERS, name)
+    ]
+    verdict.scheduler = type(getattr(pipe, "scheduler", None)).__name__
+    if not torch.equal(subject.run(), subject.plain):
+        verdict.off = "its plain result is not repeatable"
+        pytest.skip(verdict.off)
+    before = traces(pipe)
+    for off in (NoiseGuidance(scale=0.0), Watch()):
+        torch.testing.assert_close(subject.corrected(off), subject.plain, rtol=0, atol=0)
+    verdict.off = PASSED
+    failed = []
+    for name, holds in (("classifier_free", guided), ("calibrated", calibrated), ("recorded", recorded)):
+        try:
+            setattr(verdict, name, law(holds, subject))
+        except Exception as error:
+            setattr(verdict, name, f"FAILS: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+            failed.append(f"{name}: {error}")
+    assert traces(pipe) == before
+    torch.testing.assert_close(subject.run(), subject.plain, rtol=0, atol=0)
+    assert not failed, "\n".join(failed)
+
+
+def test_enough_cases_ran() -> None:
+    """After all others: writes the table down, and fails where too little of it was tried."""
+    report = {
+        "modules that do not import": ABSENT,
+        "cases": [asdict(verdict) for verdict in VERDICTS.values()],
+    }
+    path = os.environ.get("NAG_COMPATIBILITY")
+    if path:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    ran = [verdict for verdict in VERDICTS.values() if verdict.off == PASSED]
+    if len(VERDICTS) == len(FOUND):
+        assert len(ran) >= 165, f"{len(ran)} cases ran"
+        assert sum(verdict.classifier_free == PASSED for verdict in ran) >= 120

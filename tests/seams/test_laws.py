@@ -1,0 +1,205 @@
+"""The laws of a corrected run, in every pipeline of the zoo.
+
+Off is bit-identical. On, the run is the one that is guided by hand. Nothing is left behind.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nag
+from nag.corrections import Calibrated, Correction, NoiseGuidance
+from nag.levels import read_levels
+from tests.seams.case import Case, call
+from tests.seams.exhibit import DIFFUSERS_WARNS, SCALE, Exhibit, Watch
+from tests.seams.reference import guided_by_hand
+from tests.seams.traces import traces
+from tests.seams.zoo import zoo_where
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in DIFFUSERS_WARNS]
+
+
+def corrected(exhibit: Exhibit, *corrections: Correction, **more: Any) -> Tensor:
+    """What the pipeline returns under these corrections."""
+    with nag.corrected(exhibit.pipe, *corrections):
+        return call(exhibit.pipe, exhibit.case, **more)
+
+
+def assert_guided(output: Tensor, reference: Tensor, plain: Tensor) -> None:
+    """Float32, and batches of another size: the same to 1e-3 of the change that guidance makes.
+
+    A solver and a class guidance of 3 multiply the rounding of an answer, 1e-7 of it, by some hundred.
+    """
+    change = (reference - plain).abs().max().item()
+    torch.testing.assert_close(output, reference, rtol=0, atol=1e-3 * change)
+
+
+@pytest.mark.parametrize(
+    "correction", [lambda: NoiseGuidance(scale=0.0), Watch], ids=["a scale of 0", "watching"]
+)
+def test_off_is_bit_identical(exhibit: Exhibit, correction: Callable[[], Correction]) -> None:
+    output = corrected(exhibit, correction())
+    torch.testing.assert_close(output, exhibit.plain, rtol=0, atol=0)
+
+
+@zoo_where(lambda case: not case.refused)
+@pytest.mark.parametrize("null_pass", ["auto", "whole"])
+def test_guided_is_as_by_hand(exhibit: Exhibit, null_pass: str) -> None:
+    output = corrected(exhibit, NoiseGuidance(scale=SCALE, null_pass=null_pass))
+    reference, _ = exhibit.guided_by_hand
+    assert_guided(output, reference, exhibit.plain)
+
+
+@zoo_where(lambda case: bool(case.refused))
+def test_refused_in_words(exhibit: Exhibit) -> None:
+    with pytest.raises((ValueError, RuntimeError), match="must"):
+        corrected(exhibit, NoiseGuidance(scale=SCALE))
+    torch.testing.assert_close(call(exhibit.pipe, exhibit.case), exhibit.plain, rtol=0, atol=0)
+
+
+@zoo_where(lambda case: not case.refused and case.linear)
+def test_affine_in_the_scale(exhibit: Exhibit) -> None:
+    """Twice the scale moves the first guided prediction twice as far; later ones are made for other states."""
+    first, i = [], int(exhibit.case.noise_first)
+    for scale in (0.0, SCALE, 2 * SCALE):
+        watch = Watch()
+        corrected(exhibit, NoiseGuidance(scale=scale), watch)
+        first.append(watch.values[i])
+        torch.testing.assert_close(watch.states[i], exhibit.watched_by_hand[1].states[i], rtol=0, atol=0)
+    once, twice = first[1] - first[0], first[2] - first[0]
+    assert once.norm() > 1e-4 * first[0].norm()
+    size = max(value.abs().max().item() for value in first)
+    torch.testing.assert_close(twice, 2 * once, rtol=0, atol=1e-5 * size)  # differences of float32 numbers
+
+
+@zoo_where(lambda case: not case.uncalibratable)
+def test_a_table_without_entries_is_bit_identical(exhibit: Exhibit) -> None:
+    steps = len(levels_of(exhibit))
+    output = corrected(exhibit, Calibrated([None] * steps))
+    torch.testing.assert_close(output, exhibit.plain, rtol=0, atol=0)
+
+
+@zoo_where(lambda case: not case.uncalibratable and case.nominal)
+def test_a_nominal_table_is_the_identity(exhibit: Exhibit) -> None:
+    """State and prediction go to float64 levels and back, and the label is computed from the level: 1e-3 of the size."""
+    output = corrected(exhibit, Calibrated(levels_of(exhibit)))
+    size = exhibit.plain.abs().max().item()
+    torch.testing.assert_close(output, exhibit.plain, rtol=0, atol=1e-3 * size)
+
+
+@zoo_where(lambda case: not case.uncalibratable)
+def test_another_table_is_not(exhibit: Exhibit) -> None:
+    """The law above would hold for a table that nobody reads."""
+    output = corrected(exhibit, Calibrated([level + 1.0 for level in levels_of(exhibit)]))
+    assert (output - exhibit.plain).norm() > 1e-2 * exhibit.plain.norm()
+
+
+@zoo_where(lambda case: bool(case.uncalibratable))
+def test_a_table_is_refused_with_the_scheduler_s_name(exhibit: Exhibit) -> None:
+    with pytest.raises(ValueError, match=type(exhibit.pipe.scheduler).__name__):
+        corrected(exhibit, Calibrated([1.0] * len(exhibit.pipe.scheduler.timesteps)))
+
+
+def levels_of(exhibit: Exhibit) -> list[float]:
+    """The nominal log-SNR of each of the scheduler's steps, as the last call has set them."""
+    assert exhibit.plain is not None
+    levels: list[float] = read_levels(exhibit.pipe.scheduler).log_snr.tolist()
+    return levels
+
+
+def test_watched_states_are_those_of_the_scheduler(exhibit: Exhibit) -> None:
+    watch = Watch()
+    corrected(exhibit, watch)
+    _, seen = exhibit.watched_by_hand
+    begin = watch.steps[0]
+    assert watch.steps == list(range(begin, begin + len(seen.states)))
+    assert begin + len(seen.states) == len(exhibit.pipe.scheduler.timesteps)
+    for state, reference in zip(watch.states, seen.states, strict=True):
+        torch.testing.assert_close(state, reference, rtol=0, atol=0)
+
+
+@zoo_where(lambda case: case.callback)
+def test_watched_states_are_those_of_the_callback(exhibit: Exhibit) -> None:
+    watch, reached = Watch(), []
+
+    def keep(pipe: Any, step: int, timestep: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        reached.append(kept["latents"].clone())
+        return {}
+
+    corrected(exhibit, watch, callback_on_step_end=keep)
+    assert len(watch.states) == len(reached)
+    for state, before in zip(watch.states[1:], reached[:-1], strict=True):
+        torch.testing.assert_close(state, before, rtol=0, atol=0)
+
+
+class Stopped(Exception):
+    """Ends a run in the middle."""
+
+
+@dataclass(frozen=True)
+class Stop(Correction):
+    """Ends a run in its second step."""
+
+    def prediction(self, at: Any, value: Tensor) -> Tensor:
+        if at.x is not None and at.i == len(at.scheduler.timesteps) - 1:
+            raise Stopped
+        return value
+
+
+@contextmanager
+def nothing_left(exhibit: Exhibit) -> Iterator[None]:
+    """Before the block as after it, and a plain call gives what it gave."""
+    assert exhibit.plain is not None  # a scheduler gets attributes in its first call
+    before = traces(exhibit.pipe)
+    yield
+    assert traces(exhibit.pipe) == before
+    torch.testing.assert_close(call(exhibit.pipe, exhibit.case), exhibit.plain, rtol=0, atol=0)
+
+
+def guidance(case: Case) -> list[Correction]:
+    """What can act in this case."""
+    return [] if case.refused else [NoiseGuidance(scale=SCALE)]
+
+
+def test_nothing_is_left_behind(exhibit: Exhibit) -> None:
+    with nothing_left(exhibit):
+        corrected(exhibit, *guidance(exhibit.case), Watch())
+
+
+def test_nothing_is_left_after_an_exception_in_a_correction(exhibit: Exhibit) -> None:
+    with nothing_left(exhibit), pytest.raises(Stopped):
+        corrected(exhibit, *guidance(exhibit.case), Stop())
+
+
+@zoo_where(lambda case: case.callback)
+def test_nothing_is_left_after_an_exception_in_a_callback(exhibit: Exhibit) -> None:
+    def stop(pipe: Any, step: int, timestep: Any, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise Stopped
+
+    with nothing_left(exhibit), pytest.raises(Stopped):
+        corrected(exhibit, *guidance(exhibit.case), Watch(), callback_on_step_end=stop)
+
+
+@zoo_where(lambda case: bool(case.images))
+def test_two_images_per_prompt(exhibit: Exhibit) -> None:
+    two = {exhibit.case.images: 2}
+    seen = guided_by_hand(exhibit.pipe, exhibit.case, SCALE)
+    reference, plain = call(seen.pipe, exhibit.case, **two), call(exhibit.pipe, exhibit.case, **two)
+    assert len(plain) == 2 * len(exhibit.plain)
+    assert_guided(corrected(exhibit, NoiseGuidance(scale=SCALE), **two), reference, plain)
+
+
+@zoo_where(lambda case: case.name in ("Stable Diffusion", "DiT", "Wan, two experts"))
+def test_a_network_is_listened_to_once(exhibit: Exhibit) -> None:
+    with (
+        nothing_left(exhibit),
+        nag.corrected(exhibit.pipe, Watch()),
+        pytest.raises((RuntimeError, ValueError), match=r"\w+ must .+, got "),
+        nag.corrected(exhibit.pipe, Watch()),
+    ):
+        pass
