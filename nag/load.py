@@ -6,7 +6,6 @@ and is fetched by its own `from_pretrained`, for diffusers' file filter would ta
 
 from __future__ import annotations
 
-import json
 import os
 from copy import copy
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.files import read_json
 from nag.hub import REGRESSOR_FOLDER, fetch_beside, hub_options
 from nag.pipelines.base import safely
 from nag.regressor import NoiseLevelRegressor
@@ -82,7 +82,7 @@ class NAGPipeline:
                 f"path must hold a diffusers pipeline, got {path!r} without a model_index.json. Name a folder that "
                 "save_pretrained wrote, or a repository on the Hub."
             )
-        components = json.loads(index.read_text(encoding="utf-8"))
+        components = read_json(index)
         own = _own_class(components)
         if own is not None and own.__name__ != "UNet2DPipeline":
             if regressor is not None and regressor is not False:
@@ -148,6 +148,6 @@ def _own_class(components: dict[str, Any]) -> Any:
     for cls in (EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline):
         if name == cls.__name__:
             return cls
-    unet = components.get("unet")
+    unet: Any = components.get("unet")
     plain = name in ("DDPMPipeline", "DDIMPipeline") and isinstance(unet, list | tuple)
     return UNet2DPipeline if plain and unet[1] == "UNet2DModel" else None

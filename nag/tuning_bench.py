@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nag.analysis.calibrate import calibrate
+from nag.analysis.calls import Conditions
 from nag.analysis.reference import Diverged
 from nag.analysis.sampling import count_cost, sample_features
 from nag.calibration import NoiseCalibration
@@ -53,10 +55,11 @@ class PipelineBench:
         num_inference_steps: of the sampler.
         sizes: samples of each rung.
         seed: of the search's samples; tables of calibrated schedules have one made from it.
-        classes: number of classes that are sampled in turn; None for an unconditional model.
-        images: `(M, C, H, W)`, to calibrate a schedule with.
+        conditions: what the samples are to show; None for an unconditional model.
+        images: `(M, *shape)`, states to calibrate a schedule with.
         image_labels: `(M,)`, for a class-conditional regressor.
-        guidance_scale: class guidance, 1 is off.
+        told: as of `forward_reference`, for pipelines that take prompts.
+        guidance_scale: class guidance, 1 is off; None for the pipeline's own.
         eta: DDIM's stochasticity.
         batch_size: samples per call of the pipeline.
         mixed_precision: "no", "bf16" or "fp16".
@@ -73,10 +76,11 @@ class PipelineBench:
         num_inference_steps: int,
         sizes: tuple[int, ...],
         seed: int = 0,
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         images: Tensor | None = None,
         image_labels: Tensor | None = None,
-        guidance_scale: float = 1.0,
+        told: Callable[[int, int], Any] | None = None,
+        guidance_scale: float | None = None,
         eta: float = 0.0,
         batch_size: int = 250,
         mixed_precision: str = "no",
@@ -85,9 +89,10 @@ class PipelineBench:
     ) -> None:
         self.pipe, self.network, self.reference = pipe, network, reference
         self.num_inference_steps = num_inference_steps
-        self.sizes, self.seed, self.classes = sizes, seed, classes
-        self.images, self.image_labels = images, image_labels
-        self.sampler: dict[str, Any] = {"guidance_scale": guidance_scale, "eta": eta}
+        self.sizes, self.seed, self.conditions = sizes, seed, conditions or Conditions()
+        self.images, self.image_labels, self.told = images, image_labels, told
+        sampler = {"guidance_scale": guidance_scale, "eta": eta or None}
+        self.sampler: dict[str, Any] = {k: v for k, v in sampler.items() if v is not None}
         self.batch_size, self.mixed_precision = batch_size, mixed_precision
         self.cache_dir, self.progress = cache_dir, progress
         self._costs: dict[Candidate, float] = {}
@@ -101,8 +106,8 @@ class PipelineBench:
         """Network evaluations per sample, counted; a calibrated schedule costs nothing more."""
         plain = replace(candidate, calibrated=False)
         if plain not in self._costs:
-            label = None if self.classes is None else 0
-            self._costs[plain] = count_cost(self.pipe, self.arguments(plain), class_label=label).evaluations
+            one = self.conditions.of(1)
+            self._costs[plain] = count_cost(self.pipe, self.arguments(plain), each=one).evaluations
         return self._costs[plain]
 
     def steps_at(self, cost: float) -> int:
@@ -165,7 +170,7 @@ class PipelineBench:
         table = {"noise_calibration": self.table(candidate)} if candidate.calibrated else {}
         return {
             "num_inference_steps": candidate.num_inference_steps,
-            "noise_guidance": candidate.guidance,
+            "corrections": [candidate.guidance],
             **self.sampler,
             **table,
         }
@@ -179,7 +184,6 @@ class PipelineBench:
         if self.images is None:
             raise ValueError("images must be given to calibrate a schedule, got None. Pass held-out images.")
         if candidate not in self._tables:
-            labels = self._labels(TABLE_SAMPLES)
             self._tables[candidate] = calibrate(
                 self.pipe,
                 self.pipe.regressor,
@@ -188,10 +192,11 @@ class PipelineBench:
                 num_samples=TABLE_SAMPLES,
                 batch_size=TABLE_SAMPLES,
                 seed=int(np.random.SeedSequence([self.seed, len(self.sizes)]).generate_state(1)[0]),
-                class_labels=labels,
                 image_labels=self.image_labels,
-                noise_guidance=candidate.guidance,
+                corrections=[candidate.guidance],
+                told=self.told,
                 progress=self.progress,
+                **self.conditions.of(TABLE_SAMPLES),
                 **self.sampler,
             )
         return self._tables[candidate]
@@ -211,7 +216,7 @@ class PipelineBench:
         first, second = (
             torch.cat([self._kept(who, seed, num_samples) for seed in seeds]) for who in (plain, candidate)
         )
-        labels = self._labels(num_samples)
+        labels = self.conditions.of(num_samples).get("class_labels")
         how: dict[str, Any] = {
             "resamples": RESAMPLES,
             "class_labels": None if labels is None else labels.repeat(len(seeds)),
@@ -234,9 +239,6 @@ class PipelineBench:
 
     # Samples
 
-    def _labels(self, count: int) -> Tensor | None:
-        return None if self.classes is None else torch.arange(count) % self.classes
-
     def _features(self, candidate: Candidate, seed: int, count: int) -> Tensor:
         arguments, cost = self.arguments(candidate), self.cost(candidate)
         begin = time.monotonic()
@@ -247,7 +249,7 @@ class PipelineBench:
             seed=seed,
             arguments=arguments,
             batch_size=self.batch_size,
-            class_labels=self._labels(count),
+            each=self.conditions.of(count),
             keep_images=0,
             mixed_precision=self.mixed_precision,
             progress=self.progress,

@@ -4,13 +4,13 @@ References:
     Is Noise Conditioning Necessary for Denoising Generative Models?, Sun 2025, arXiv 2502.13129.
 """
 
-import json
 import os
 from typing import Any, Self
 
 from diffusers import SchedulerMixin, UNet2DModel
 
 from nag.corrections.blind import Blind
+from nag.files import read_json
 from nag.hub import fetch_beside, hub_options
 from nag.pipelines.base import SafePipeline
 from nag.pipelines.unet2d import UNet2DPipeline
@@ -51,7 +51,7 @@ class NoiseUnconditionalPipeline(UNet2DPipeline):
             ValueError: if the checkpoint is of an explicit energy, whose field is not what the network gives.
         """
         index = fetch_beside(pretrained_model_name_or_path, "model_index.json", **hub_options(kwargs))
-        energy = None if index is None else json.loads(index.read_text(encoding="utf-8")).get("energy")
+        energy = None if index is None else read_json(index).get("energy")
         if energy is not None:
             raise ValueError(
                 f"path must not hold an explicit energy, got {energy!r} in {str(pretrained_model_name_or_path)!r}. Load it with "

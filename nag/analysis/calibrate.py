@@ -12,7 +12,8 @@ state is above the interval) the nominal level stays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,39 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nag.analysis.calls import batch_of, silent
 from nag.analysis.reference import (
+    ForwardReference,
     LevelEstimator,
     fingerprint_of,
     finite_estimate,
     forward_reference,
-    sample_generators,
+    place,
 )
 from nag.analysis.response import measure_levels
+from nag.analysis.told import Told
 from nag.analysis.trajectory import check_coordinates
-from nag.calibration import NoiseCalibration, require_calibratable
-from nag.corrections import NoiseGuidance
-from nag.corrections.base import Correction, Corrections
+from nag.calibration import NoiseCalibration
+from nag.corrections import At, Correction
 from nag.levels import read_levels
+from nag.relevel import require_calibratable
+from nag.seams.attach import sampler_of
+from nag.seams.run import corrected
 
 __all__ = ["calibrate"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Measuring(Correction):
+    """Sets the level of each step to the mean over all samples that have reached it."""
+
+    measure: Callable[[At], float | None]
+
+    def check(self, at: At) -> None:
+        require_calibratable(at.scheduler)
+
+    def level(self, at: At) -> float | None:
+        return self.measure(at)
 
 
 def calibrate(
@@ -48,12 +67,11 @@ def calibrate(
     seed: int = 0,
     class_labels: Sequence[int] | Tensor | None = None,
     image_labels: Sequence[int] | Tensor | None = None,
-    guidance_scale: float = 1.0,
-    eta: float = 0.0,
-    noise_guidance: NoiseGuidance | None = None,
     corrections: Correction | Sequence[Correction] = (),
+    told: Callable[[int, int], Told] | None = None,
     interval: tuple[float | None, float | None] = (-2.5, None),
     progress: bool = True,
+    **pipeline_kwargs: Any,
 ) -> NoiseCalibration:
     """Measures the levels of a pipeline's sampler.
 
@@ -61,21 +79,20 @@ def calibrate(
     is always taken from the mean over all samples that have reached it.
 
     Args:
-        pipeline: a `NAGPipeline` whose scheduler is the one to calibrate.
+        pipeline: any pipeline, whose scheduler is the one to calibrate.
         regressor: the estimator; take another one to judge the result.
-        images: `(M, C, H, W)`, held-out images in the network's range.
+        images: `(M, *shape)`, held-out images as states of the pipeline: in the network's range, or `nag.analysis.latents.encoded`.
         num_inference_steps: as for the pipeline.
         num_samples: how many samples to average.
         batch_size: samples that walk together; all, if memory allows.
         seed: of samples and forward noise.
         class_labels: `(num_samples,)`, for class-conditional networks.
         image_labels: `(M,)`, for a class-conditional regressor.
-        guidance_scale: class guidance that the table is for.
-        eta: DDIM's stochasticity that the table is for.
-        noise_guidance: noise guidance that the table is for.
-        corrections: corrections that the table is for.
+        corrections: that the table is for.
+        told: as of `forward_reference`, for pipelines that take prompts.
         interval: log-SNRs outside keep their nominal level.
         progress: show a progress bar.
+        pipeline_kwargs: everything else for the pipeline, such as `guidance_scale`, `eta`, or `prompt`.
 
     Raises:
         ValueError: if the scheduler cannot be calibrated, or there are too few samples or images.
@@ -84,17 +101,16 @@ def calibrate(
         raise ValueError(
             f"num_samples and batch_size must be at least 8, got {num_samples} and {batch_size}. Use a few hundred."
         )
-    guidance = noise_guidance or NoiseGuidance()
-    settings = guidance.settings()
-    acting = Corrections(corrections).parts
+    acting = [corrections] if isinstance(corrections, Correction) else list(corrections)
+    acting = [one for one in acting if one.on]
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(num_inference_steps)
     require_calibratable(scheduler)
     levels = read_levels(scheduler)
     check_coordinates(regressor, levels)
     nominal = levels.log_snr.numpy()
-    reference = forward_reference(
-        images, regressor, nominal, seed=seed + 1, class_labels=image_labels, progress=progress
+    reference: ForwardReference = forward_reference(
+        images, regressor, nominal, seed=seed + 1, class_labels=image_labels, told=told, progress=progress
     )
     low, high = interval
     inside = (nominal >= (-np.inf if low is None else low)) & (nominal <= (np.inf if high is None else high))
@@ -102,58 +118,31 @@ def calibrate(
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]
     labels = None if class_labels is None else torch.as_tensor(class_labels)
-    size = pipeline.unet.config.sample_size
-    shape = (pipeline.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
-    pipeline.set_progress_bar_config(disable=True)
+    called = pipeline_kwargs | {"num_inference_steps": num_inference_steps, "class_labels": labels}
+    sampler = sampler_of(pipeline, called)
     starts = range(0, num_samples - num_samples % batch_size or num_samples, batch_size)
-    try:
-        with tqdm(
-            total=len(starts) * len(nominal), desc="Calibrating", unit="step", disable=not progress
-        ) as bar:
-            for start in starts:
-                stop = min(start + batch_size, num_samples)
-                generators = sample_generators(seed, start, stop)
-                part = None if labels is None else labels[start:stop]
+    with (
+        silent(pipeline),
+        tqdm(total=len(starts) * len(nominal), desc="Calibrating", unit="step", disable=not progress) as bar,
+    ):
 
-                def measure(i: int, state: Tensor, part: Tensor | None = part) -> None:
-                    bar.update()
-                    if not inside[i]:
-                        return
-                    found, _ = finite_estimate(
-                        regressor, state * levels.input_scale[i].item(), part, f"step {i}"
-                    )
-                    seen[i].append(found)
-                    result = measure_levels(np.concatenate(seen[i])[None], nominal[i : i + 1], reference)
-                    if result.reasons[0] is None:
-                        table[i] = float(nominal[i] - 2 * result.shift[0])
-                        errors[i] = 2 * result.standard_error[0]
+        def measure(at: At) -> float | None:
+            bar.update()
+            i = at.i
+            if inside[i]:
+                found, _ = finite_estimate(at.posterior(regressor, at.u.to(*place(regressor))), f"step {i}")
+                seen[i].append(found)
+                result = measure_levels(np.concatenate(seen[i])[None], nominal[i : i + 1], reference)
+                if result.reasons[0] is None:
+                    table[i] = float(nominal[i] - 2 * result.shift[0])
+                    errors[i] = 2 * result.standard_error[0]
+            return table[i]
 
-                def after(
-                    _: Any, i: int, timestep: Any, kept: dict[str, Tensor], measure: Any = measure
-                ) -> dict[str, Tensor]:
-                    if i + 1 < len(nominal):
-                        measure(i + 1, kept["latents"].detach().to("cpu", torch.float32))
-                    return kept
-
-                noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-                measure(0, noise * float(getattr(scheduler, "init_noise_sigma", levels.sigma[0])))
-                pipeline(
-                    batch_size=stop - start,
-                    class_labels=part,
-                    num_inference_steps=num_inference_steps,
-                    eta=eta,
-                    guidance_scale=guidance_scale,
-                    noise_guidance=guidance,
-                    corrections=acting,
-                    noise_calibration=table,
-                    generator=generators,
-                    latents=noise,
-                    output_type="latent",
-                    callback_on_step_end=after,
-                )
-    finally:
-        pipeline.set_progress_bar_config(**bar_config)
+        for start in starts:
+            stop = min(start + batch_size, num_samples)
+            call = batch_of(pipeline, called, start, stop, num_samples=num_samples, seed=seed)
+            with corrected(pipeline, _Measuring(measure), *acting, sampler=sampler):
+                pipeline(output_type="latent", **call)
     return NoiseCalibration.for_scheduler(
         scheduler,
         [n if found is None else found for n, found in zip(nominal, table, strict=True)],
@@ -161,8 +150,6 @@ def calibrate(
         samples=min(starts[-1] + batch_size, num_samples),
         seed=seed,
         regressor=str(fingerprint_of(regressor)),
-        eta=eta,
-        guidance_scale=guidance_scale,
-        corrections=tuple(part.settings() for part in acting),
-        **settings,
+        corrections=tuple(one.settings() for one in acting),
+        **sampler,
     )

@@ -12,7 +12,7 @@ numbers), so that differences along the curve, and with them its slope, are far 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -24,16 +24,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nag.analysis.archive import Archive
+from nag.analysis.calls import sample_generators
 from nag.process import GaussianProcess
 from nag.regressor import NoiseEstimate, fingerprint
+from nag.seams.run import Diverged
 
 __all__ = ["Diverged", "ForwardReference", "LevelEstimator", "forward_reference", "sample_generators"]
 
 SAME_LEVEL = 1e-4  # two levels this close in log-SNR are one: far below any shift that could be measured
-
-
-class Diverged(RuntimeError):
-    """Samples that are not finite any more."""
 
 
 @runtime_checkable
@@ -80,16 +78,6 @@ class ForwardReference(Archive):
         return row
 
 
-def sample_generators(seed: int, start: int, stop: int) -> list[torch.Generator]:
-    """One CPU generator for each of the samples start, ..., stop - 1 of a seed.
-
-    A sample's generator depends on the seed and its own index alone, so no result depends on the batch size, and two
-    seeds share no sample.
-    """
-    words = np.random.SeedSequence(seed).generate_state(stop, np.uint64)[start:]
-    return [torch.Generator().manual_seed(int(word >> np.uint64(1))) for word in words]
-
-
 def place(regressor: LevelEstimator) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of an estimator's weights; CPU and float32 without any."""
     parameters = getattr(regressor, "parameters", lambda: iter(()))()
@@ -102,19 +90,21 @@ def fingerprint_of(regressor: LevelEstimator) -> str | None:
     return fingerprint(regressor) if isinstance(regressor, nn.Module) else None
 
 
-def finite_estimate(
-    regressor: LevelEstimator, x: Tensor, class_labels: Tensor | None, where: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log-SNR of the states x, as float32 arrays `(B,)`.
+def estimated(regressor: LevelEstimator, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate:
+    """What an estimator says of states, on its device and in its precision."""
+    device, dtype = place(regressor)
+    labels = None if class_labels is None else class_labels.to(device)
+    with torch.no_grad():
+        return regressor.estimate(x.to(device, dtype), labels)
+
+
+def finite_estimate(estimate: NoiseEstimate, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of log-SNR, as float32 arrays `(B,)`.
 
     Raises:
         Diverged: if one is not finite.
     """
-    device, dtype = place(regressor)
-    labels = None if class_labels is None else class_labels.to(device)
-    with torch.no_grad():
-        estimate = regressor.estimate(x.to(device, dtype), labels)
-    mean, variance = (value.float().cpu().numpy() for value in (estimate.log_snr, estimate.variance))
+    mean, variance = (value.detach().float().cpu().numpy() for value in (estimate.log_snr, estimate.variance))
     bad = int((~np.isfinite(mean) | ~np.isfinite(variance)).sum())
     if bad:
         raise Diverged(
@@ -173,6 +163,7 @@ def forward_reference(
     seed: int = 0,
     batch_size: int = 64,
     class_labels: Sequence[int] | Tensor | None = None,
+    told: Callable[[int, int], LevelEstimator] | None = None,
     spacing: float = 0.5,
     reach: float = 1.0,
     progress: bool = True,
@@ -190,6 +181,7 @@ def forward_reference(
         seed: of the noise; image m's noise depends on the seed and on m alone.
         batch_size: images per call of the estimator.
         class_labels: `(M,)`, the images' classes, for a class-conditional regressor.
+        told: gives the estimator for the images start, ..., stop - 1, where it is told their captions; see `nag.analysis.told`.
         spacing: the largest gap between two levels, in log-SNR.
         reach: how far the grid goes on beyond the first and the last level, in log-SNR.
         progress: show a progress bar.
@@ -215,9 +207,10 @@ def forward_reference(
             eps = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
             part = None if labels is None else labels[count : count + len(x_0)]
             rows = []
+            own = regressor if told is None else told(count, count + len(x_0))
             for level, alpha, sigma in zip(grid.tolist(), alphas.tolist(), sigmas.tolist(), strict=True):
                 where = f"log-SNR {level:.2f} of held-out images"
-                rows.append(finite_estimate(regressor, alpha * x_0 + sigma * eps, part, where))
+                rows.append(finite_estimate(estimated(own, alpha * x_0 + sigma * eps, part), where))
                 bar.update(len(x_0))
             means.append(np.stack([mean for mean, _ in rows]))
             variances.append(np.stack([variance for _, variance in rows]))

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +35,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from tqdm.auto import tqdm
 
-from nag.analysis.reference import Diverged, sample_generators
+from nag.analysis.calls import PER_SAMPLE, batch_of, main_network, silent
+from nag.corrections import At, Correction, CostCounter
 from nag.feature_network import features_and_classes
-from nag.network.swap import Instrument, instrumented
-from nag.network.table import unwrap
+from nag.seams.attach import sampler_of, split_arguments
+from nag.seams.run import Diverged, corrected, first_question
 
-__all__ = ["Cost", "Sampled", "count_cost", "counted_passes", "largest_steps", "sample_features", "within"]
+__all__ = ["Cost", "Sampled", "count_cost", "largest_steps", "sample_features", "within"]
 
-RESERVED = ("batch_size", "class_labels", "generator", "latents", "output_type", "return_dict")
+RESERVED = ("batch_size", *PER_SAMPLE, "generator", "latents", "output_type", "return_dict")
 TOLERANCE = 0.005  # of the budget: a wavelet transform or the like does not cost a method a step
 MOST_OVER = 0.5  # evaluations: nor does a large budget give one away
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,36 +83,6 @@ class Sampled:
     images: UInt8[np.ndarray, "kept height width channels"]
 
 
-class _Counting(Instrument):
-    """Counts the rows that go through a network."""
-
-    attributes = ("counted",)
-    counted: list[int]
-
-    def __call__(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        self.counted[0] += len(sample)
-        return super().__call__(sample, *args, **kwargs)  # type: ignore[misc]
-
-
-@contextmanager
-def counted_passes(unet: Any) -> Iterator[list[int]]:
-    """Within the block, the first entry of the list is the number of samples that went through the network."""
-    counted = [0]
-    with instrumented(unwrap(unet), _Counting, counted=counted):
-        yield counted
-
-
-@contextmanager
-def _silent(pipe: Any) -> Iterator[None]:
-    """Within the block, the pipeline shows no bar of its own."""
-    config = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**({"disable": False} | config))
-
-
 class _Operations(TorchDispatchMode):
     """Adds up the operations of what runs inside, forward and backward.
 
@@ -122,6 +93,10 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
+    def reset(self, *_: Any) -> None:
+        """Begins anew."""
+        self.total = 0
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
@@ -129,28 +104,49 @@ class _Operations(TorchDispatchMode):
         return out
 
 
-def count_cost(pipe: Any, arguments: Mapping[str, Any], *, class_label: int | None = None) -> Cost:
+def count_cost(pipe: Any, arguments: Mapping[str, Any], *, each: Mapping[str, Any] | None = None) -> Cost:
     """Counts what a sample costs, by drawing one with a generator of its own.
 
+    Prompts are encoded before, and images decoded after, what is counted.
+
     Args:
-        pipe: a `NAGPipeline`; its scheduler is the sampler.
+        pipe: any pipeline; its scheduler is the sampler.
         arguments: for the pipeline, `num_inference_steps` among them.
-        class_label: the class asked for, for a class-conditional network.
+        each: conditions of the samples, one entry for each.
 
     Raises:
         ValueError: whatever the pipeline refuses.
     """
-    unet = pipe.unet
-    labels = None if class_label is None else torch.tensor([class_label], device=unet.device)
-    size = unet.config.sample_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    x = torch.zeros(1, unet.config.in_channels, height, width, device=unet.device, dtype=unet.dtype)
-    with torch.no_grad(), _Operations() as plain:
-        unet(x, torch.tensor(1, device=unet.device), class_labels=labels)
-    extra = {} if class_label is None else {"class_labels": [class_label]}
-    with _silent(pipe), counted_passes(unet) as counted, _Operations() as whole:
-        pipe(generator=[torch.Generator().manual_seed(0)], output_type="latent", **extra, **arguments)
-    return Cost(passes=counted[0], evaluations=round(whole.total / plain.total, 4))
+    rest, acting = split_arguments(pipe, arguments)
+    acting = [one for one in acting if one.on]
+    counter, operations = CostCounter(), _Operations()
+    one = {name: value[:1] for name, value in (each or {}).items() if value is not None}
+    call = batch_of(pipe, {**rest, **one}, 0, 1, num_samples=1, seed=0) | {"output_type": "latent"}
+    with silent(pipe):
+        at = first_question(pipe, lambda: pipe(**call))
+        with torch.no_grad(), operations:
+            question: Any = at.question
+            question.call.answer()
+        plain = operations.total / len(question.call.sample)
+        edges = _Edges(operations, [0])
+        with operations, corrected(pipe, *acting, counter, edges, sampler=sampler_of(pipe, rest)):
+            pipe(**call)
+    return Cost(passes=round(sum(counter.passes)), evaluations=round(edges.reached[0] / plain, 4))
+
+
+@dataclass(frozen=True, eq=False)
+class _Edges(Correction):
+    """Counts from the first question to the last step, without prompts and pictures."""
+
+    operations: _Operations
+    reached: list[int]
+
+    def check(self, at: At) -> None:
+        self.operations.total = 0
+
+    def prediction(self, at: At, value: Tensor) -> Tensor:
+        self.reached[0] = self.operations.total
+        return value
 
 
 def within(cost: Cost, budget: int) -> bool:
@@ -163,7 +159,7 @@ def largest_steps(
     arguments: Mapping[str, Any],
     budget: int,
     *,
-    class_label: int | None = None,
+    each: Mapping[str, Any] | None = None,
     guess: int | None = None,
 ) -> tuple[int, Cost] | None:
     """The largest number of steps whose cost is within a budget, and that cost; None if one step is too dear.
@@ -175,12 +171,12 @@ def largest_steps(
         pipe: a `NAGPipeline`; its scheduler is the sampler.
         arguments: for the pipeline, without `num_inference_steps`.
         budget: evaluations per sample.
-        class_label: the class asked for, for a class-conditional network.
+        each: conditions of the samples, one entry for each.
         guess: the number of steps that is tried first; default: the budget.
     """
 
     def cost(steps: int) -> Cost:
-        return count_cost(pipe, {**arguments, "num_inference_steps": steps}, class_label=class_label)
+        return count_cost(pipe, {**arguments, "num_inference_steps": steps}, each=each)
 
     low, high = 0, budget + 1  # low fits, high does not
     found: Cost | None = None
@@ -206,7 +202,7 @@ def sample_features(
     seed: int,
     arguments: Mapping[str, Any],
     batch_size: int = 250,
-    class_labels: Sequence[int] | Tensor | None = None,
+    each: Mapping[str, Any] | None = None,
     keep_images: int = 16,
     mixed_precision: str = "no",
     progress: bool = True,
@@ -220,7 +216,7 @@ def sample_features(
         seed: of all randomness.
         arguments: for the pipeline: `num_inference_steps`, guidance, corrections, calibration.
         batch_size: samples per call of the pipeline.
-        class_labels: `(num_samples,)`, for a class-conditional network.
+        each: conditions of the samples, `class_labels` or `prompt`, one entry for each.
         keep_images: how many of the samples to keep as images.
         mixed_precision: "no", "bf16" or "fp16": autocast of the pipeline.
         progress: show a progress bar.
@@ -240,32 +236,29 @@ def sample_features(
         raise ValueError(
             f"mixed_precision must be one of {', '.join(PRECISIONS)}, got {mixed_precision!r}. Use 'no' for float32."
         )
-    labels = None if class_labels is None else torch.as_tensor(class_labels)
-    if labels is not None and labels.shape != (num_samples,):
-        raise ValueError(
-            f"class_labels must hold one class for each of {num_samples} samples, got shape {tuple(labels.shape)}. "
-            "Repeat a single class num_samples times."
-        )
-    device, dtype = pipe.unet.device, PRECISIONS[mixed_precision]
-    features, classes, kept, seconds = [], [], [], list[float]()
+    given = dict(each or {})
+    labels = None if given.get("class_labels") is None else torch.as_tensor(given["class_labels"])
+    rest, acting = split_arguments(pipe, arguments)
+    network_device, dtype = main_network(pipe).device, PRECISIONS[mixed_precision]
+    counter = CostCounter()
+    features, classes, kept, seconds, passes = [], [], [], list[float](), 0.0
     with (
-        _silent(pipe),
-        counted_passes(pipe.unet) as counted,
+        silent(pipe),
         tqdm(total=num_samples, desc="Sampling", unit="image", disable=not progress, leave=False) as bar,
     ):
         for start in range(0, num_samples, batch_size):
             stop = min(start + batch_size, num_samples)
-            part = {} if labels is None else {"class_labels": labels[start:stop].to(device)}
-            begin = _now(device)
-            with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
-                images = pipe(
-                    batch_size=stop - start,
-                    generator=sample_generators(seed, start, stop),
-                    output_type="pt",
-                    **part,
-                    **arguments,
-                ).images.float()
-            seconds.append((_now(device) - begin) / (stop - start))
+            call = batch_of(pipe, {**rest, **given}, start, stop, num_samples=num_samples, seed=seed)
+            begin, before = _now(network_device), sum(counter.passes)
+            with (
+                nullcontext() if dtype is None else torch.autocast(network_device.type, dtype),
+                corrected(pipe, *acting, counter, sampler=sampler_of(pipe, rest)),
+            ):
+                output = pipe(output_type="pt", **call)
+            images = torch.as_tensor(output.images if hasattr(output, "images") else output.frames[:, 0])
+            images = (images if images.shape[1] in (1, 3) else images.permute(0, 3, 1, 2)).float()
+            passes += (sum(counter.passes) - before) * (stop - start)
+            seconds.append((_now(network_device) - begin) / (stop - start))
             bad = int((~images.isfinite()).flatten(1).any(1).sum())
             if bad:
                 raise Diverged(
@@ -284,7 +277,7 @@ def sample_features(
         features=torch.cat(features),
         predicted_classes=torch.cat(classes) if classes else None,
         class_labels=labels,
-        passes=counted[0] / num_samples,
+        passes=passes / num_samples,
         seconds=statistics.median(seconds),
         images=np.concatenate(kept),
     )

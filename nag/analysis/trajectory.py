@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nag.analysis.archive import Archive
-from nag.analysis.reference import LevelEstimator, fingerprint_of, finite_estimate, sample_generators
-from nag.corrections import NoiseGuidance
-from nag.corrections.base import Correction
-from nag.levels import SchedulerLevels, read_levels
+from nag.analysis.calls import batch_of, silent
+from nag.analysis.reference import LevelEstimator, fingerprint_of, finite_estimate, place
+from nag.corrections import At, Correction, Recorder
+from nag.levels import SchedulerLevels
+from nag.seams.attach import sampler_of, split_arguments
+from nag.seams.run import corrected
 
 __all__ = ["Trajectory", "record"]
 
-RESERVED = ("batch_size", "callback_on_step_end", "generator", "latents", "output_type", "return_dict")
+RESERVED = ("batch_size", "generator", "latents", "output_type", "return_dict")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,37 +67,6 @@ class Trajectory(Archive):
         return np.interp(log_snr, self.timestep_table[0], self.timestep_table[1])
 
 
-class _Recorder:
-    """The pipeline's callback: estimates the level of the state that each step is given."""
-
-    def __init__(self, regressor: LevelEstimator, num_samples: int, bar: tqdm) -> None:
-        self.regressor, self.num_samples, self.bar = regressor, num_samples, bar
-        self.levels: SchedulerLevels | None = None
-        self.rows: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def start(self, noise: Tensor, class_labels: Tensor | None) -> None:
-        self.state, self.class_labels, self.rows = noise.double(), class_labels, []
-
-    def __call__(
-        self, pipeline: Any, i: int, timestep: Any, callback_kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        if self.levels is None:
-            self.levels = read_levels(pipeline.scheduler)
-            check_coordinates(self.regressor, self.levels)
-            self.bar.reset(
-                total=self.num_samples * len(self.levels)
-            )  # order 2: more states than steps asked for
-        if i == 0:  # the scale of the noise is known once the timesteps are set
-            self.state = self.state * float(
-                getattr(pipeline.scheduler, "init_noise_sigma", self.levels.sigma[0])
-            )
-        model_input = self.state * self.levels.input_scale[i].item()
-        self.rows.append(finite_estimate(self.regressor, model_input, self.class_labels, f"step {i}"))
-        self.bar.update(len(self.state))
-        self.state = callback_kwargs["latents"].detach().to("cpu", torch.float64, copy=True)
-        return callback_kwargs
-
-
 def check_coordinates(regressor: LevelEstimator, levels: SchedulerLevels) -> None:
     """Raises ValueError unless the network's input x = alpha x_0 + sigma eps is what the regressor was trained on."""
     expected = torch.stack(regressor.process.alpha_sigma(levels.log_snr))
@@ -108,26 +79,12 @@ def check_coordinates(regressor: LevelEstimator, levels: SchedulerLevels) -> Non
         )
 
 
-def _labels(class_labels: Sequence[int] | Tensor | None, num_samples: int) -> Tensor | None:
-    if class_labels is None:
-        return None
-    labels = torch.as_tensor(class_labels)
-    if labels.shape != (num_samples,):
-        raise ValueError(
-            f"class_labels must hold one class for each of {num_samples} samples, got shape {tuple(labels.shape)}. "
-            "Repeat a single class num_samples times."
-        )
-    return labels
-
-
 def _plain(value: Any) -> Any:
     """A value as JSON can hold it; everything else by its name."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, NoiseGuidance):
-        return _plain(asdict(value))
     if isinstance(value, Correction):
         return value.settings()
     if isinstance(value, float) and not math.isfinite(value):
@@ -170,6 +127,7 @@ def record(
     num_inference_steps: int = 50,
     seed: int = 0,
     class_labels: Sequence[int] | Tensor | None = None,
+    corrections: Correction | Sequence[Correction] = (),
     keep_images: int = 16,
     progress: bool = True,
     **pipeline_kwargs: Any,
@@ -181,19 +139,21 @@ def record(
     differ by their settings only.
 
     Args:
-        pipeline: a `NAGPipeline`; any pipeline with `latents`, a list of generators and `callback_on_step_end`.
+        pipeline: any pipeline of diffusers.
         regressor: the estimator, not necessarily the pipeline's own.
         num_samples: B, how many samples.
         batch_size: samples per call of the pipeline.
         num_inference_steps: passed to the pipeline.
         seed: of the noise.
         class_labels: `(num_samples,)`, passed to the pipeline and to the regressor.
+        corrections: what acts meanwhile.
         keep_images: how many of the samples to keep as images.
         progress: show one progress bar for the whole run.
-        pipeline_kwargs: everything else for the pipeline, such as `eta` or `noise_guidance_scale`.
+        pipeline_kwargs: everything else for the pipeline, such as `eta`, or `prompt`: of prompts, negative prompts and images
+            one for each sample, or one for all.
 
     Raises:
-        ValueError: if a number is not positive, labels are given for another number of samples, an argument is one that
+        ValueError: if a number is not positive, there are conditions for another number of samples, an argument is one that
             `record` sets itself, the regressor works in other coordinates, or the scheduler is not supported.
         RuntimeError: if an estimate is not finite.
     """
@@ -207,28 +167,46 @@ def record(
     taken = sorted(set(pipeline_kwargs) & set(RESERVED))
     if taken:
         raise ValueError(f"pipeline_kwargs must not hold what `record` sets itself, got {', '.join(taken)}.")
-    labels = _labels(class_labels, num_samples)
-    arguments = {"num_samples": num_samples, "num_inference_steps": num_inference_steps, "seed": seed}
+    labels = None if class_labels is None else torch.as_tensor(class_labels)
+    pipeline_kwargs, acting = split_arguments(
+        pipeline,
+        pipeline_kwargs | {"corrections": corrections, "num_inference_steps": num_inference_steps},
+    )
+    del pipeline_kwargs["num_inference_steps"]
+    acting = [one for one in acting if one.on]
+    arguments: dict[str, Any] = {
+        "num_samples": num_samples,
+        "num_inference_steps": num_inference_steps,
+        "seed": seed,
+    }
     arguments |= {"class_labels": None if labels is None else labels.tolist()} | pipeline_kwargs
+    if acting:
+        arguments["corrections"] = [one.settings() for one in acting]
+    called = pipeline_kwargs | {"num_inference_steps": num_inference_steps, "class_labels": labels}
     means, variances, images = [], [], []
-    bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
-    pipeline.set_progress_bar_config(disable=True)
-    try:
-        with tqdm(desc="Sampling", unit="state", disable=not progress) as bar:
-            recorder = _Recorder(regressor, num_samples, bar)
-            for start in range(0, num_samples, batch_size):
-                stop = min(start + batch_size, num_samples)
-                part = None if labels is None else labels[start:stop]
-                output = _run(
-                    pipeline, recorder, seed, start, stop, part, num_inference_steps, pipeline_kwargs
-                )
-                kept = output[: max(0, keep_images - start)]
-                images.append(np.round(np.clip(kept, 0, 1) * 255).astype(np.uint8))
-                means.append(np.stack([mean for mean, _ in recorder.rows]))
-                variances.append(np.stack([variance for _, variance in recorder.rows]))
-    finally:
-        pipeline.set_progress_bar_config(**bar_config)
-    levels = recorder.levels
+    levels: SchedulerLevels | None = None
+    with silent(pipeline), tqdm(desc="Sampling", unit="state", disable=not progress) as bar:
+
+        def seen(at: At, u: Tensor) -> None:
+            nonlocal levels
+            if levels is None:
+                levels = at.levels
+                check_coordinates(regressor, levels)
+                bar.reset(total=num_samples * len(levels))  # order 2: more states than steps asked for
+            u = u[: len(at.question)]  # type: ignore[arg-type]
+            rows.append(finite_estimate(at.posterior(regressor, u.to(*place(regressor))), f"step {at.i}"))
+            bar.update(len(u))
+
+        for start in range(0, num_samples, batch_size):
+            stop = min(start + batch_size, num_samples)
+            rows: list[tuple[np.ndarray, np.ndarray]] = []
+            call = batch_of(pipeline, called, start, stop, num_samples=num_samples, seed=seed)
+            with corrected(pipeline, *acting, Recorder(seen=seen), sampler=sampler_of(pipeline, called)):
+                output = pipeline(output_type="np", **call)
+            kept = images_of(output)[: max(0, keep_images - start)]
+            images.append(np.round(np.clip(kept, 0, 1) * 255).astype(np.uint8))
+            means.append(np.stack([mean for mean, _ in rows]))
+            variances.append(np.stack([variance for _, variance in rows]))
     assert levels is not None  # the loop ran at least once
     return Trajectory(
         **_level_columns(levels),
@@ -239,34 +217,11 @@ def record(
     )
 
 
-def _run(
-    pipeline: Any,
-    recorder: _Recorder,
-    seed: int,
-    start: int,
-    stop: int,
-    labels: Tensor | None,
-    num_inference_steps: int,
-    pipeline_kwargs: dict[str, Any],
-) -> np.ndarray:
-    """Samples start, ..., stop - 1 as images `(b, H, W, C)` in [0, 1]; their estimates are left in the recorder."""
-    config = pipeline.unet.config
-    size = config.sample_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    generators = sample_generators(seed, start, stop)
-    noise = torch.stack([torch.randn(config.in_channels, height, width, generator=g) for g in generators])
-    recorder.start(noise, labels)
-    extra = {} if labels is None else {"class_labels": labels.to(pipeline.unet.device)}
-    return pipeline(
-        batch_size=stop - start,
-        num_inference_steps=num_inference_steps,
-        generator=generators,
-        latents=noise.to(pipeline.unet.device, pipeline.unet.dtype),
-        output_type="np",
-        callback_on_step_end=recorder,
-        **extra,
-        **pipeline_kwargs,
-    ).images
+def images_of(output: Any) -> np.ndarray:
+    """The images of a pipeline's output, `(b, H, W, C)` in [0, 1]; of a video its first frames."""
+    images = output.images if hasattr(output, "images") else output.frames
+    array = np.asarray(images)
+    return array[:, 0] if array.ndim == 5 else array
 
 
 def _level_columns(levels: SchedulerLevels) -> dict[str, np.ndarray]:

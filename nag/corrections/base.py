@@ -47,8 +47,14 @@ class Question(Protocol):
     """What the network is being asked at this step: the pipeline's own call, which can be repeated."""
 
     network: nn.Module
-    several: bool
-    class_labels: Tensor | None
+
+    @property
+    def several(self) -> bool:
+        """Whether the pipeline asks without the condition too, in this very call."""
+
+    @property
+    def class_labels(self) -> Tensor | None:
+        """`(B,)`, of the conditional rows, or None."""
 
     def told(self) -> Tensor:
         """What it predicts for the conditional rows, `(B, C, *shape)`, without a learned variance."""

@@ -67,7 +67,7 @@ class NoiseLevelCorrection(Correction):
         require_calibratable(at.scheduler)
         require_regressor(at.regressor, at.levels, "NoiseLevelCorrection")
 
-    def level(self, at: At) -> Tensor | None:  # type: ignore[override]
+    def level(self, at: At) -> Tensor | None:
         """The level of each sample, `(B,)` log-SNR."""
         log_snr = at.nominal
         if at.pure_noise or not at.acts(self.interval):

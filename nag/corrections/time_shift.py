@@ -68,7 +68,7 @@ class TimeShift(Correction):
         """
         require_calibratable(at.scheduler)
 
-    def level(self, at: At) -> Tensor | None:  # type: ignore[override]
+    def level(self, at: At) -> Tensor | None:
         """The level of each sample, `(B,)` log-SNR; the first state is at its nominal level."""
         log_snr, process, count = at.nominal, at.levels.training, train_timesteps(at.levels)
         nominal = process.t_from_log_snr(torch.tensor(log_snr, dtype=torch.float64))

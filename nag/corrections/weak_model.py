@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,9 +109,9 @@ class WeakModel(Correction):
                 "Set the scale in WeakModel alone."
             )
 
-    def _check_other(self, network: nn.Module, own: nn.Module) -> None:
+    def _check_other(self, network: nn.Module, own: Any) -> None:
         architecture_of(network)
-        other = unwrap(network)
+        other: Any = unwrap(network)
         names = ["in_channels", "sample_size"] + ([] if self.unconditional else ["num_class_embeds"])
         for name in names:
             given, wanted = other.config.get(name), own.config.get(name)

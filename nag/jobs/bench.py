@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nag.analysis.calls import Conditions, balanced_labels, batch_of, classes_of, silent, takes
+from nag.analysis.latents import encoded, image_size
+from nag.analysis.told import Told, told_by
 from nag.feature_network import load_feature_network
 from nag.files import parse_json
 from nag.load import NAGPipeline
 from nag.named_schedulers import make_scheduler
-from nag.network.table import architecture_of, unwrap
-from nag.pipeline_inputs import checked_labels, checked_shape
 from nag.regressor import NoiseLevelRegressor
+from nag.seams.attach import sampler_of, split_arguments
+from nag.seams.run import first_question
 
 __all__ = [
     "Bench",
+    "Conditions",
     "balanced_labels",
     "check_sampler",
     "classes_of",
+    "conditions_of",
     "configured_schedulers",
     "feature_network",
+    "given",
     "held_out_images",
+    "image_table",
     "load_bench",
     "load_pipeline",
     "read_assignments",
     "scheduler_line",
+    "states_of",
+    "why_not",
 ]
 
 
@@ -41,46 +50,63 @@ class Bench:
     Args:
         pipeline: on its device.
         regressor: the estimator, its network attached.
-        images: `(M, C, H, W)` in [-1, 1].
+        images: `(M, *shape)`, as states of the pipeline: in [-1, 1], or encoded by its VAE.
         image_labels: `(M,)`, or None for an unconditional model.
-        classes: number of classes without the null class, or None.
+        conditions: of the images and of the samples.
     """
 
     pipeline: Any
     regressor: NoiseLevelRegressor
     images: Tensor
     image_labels: Tensor | None
-    classes: int | None
+    conditions: Conditions
+
+    def told(self) -> Callable[[int, int], Told] | None:
+        """The estimator under the images' captions, for pipelines that take prompts."""
+        if self.conditions.prompts is None:
+            return None
+        prompts = {"prompt": self.conditions.of(len(self.images))["prompt"]}
+        return told_by(self.pipeline, self.regressor, prompts, len(self.images))
 
 
-def balanced_labels(classes: int | None, count: int) -> Tensor | None:
-    """Labels 0, 1, ..., classes - 1 in turn, `(count,)`."""
-    return None if classes is None else torch.arange(count) % classes
+def given(**options: Any) -> dict[str, Any]:
+    """Those of some options that are set, and not at a value that leaves sampling as it is."""
+    off = {"eta": 0.0}
+    return {k: v for k, v in options.items() if v is not None and off.get(k) != v}
 
 
-def classes_of(pipeline: Any) -> int | None:
-    """Number of classes without the null class; None for an unconditional model."""
-    unet = unwrap(pipeline.unet)
-    return architecture_of(unet).null_class(unet)
+def why_not(
+    pipe: Any, scheduler: Any, conditions: Conditions, arguments: Mapping[str, Any], *, steps: int = 10
+) -> str | None:
+    """Why a pipeline cannot run with a scheduler and these arguments, noise arguments too; None if it can.
+
+    The call is begun and ends at its first question: nothing is sampled.
+    """
+    before, pipe.scheduler = pipe.scheduler, make_scheduler(None, scheduler)
+    try:
+        rest, acting = split_arguments(pipe, {**arguments, "num_inference_steps": steps})
+        call = batch_of(pipe, rest | conditions.of(1), 0, 1, num_samples=1, seed=0)
+        with silent(pipe):
+            first_question(pipe, lambda: pipe(**call), *acting, sampler=sampler_of(pipe, rest))
+    except ValueError as error:
+        return str(error)
+    finally:
+        pipe.scheduler = before
+    return None
 
 
-def check_sampler(pipe: Any, schedulers: Iterable[Any], *, guidance_scale: float, eta: float) -> None:
+def check_sampler(
+    pipe: Any, schedulers: Iterable[Any], conditions: Conditions, *, guidance_scale: float | None, eta: float
+) -> None:
     """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes.
 
     Raises:
         ValueError: as the pipeline would.
     """
-    label = None if classes_of(pipe) is None else 0
-    checked_labels(pipe.unet, label, 1, guidance_scale, pipe.device)
-    reasons = []
-    for scheduler in schedulers:
-        try:
-            checked_shape(pipe.unet, scheduler, 1, 1, eta, None, None, "latent")
-        except ValueError as error:
-            reasons.append(error)
-        else:
-            return
-    raise reasons[0]
+    arguments = given(guidance_scale=guidance_scale, eta=eta)
+    reasons = [why_not(pipe, scheduler, conditions, arguments) for scheduler in schedulers]
+    if all(reasons):
+        raise ValueError(reasons[0])
 
 
 def load_pipeline(model: str, regressor: str | None, device: str | torch.device | None) -> Any:
@@ -96,7 +122,8 @@ def load_pipeline(model: str, regressor: str | None, device: str | torch.device 
             "and their comparisons have nothing to act on there."
         )
     pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    for network in (pipeline.unet, pipeline.regressor):
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    for network in (*parts, pipeline.regressor):
         if network is not None:
             network.float().eval()
     return pipeline
@@ -117,20 +144,65 @@ def held_out_images(
     Raises:
         ValueError: if the images cannot be read, lack classes, or have another size and `exact` is set.
     """
-    from nag.finetune.images import load_images
-
-    config = unwrap(pipeline.unet).config
-    table = load_images(
-        train_data_dir=data,
-        split=_split_of(data),
-        channels=config.in_channels,
-        resolution=config.sample_size,
-        label_column="label" if with_labels else None,
-        max_samples=num_images,
-    )
+    table = image_table(pipeline, data, num_images, with_labels=with_labels)
     if exact:
         _check_size(table, data)
     return table.tensor(), table.labels if with_labels else None
+
+
+def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool) -> Any:
+    """Images at the pipeline's resolution, with their captions where the data has them."""
+    from nag.finetune.images import load_images
+
+    channels, resolution = image_size(pipeline)
+    return load_images(
+        train_data_dir=data,
+        split=_split_of(data),
+        channels=channels,
+        resolution=resolution,
+        label_column="label" if with_labels else None,
+        max_samples=num_images,
+    )
+
+
+CAPTIONS = ("text", "caption", "prompt")
+
+
+def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions:
+    """What a pipeline's samples are to show: prompts of a file, captions of the data, classes, or nothing.
+
+    Raises:
+        ValueError: if it needs prompts and there are none, or takes none and some are given.
+    """
+    required = takes(pipeline, "prompt")
+    if not required:
+        if prompts is not None:
+            raise ValueError(
+                f"prompts must be left out for a {type(pipeline).__name__}, got {prompts}. It takes none."
+            )
+        return Conditions(classes=classes_of(pipeline))
+    if prompts is not None:
+        lines = [line.strip() for line in Path(prompts).read_text(encoding="utf-8").splitlines()]
+        found = [line for line in lines if line]
+    else:
+        column = next((name for name in CAPTIONS if name in table.rows.column_names), None)
+        found = [] if column is None else [str(caption) for caption in table.rows[column]]
+    if not found:
+        raise ValueError(
+            f"prompts must be given for a {type(pipeline).__name__}, got none, and no column {', '.join(CAPTIONS)} in the data. "
+            "Pass --prompts FILE, one prompt in each line."
+        )
+    return Conditions(prompts=tuple(found))
+
+
+def states_of(pipeline: Any, images: Tensor, conditions: Conditions, *, seed: int = 0) -> Tensor:
+    """Images as states of the pipeline: themselves, or encoded by its VAE."""
+    if getattr(pipeline, "vae", None) is None:
+        return images
+    call = batch_of(pipeline, conditions.of(1), 0, 1, num_samples=1, seed=0) | {"num_inference_steps": 4}
+    with silent(pipeline):
+        at = first_question(pipeline, lambda: pipeline(**call))
+    return encoded(pipeline, images, at.u, seed=seed)
 
 
 def _check_size(table: Any, data: Path) -> None:
@@ -147,26 +219,33 @@ def _check_size(table: Any, data: Path) -> None:
                 )
 
 
-def load_bench(model: str, data: Path, regressor: str | None, num_images: int, device: str | None) -> Bench:
+def load_bench(
+    model: str,
+    data: Path,
+    regressor: str | None,
+    num_images: int,
+    device: str | None,
+    prompts: Path | None = None,
+) -> Bench:
     """Loads model, regressor and images.
 
     Raises:
-        ValueError: if there is no regressor, or it does not fit the model.
+        ValueError: if there is no regressor, or it does not fit the model, or prompts are missing.
     """
     pipeline = load_pipeline(model, regressor, device)
     if pipeline.regressor is None:
         raise ValueError(
             f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
         )
-    images, labels = held_out_images(
-        pipeline, data, num_images, with_labels=pipeline.regressor.config.uses_class
-    )
+    with_labels = pipeline.regressor.config.uses_class
+    table = image_table(pipeline, data, num_images, with_labels=with_labels)
+    conditions = conditions_of(pipeline, table, prompts)
     return Bench(
         pipeline=pipeline,
         regressor=pipeline.regressor,
-        images=images,
-        image_labels=labels,
-        classes=classes_of(pipeline),
+        images=states_of(pipeline, table.tensor(), conditions),
+        image_labels=table.labels if with_labels else None,
+        conditions=conditions,
     )
 
 

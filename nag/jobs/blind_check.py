@@ -14,6 +14,7 @@ from nag.analysis.blind_check import BlindCheck
 from nag.analysis.blind_exact import both_schedules, drift_rows, know
 from nag.analysis.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
 from nag.analysis.blind_report import check_output, reading, write_blind_check
+from nag.analysis.calls import main_network
 from nag.feature_network import extract_features
 from nag.files import read_json
 from nag.hub import fetch_beside
@@ -28,7 +29,6 @@ from nag.jobs.bench import (
 from nag.jobs.blind_check_options import BlindCheckOptions
 from nag.levels import read_levels
 from nag.named_schedulers import make_scheduler
-from nag.pipelines.auto import UNCONDITIONAL
 
 __all__ = ["run"]
 
@@ -64,7 +64,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     x_0 = kept[chosen].double()
     shown = None if kept_labels is None else kept_labels[chosen]
     eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float64).to(where)
-    network = Network(unet=pipe.unet, levels=levels)
+    network = Network(unet=main_network(pipe), levels=levels)
     print(scheduler_line(scheduler))
     rows = level_rows(network, known, x_0, shown, eps, t, regressor=pipe.regressor, progress=True)
     schedules = both_schedules(known, kept, kept_labels)
@@ -147,7 +147,7 @@ def _check(options: BlindCheckOptions) -> None:
 def _refuse_unconditional(model: str) -> None:
     index = fetch_beside(model, "model_index.json")
     name = None if index is None else read_json(index).get("_class_name")
-    if name in UNCONDITIONAL:
+    if name in ("NoiseUnconditionalPipeline", "EqMPipeline"):
         raise ValueError(
             f"model must be told its noise level, got a {name} in {model!r}. It has no noise condition that could be "
             "dropped: sample it."

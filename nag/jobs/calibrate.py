@@ -8,9 +8,10 @@ from typing import Any
 from nag.analysis.calibrate import calibrate
 from nag.calibration import FILE_NAME, NoiseCalibration
 from nag.corrections import NoiseGuidance
-from nag.jobs.bench import balanced_labels, load_bench, scheduler_line
+from nag.jobs.bench import given, load_bench, scheduler_line
 from nag.jobs.options import CalibrateOptions
 from nag.named_schedulers import make_scheduler
+from nag.seams.attach import sampler_of
 
 __all__ = ["run"]
 
@@ -29,13 +30,14 @@ def run(options: CalibrateOptions) -> None:
                 f"output must be given for a model from the Hub, got {options.model!r}. Name a file."
             )
         output = Path(options.model) / FILE_NAME
-    guidance = NoiseGuidance(
-        scale=options.noise_guidance_scale, mode=options.noise_guidance_mode, interval=options.interval
+    guidance = options.guidance()
+    bench = load_bench(
+        options.model, options.data, options.regressor, options.num_images, options.device, options.prompts
     )
-    bench = load_bench(options.model, options.data, options.regressor, options.num_images, options.device)
+    sampler = sampler_of(bench.pipeline, given(guidance_scale=options.guidance_scale, eta=options.eta))
     schedulers = [make_scheduler(name, bench.pipeline.scheduler) for name in options.scheduler_names]
     if output.exists() and not options.overwrite:
-        _refuse_known(output, schedulers, options, guidance)
+        _refuse_known(output, schedulers, options, guidance, sampler)
     for scheduler in schedulers:
         print(scheduler_line(scheduler))
         for steps in options.steps:
@@ -49,31 +51,29 @@ def run(options: CalibrateOptions) -> None:
                 batch_size=options.batch_size,
                 seed=options.seed,
                 image_labels=bench.image_labels,
-                class_labels=balanced_labels(bench.classes, options.num_samples),
-                guidance_scale=options.guidance_scale,
-                eta=options.eta,
-                noise_guidance=guidance,
+                corrections=[guidance],
+                told=bench.told(),
+                **bench.conditions.of(options.num_samples),
+                **given(guidance_scale=options.guidance_scale, eta=options.eta),
             )
             calibration.save(output)
     print(f"Calibration: {output}")
 
 
 def _refuse_known(
-    path: Path, schedulers: list[Any], options: CalibrateOptions, guidance: NoiseGuidance
+    path: Path,
+    schedulers: list[Any],
+    options: CalibrateOptions,
+    guidance: NoiseGuidance,
+    sampler: dict[str, Any],
 ) -> None:
     """Raises FileExistsError if the file holds a table for one of the samplers."""
     for scheduler in schedulers:
         for steps in options.steps:
             scheduler.set_timesteps(steps)
             try:
-                NoiseCalibration.load(
-                    path,
-                    scheduler,
-                    eta=options.eta,
-                    guidance_scale=options.guidance_scale,
-                    corrections=(),
-                    **guidance.settings(),
-                )
+                acting = (guidance.settings(),) if guidance.on else ()
+                NoiseCalibration.load(path, scheduler, corrections=acting, **sampler)
             except ValueError:
                 continue
             raise FileExistsError(

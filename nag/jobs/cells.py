@@ -17,14 +17,13 @@ from nag.analysis.compare import Cell, SeedResult, cell_name
 from nag.analysis.reference import Diverged
 from nag.analysis.sampling import Cost, Sampled, count_cost, largest_steps, within
 from nag.calibration import NoiseCalibration, require_calibratable
-from nag.corrections import NoiseGuidance
 from nag.files import written_file
-from nag.jobs.bench import balanced_labels
 from nag.jobs.stage import Images, Stage
 from nag.methods import Method
 from nag.metrics import Measured, frechet_distance_of_moments
 from nag.quality import frechet_resamples, measure_quality
 from nag.reference_features import FeatureMoments
+from nag.seams.attach import sampler_of
 
 __all__ = ["measure_cell"]
 
@@ -102,8 +101,8 @@ def _prepared(stage: Stage, cell: Cell, candidate: Method, guess: int | None, fo
     if candidate.calibrated:
         stage.pipe.scheduler.set_timesteps(cell.budget)
         require_calibratable(stage.pipe.scheduler)
-    label = None if stage.classes is None else 0
-    paid = largest_steps(stage.pipe, arguments, cell.budget, class_label=label, guess=guess)
+    one = stage.conditions.of(1)
+    paid = largest_steps(stage.pipe, arguments, cell.budget, each=one, guess=guess)
     if paid is None:
         raise ValueError(
             f"steps must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget} evaluations. "
@@ -115,7 +114,7 @@ def _prepared(stage: Stage, cell: Cell, candidate: Method, guess: int | None, fo
         with_steps = arguments | {"num_inference_steps": steps}
         table = _table(stage, cell, candidate, with_steps, folder)
         calibrated = with_steps | {"noise_calibration": table}
-        cost = count_cost(stage.pipe, calibrated, class_label=label)
+        cost = count_cost(stage.pipe, calibrated, each=one)
         if within(cost, cell.budget):
             return _Run(method=candidate, cost=cost, arguments=calibrated)
     raise ValueError(
@@ -131,31 +130,28 @@ def _table(
     options, pipe = stage.options, stage.pipe
     steps = arguments["num_inference_steps"]
     path = folder / "calibrations" / f"{cell_name(cell.scheduler, steps, candidate.label)}.json"
-    guidance = arguments.get("noise_guidance") or NoiseGuidance()
     corrections = arguments.get("corrections", [])
-    measured_with = {"eta": options.eta, "guidance_scale": arguments.get("guidance_scale", 1.0)}
+    others = {k: v for k, v in arguments.items() if k not in ("corrections", "num_inference_steps")}
     if path.exists():
         pipe.scheduler.set_timesteps(steps)
         settings = tuple(one.settings() for one in corrections)
-        found = NoiseCalibration.load(
-            path, pipe.scheduler, **measured_with, **guidance.settings(), corrections=settings
-        )
+        found = NoiseCalibration.load(path, pipe.scheduler, corrections=settings, **sampler_of(pipe, others))
         stage.use(cell.scheduler)
         return found
     table = calibrate(
         pipe,
         pipe.regressor,
-        stage.choosing.images[: options.num_images],
+        stage.choosing.states[: options.num_images],
         num_inference_steps=steps,
         num_samples=options.calibration_samples,
         batch_size=max(8, options.batch_size),
         seed=options.seed + 1,
-        class_labels=balanced_labels(stage.classes, options.calibration_samples),
         image_labels=_labels(stage.choosing, pipe.regressor, options.num_images),
-        noise_guidance=guidance,
         corrections=corrections,
+        told=stage.told(pipe.regressor, stage.choosing),
         progress=False,
-        **measured_with,
+        **stage.conditions.of(options.calibration_samples),
+        **others,
     )
     table.save(path)
     return table
@@ -223,9 +219,9 @@ def _shift(stage: Stage, scheduler: str, run: _Run) -> dict[str, Any] | None:
             num_samples=options.shift_samples,
             batch_size=options.batch_size,
             seed=options.seed + 3,
-            class_labels=balanced_labels(stage.classes, options.shift_samples),
             keep_images=0,
             progress=False,
+            **stage.conditions.of(options.shift_samples),
             **run.arguments,
         )
     except Diverged:
@@ -233,12 +229,13 @@ def _shift(stage: Stage, scheduler: str, run: _Run) -> dict[str, Any] | None:
     levels = json.dumps(trajectory.log_snr.tolist())
     if levels not in stage.forward:
         stage.forward[levels] = forward_reference(
-            stage.judging.images[: options.num_images],
+            stage.judging.states[: options.num_images],
             stage.judge,
             trajectory,
             seed=options.seed + 4,
             batch_size=options.batch_size,
             class_labels=_labels(stage.judging, stage.judge, options.num_images),
+            told=stage.told(stage.judge, stage.judging),
             progress=False,
         )
     found = measure_shift(trajectory, stage.forward[levels])

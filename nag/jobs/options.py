@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nag.methods import method_names
 from nag.named_schedulers import SCHEDULERS
 from nag.options import option
+
+if TYPE_CHECKING:
+    from nag.corrections import NoiseGuidance
 
 __all__ = [
     "AccuracyOptions",
@@ -41,7 +44,12 @@ class SamplerOptions(BenchOptions):
     )
     steps: tuple[int, ...] = option((20,), "Sampling steps.")
     regressor: str | None = option(None, "Regressor: a folder or a Hub id; default: beside the model.")
-    guidance_scale: float = option(1.0, "Class guidance; 1 is off.")
+    prompts: Path | None = option(
+        None, "Prompts, one in each line, for text-to-image models; default: the captions of --data."
+    )
+    guidance_scale: float | None = option(
+        None, "Class guidance; 1 is off; default: the pipeline's own, off for pixel models."
+    )
     eta: float = option(0.0, "Stochasticity of DDIM.")
     noise_guidance_scale: float = option(0.0, "Noise Awareness Guidance; 0 is off.")
     noise_guidance_mode: str = option("classifier_free", "classifier_free, corrected or gradient.")
@@ -54,6 +62,14 @@ class SamplerOptions(BenchOptions):
         """The guidance interval, with infinite ends as None."""
         start, end = (None if math.isinf(end) else end for end in self.noise_guidance_interval)
         return start, end
+
+    def guidance(self) -> NoiseGuidance:
+        """The noise guidance that is asked for."""
+        from nag.corrections import NoiseGuidance
+
+        return NoiseGuidance(
+            scale=self.noise_guidance_scale, mode=self.noise_guidance_mode, interval=self.interval
+        )
 
     @property
     def scheduler_names(self) -> tuple[str | None, ...]:
@@ -132,7 +148,12 @@ class CompareOptions(FeatureOptions):
     num_samples: int = option(2000, "Samples per seed.")
     seeds: tuple[int, ...] = option((101, 102), "Seeds that are reported.")
     tune_samples: int = option(500, "Samples per candidate.")
-    guidance_scale: float = option(1.0, "Class guidance of all methods; 1 is off.")
+    prompts: Path | None = option(
+        None, "Prompts, one in each line, for text-to-image models; default: the captions of --data."
+    )
+    guidance_scale: float | None = option(
+        None, "Class guidance of all methods; 1 is off; default: the pipeline's own, off for pixel models."
+    )
     eta: float = option(0.0, "Stochasticity of DDIM.")
     scheduler_config: tuple[str, ...] = option(
         (),

@@ -9,8 +9,7 @@ from typing import Any
 
 from nag.analysis import NoiseShift, ReportRun, forward_reference, measure_shift, record, write_report
 from nag.analysis.report import check_output
-from nag.corrections import NoiseGuidance
-from nag.jobs.bench import balanced_labels, load_bench, scheduler_line
+from nag.jobs.bench import given, load_bench, scheduler_line
 from nag.jobs.options import ShiftOptions
 from nag.named_schedulers import make_scheduler
 
@@ -18,20 +17,14 @@ __all__ = ["plain_settings", "run", "shift_table"]
 
 
 def _variants(options: ShiftOptions) -> Iterator[tuple[str, dict[str, Any]]]:
-    guidance = NoiseGuidance(
-        scale=options.noise_guidance_scale, mode=options.noise_guidance_mode, interval=options.interval
-    )
+    guidance = options.guidance()
     yield "", {}
     if options.noise_calibration is not None:
         yield " calibrated", {"noise_calibration": options.noise_calibration}
     if guidance.scale > 0:
         yield (
             f" + NAG {guidance.mode} w={guidance.scale:g}",
-            {
-                "noise_guidance_scale": guidance.scale,
-                "noise_guidance_mode": guidance.mode,
-                "noise_guidance_interval": guidance.interval,
-            },
+            {"corrections": [guidance]},
         )
 
 
@@ -43,8 +36,9 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """
     check_output(options.output_dir, overwrite=options.overwrite)
     variants = list(_variants(options))
-    bench = load_bench(options.model, options.data, options.regressor, options.num_images, options.device)
-    labels = balanced_labels(bench.classes, options.num_samples)
+    bench = load_bench(
+        options.model, options.data, options.regressor, options.num_images, options.device, options.prompts
+    )
     schedulers = {name: make_scheduler(name, bench.pipeline.scheduler) for name in options.scheduler_names}
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
@@ -54,8 +48,6 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
             plain = f"{name or type(scheduler).__name__} {steps}"
             for suffix, arguments in variants:
                 bench.pipeline.scheduler = make_scheduler(None, scheduler)
-                if options.eta:
-                    arguments = arguments | {"eta": options.eta}
                 trajectories[plain + suffix] = record(
                     bench.pipeline,
                     bench.regressor,
@@ -63,8 +55,8 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
                     batch_size=options.batch_size,
                     num_inference_steps=steps,
                     seed=options.seed,
-                    class_labels=labels,
-                    guidance_scale=options.guidance_scale,
+                    **bench.conditions.of(options.num_samples),
+                    **given(guidance_scale=options.guidance_scale, eta=options.eta),
                     **arguments,
                 )
                 baselines[plain + suffix] = plain if suffix else None
@@ -75,6 +67,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         seed=options.seed + 1,
         batch_size=options.batch_size,
         class_labels=bench.image_labels,
+        told=bench.told(),
     )
     shifts = {name: measure_shift(trajectory, reference) for name, trajectory in trajectories.items()}
     runs = {

@@ -19,21 +19,26 @@ from typing import Any
 from torch import Tensor
 
 from nag.analysis import ForwardReference
+from nag.analysis.calls import main_network
 from nag.analysis.sampling import Sampled, sample_features
-from nag.calibration import require_calibratable
+from nag.analysis.told import told_by
 from nag.files import read_json
 from nag.jobs.bench import (
-    balanced_labels,
+    Conditions,
     check_sampler,
-    classes_of,
+    conditions_of,
     configured_schedulers,
     feature_network,
+    given,
     held_out_images,
+    image_table,
     load_pipeline,
     read_assignments,
+    states_of,
+    why_not,
 )
 from nag.jobs.options import CompareOptions
-from nag.levels import read_levels, read_settings
+from nag.levels import read_settings
 from nag.methods import Method
 from nag.named_schedulers import make_scheduler
 from nag.quality import check_enough
@@ -61,10 +66,14 @@ SETTINGS = (  # options that the numbers of a cell depend on
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
-    """Held-out images `(M, C, H, W)` in [-1, 1], and their classes `(M,)` where a regressor needs them."""
+    """Held-out images `(M, C, H, W)` in [-1, 1], as states of the pipeline `(M, *shape)`, their classes `(M,)` where a regressor
+    needs them, and their captions.
+    """
 
     images: Tensor
+    states: Tensor
     labels: Tensor | None
+    prompts: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +90,7 @@ class Stage:
         choosing: images that choose: for calibrations.
         judging: images that judge: for shifts.
         judge: regressor that measures shifts, or None.
-        classes: number of classes without the null class, or None.
+        conditions: what the samples are to show.
         built: the arguments of every candidate, by its label.
         forward: the estimates of held-out images at the levels of a sampler, kept from cell to cell.
     """
@@ -95,13 +104,19 @@ class Stage:
     choosing: Images
     judging: Images
     judge: Any | None
-    classes: int | None
+    conditions: Conditions
     built: dict[str, dict[str, Any]]
     forward: dict[str, ForwardReference] = field(default_factory=dict)
 
     def arguments(self, method: Method) -> dict[str, Any]:
         """A method's arguments for the pipeline, with those of the command; a calibration is still to be added."""
-        return {"eta": self.options.eta} | self.built[method.label]
+        return given(eta=self.options.eta) | self.built[method.label]
+
+    def told(self, regressor: Any, images: Images) -> Any:
+        """The estimator under the captions of some images, for pipelines that take prompts."""
+        if images.prompts is None:
+            return None
+        return told_by(self.pipe, regressor, {"prompt": list(images.prompts)}, len(images.prompts))
 
     def use(self, scheduler: str | None) -> None:
         """Puts a fresh scheduler into the pipeline."""
@@ -116,7 +131,7 @@ class Stage:
             seed=seed,
             arguments=arguments,
             batch_size=self.options.batch_size,
-            class_labels=balanced_labels(self.classes, count),
+            each=self.conditions.of(count),
             keep_images=SHOWN,
             mixed_precision=self.options.mixed_precision,
         )
@@ -142,8 +157,6 @@ def load_stage(
     schedulers = configured_schedulers(
         options.schedulers, pipe.scheduler, read_assignments(options.scheduler_config)
     )
-    check_sampler(pipe, schedulers.values(), guidance_scale=options.guidance_scale, eta=options.eta)
-    built = _built(pipe, schedulers, methods, options.guidance_scale)
     network = feature_network(
         options.model,
         options.features,
@@ -154,10 +167,23 @@ def load_stage(
     judge = _judge(options, pipe)
     with_labels = any(one is not None and one.config.uses_class for one in (pipe.regressor, judge))
     images, labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
+    conditions = conditions_of(pipe, image_table(pipe, options.data, with_labels=False), options.prompts)
+    check_sampler(
+        pipe, schedulers.values(), conditions, guidance_scale=options.guidance_scale, eta=options.eta
+    )
+    built = _built(pipe, schedulers, methods, conditions, options)
     if len(images) < 16:
         raise ValueError(f"data must hold at least 16 images, got {len(images)}. Use some hundreds.")
+    states = states_of(pipe, images, conditions)
+    prompts = conditions.of(len(images))["prompt"] if conditions.prompts is not None else None
     choosing, judging = (
-        Images(images=images[k::2], labels=None if labels is None else labels[k::2]) for k in (0, 1)
+        Images(
+            images=images[k::2],
+            states=states[k::2],
+            labels=None if labels is None else labels[k::2],
+            prompts=None if prompts is None else tuple(prompts[k::2]),
+        )
+        for k in (0, 1)
     )
     real = judging.images
     if options.reference is not None:
@@ -185,7 +211,7 @@ def load_stage(
         "device": pipe.device,
     }
     settings: dict[str, Any] = {
-        "model": fingerprint(pipe.unet),
+        "model": fingerprint(main_network(pipe)),
         "scheduler": read_settings(pipe.scheduler),
         "scheduler_config": read_assignments(options.scheduler_config),
         "features": str(getattr(network, "fingerprint", type(network).__name__)),
@@ -200,7 +226,7 @@ def load_stage(
             "Leave --reference out, and half of --data judges."
         )
     settings |= {name: getattr(options, name) for name in SETTINGS}
-    settings["resampled_within_classes"] = classes_of(pipe) is not None  # errors of older folders are not
+    settings["resampled_within_classes"] = conditions.classes is not None  # errors of older folders are not
     _refuse_other(options.output_dir, settings)
     stage = Stage(
         options=options,
@@ -212,7 +238,7 @@ def load_stage(
         choosing=choosing,
         judging=judging,
         judge=judge,
-        classes=classes_of(pipe),
+        conditions=conditions,
         built=built,
     )
     return stage, settings
@@ -226,12 +252,16 @@ def _judge(options: CompareOptions, pipe: Any) -> Any | None:
         return pipe.regressor
     judge = NoiseLevelRegressor.from_pretrained(options.judge).to(pipe.device).float().eval()
     if judge.config.kind == "frozen":
-        judge.attach_backbone(pipe.unet)
+        judge.attach_backbone(main_network(pipe))
     return judge
 
 
 def _built(
-    pipe: Any, schedulers: Mapping[str | None, Any], methods: Sequence[Method], guidance_scale: float
+    pipe: Any,
+    schedulers: Mapping[str | None, Any],
+    methods: Sequence[Method],
+    conditions: Conditions,
+    options: CompareOptions,
 ) -> dict[str, dict[str, Any]]:
     """The arguments of all candidates, by their labels.
 
@@ -240,42 +270,29 @@ def _built(
     """
     found = {}
     for candidate in (one for method in methods for one in method.candidates()):
-        arguments = {"guidance_scale": guidance_scale} | candidate.arguments(pipe.device)
+        arguments = given(guidance_scale=options.guidance_scale) | candidate.arguments(pipe.device)
         found[candidate.label] = arguments
-        reasons = [_reason(pipe, made, candidate, arguments) for made in schedulers.values()]
+        reasons = [_reason(pipe, made, candidate, conditions, arguments) for made in schedulers.values()]
         if all(reasons):
             raise ValueError(f"{candidate.label!r}: {reasons[0]}")
     return found
 
 
-def _reason(pipe: Any, scheduler: Any, candidate: Method, arguments: dict[str, Any]) -> str | None:
+def _reason(
+    pipe: Any, scheduler: Any, candidate: Method, conditions: Conditions, arguments: dict[str, Any]
+) -> str | None:
     """Why a method cannot run with a scheduler, or None."""
+    if candidate.calibrated and pipe.regressor is None:
+        return (
+            "regressor must be given to calibrate, got none beside the model. Train one with "
+            "`nag finetune regressor` and pass --regressor."
+        )
+    if not candidate.calibrated:
+        return why_not(pipe, scheduler, conditions, arguments)
     made = make_scheduler(None, scheduler)
-    try:
-        made.set_timesteps(10)
-        levels = read_levels(made)
-        if candidate.calibrated and pipe.regressor is None:
-            return (
-                "regressor must be given to calibrate, got none beside the model. Train one with "
-                "`nag finetune regressor` and pass --regressor."
-            )
-        if candidate.calibrated:
-            require_calibratable(made)
-        corrections = Corrections(arguments.get("corrections", ()))
-        arguments.get("noise_guidance", NoiseGuidance()).check(
-            pipe.unet, levels, pipe.regressor, own_levels=corrections.setter is not None
-        )
-        corrections.check(
-            pipe.unet,
-            made,
-            levels,
-            pipe.regressor,
-            calibrated=candidate.calibrated,
-            guidance_scale=arguments["guidance_scale"],
-        )
-    except ValueError as error:
-        return str(error)
-    return None
+    made.set_timesteps(10)
+    nominal = arguments | {"noise_calibration": [None] * len(made.timesteps)}
+    return why_not(pipe, scheduler, conditions, nominal)
 
 
 def _refuse_other(folder: Path, settings: dict[str, Any]) -> None:

@@ -12,18 +12,24 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from nag.calibration import require_calibratable
-from nag.corrections import NoiseGuidance
+from nag.analysis.calls import main_network
+from nag.analysis.told import told_by
+from nag.corrections import Calibrated, NoiseGuidance
 from nag.corrections.interval import PURE_NOISE
 from nag.jobs.bench import (
+    Conditions,
     check_sampler,
-    classes_of,
+    conditions_of,
     configured_schedulers,
     feature_network,
+    given,
     held_out_images,
+    image_table,
     load_pipeline,
     read_assignments,
     scheduler_line,
+    states_of,
+    why_not,
 )
 from nag.jobs.tune_options import FORMS, TuneOptions
 from nag.levels import read_levels
@@ -31,7 +37,8 @@ from nag.named_schedulers import make_scheduler
 from nag.quality import check_enough
 from nag.reference_features import ReferenceFeatures, fingerprint_of_images, reference_features
 from nag.regressor import fingerprint
-from nag.tuned import FILE_NAME, Entry, Sampler, Tuned, refuse_known, save_entry
+from nag.seams.attach import sampler_of
+from nag.tuned import FILE_NAME, Entry, Sampler, refuse_known, save_entry
 from nag.tuning import Search, Space, decide
 from nag.tuning_bench import PipelineBench
 from nag.tuning_journal import Candidate, Journal, Trial
@@ -57,13 +64,13 @@ def run(options: TuneOptions) -> Entry:
     pipe = load_pipeline(options.model, options.regressor, options.device)
     settings = read_assignments(options.scheduler_config)
     (pipe.scheduler,) = configured_schedulers([options.scheduler], pipe.scheduler, settings).values()
-    check_sampler(pipe, [pipe.scheduler], guidance_scale=options.guidance_scale, eta=options.eta)
-    sampler = Sampler.of(
-        pipe.scheduler, options.steps, eta=options.eta, guidance_scale=options.guidance_scale
-    )
+    conditions = conditions_of(pipe, image_table(pipe, options.data, with_labels=False), options.prompts)
+    check_sampler(pipe, [pipe.scheduler], conditions, guidance_scale=options.guidance_scale, eta=options.eta)
+    asked = given(guidance_scale=options.guidance_scale, eta=options.eta)
+    sampler = Sampler.of(pipe.scheduler, options.steps, **sampler_of(pipe, asked))
     refuse_known(output, sampler, overwrite=options.overwrite)
     print(scheduler_line(pipe.scheduler))
-    space = _space(pipe, options)
+    space = _space(pipe, conditions, options)
     network = feature_network(
         options.model,
         options.features,
@@ -72,6 +79,8 @@ def run(options: TuneOptions) -> Entry:
         device=pipe.device,
     )
     images, image_labels, references = _images(pipe, network, options)
+    states = states_of(pipe, images, conditions)
+    prompts = conditions.of(len(images)) if conditions.prompts is not None else None
     sizes = _sizes(options, references[0].num_features)
     identity = {
         "sampler": asdict(sampler),
@@ -80,7 +89,7 @@ def run(options: TuneOptions) -> Entry:
         "seed": options.seed,
         "max_recall_loss": options.max_recall_loss,
         "mixed_precision": options.mixed_precision,
-        "unet": fingerprint(pipe.unet),
+        "unet": fingerprint(main_network(pipe)),
         "regressor": None if pipe.regressor is None else fingerprint(pipe.regressor),
         "images": fingerprint_of_images(images),
         "references": [reference.fingerprint for reference in references],
@@ -94,9 +103,10 @@ def run(options: TuneOptions) -> Entry:
         num_inference_steps=options.steps,
         sizes=sizes,
         seed=options.seed,
-        classes=classes_of(pipe),
-        images=images,
+        conditions=conditions,
+        images=states,
         image_labels=image_labels,
+        told=None if prompts is None else told_by(pipe, pipe.regressor, prompts, len(images)),
         guidance_scale=options.guidance_scale,
         eta=options.eta,
         batch_size=options.batch_size,
@@ -155,14 +165,13 @@ def _confirmed(
         "features": bench.reference.fingerprint["network"],
         "best": [_plain(trial) for trial in trials[:LISTED]],
     }
-    off = Tuned(noise_guidance=NoiseGuidance())
     best = trials[0]
     if best.recall_loss > options.max_recall_loss or best.difference >= 0:
         reason = (
             "leave it off: no trial was better than plain sampling at equal cost with "
             f"{1 - options.max_recall_loss:.0%} of its recall."
         )
-        return Entry(sampler=sampler, tuned=off, helps=False, reason=reason, evidence=evidence)
+        return Entry(sampler=sampler, corrections=(), helps=False, reason=reason, evidence=evidence)
     choice = best.candidate
     print(f"\nConfirming on fresh seeds: {choice}")
     found = bench.confirm(choice, options.confirm_seeds, options.confirm_samples, reference)
@@ -172,9 +181,9 @@ def _confirmed(
         "seeds": options.confirm_seeds,
         "mixed_precision": options.mixed_precision,
     }
-    table = bench.table(choice) if choice.calibrated else None
-    tuned = Tuned(noise_guidance=choice.guidance, noise_calibration=table) if helps else off
-    return Entry(sampler=sampler, tuned=tuned, helps=helps, reason=reason, evidence=evidence)
+    table = [Calibrated(bench.table(choice))] if choice.calibrated else []
+    chosen = (choice.guidance, *table) if helps else ()
+    return Entry(sampler=sampler, corrections=chosen, helps=helps, reason=reason, evidence=evidence)
 
 
 def trial_table(trials: list[Trial]) -> str:
@@ -238,28 +247,26 @@ def _output(options: TuneOptions) -> Path:
     return Path(options.model) / FILE_NAME
 
 
-def _space(pipe: Any, options: TuneOptions) -> Space:
+def _space(pipe: Any, conditions: Conditions, options: TuneOptions) -> Space:
     """What can be searched on this model and scheduler; what was asked for must be possible."""
     scheduler = make_scheduler(None, pipe.scheduler)
     scheduler.set_timesteps(options.steps)
     levels = read_levels(scheduler)
 
     def allowed(form: str) -> bool:
-        try:
-            if form == "calibrated":
-                require_calibratable(scheduler)
-                if pipe.regressor is None:
-                    raise ValueError(
-                        "regressor must be given for the form 'calibrated', got None. Train one with "
-                        "`nag finetune regressor` and pass --regressor."
-                    )
-            else:
-                NoiseGuidance(scale=1.0, mode=form).check(pipe.unet, levels, pipe.regressor)
-        except ValueError:
-            if options.forms:
-                raise
-            return False
-        return True
+        if form == "calibrated":
+            arguments: dict[str, Any] = {"noise_calibration": [None] * len(levels)}
+        else:
+            arguments = {"corrections": [NoiseGuidance(scale=1.0, mode=form, interval=(None, None))]}
+        reason = why_not(pipe, scheduler, conditions, arguments, steps=options.steps)
+        if form == "calibrated" and pipe.regressor is None:
+            reason = (
+                "regressor must be given for the form 'calibrated', got None. Train one with "
+                "`nag finetune regressor` and pass --regressor."
+            )
+        if reason is not None and options.forms:
+            raise ValueError(reason)
+        return reason is None
 
     asked = options.forms or tuple(form for form in FORMS if form != "gradient")
     forms = [form for form in asked if allowed(form)]

@@ -25,7 +25,12 @@ class TuneOptions(FeatureOptions):
         "Settings of the scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false.",
     )
     steps: int = option(20, "Sampling steps.")
-    guidance_scale: float = option(1.0, "Class guidance; 1 is off.")
+    prompts: Path | None = option(
+        None, "Prompts, one in each line, for text-to-image models; default: the captions of --data."
+    )
+    guidance_scale: float | None = option(
+        None, "Class guidance; 1 is off; default: the pipeline's own, off for pixel models."
+    )
     eta: float = option(0.0, "Stochasticity of DDIM.")
     forms: tuple[str, ...] = option(
         (),

@@ -105,12 +105,15 @@ class Call:
             (ARCHITECTURES.get(cls.__name__) for cls in type(inner).__mro__ if cls.__name__ in ARCHITECTURES),
             None,
         )
-        bound = _signature(type(inner)).bind(*args, **kwargs)
+        cls: Any = type(inner)
+        bound = _signature(cls).bind(*args, **kwargs)
         self.arguments: dict[str, Any] = {name: _copied(value) for name, value in bound.arguments.items()}
         spread = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
         self.arguments |= self.arguments.pop(spread, {}) if spread else {}
         self.sample_name = next(iter(bound.signature.parameters))
-        names = ("timestep", "timesteps", "t", "timestep_ratio")
+        names = (
+            (self.row.timestep,) if self.row is not None else ("timestep", "timesteps", "t", "timestep_ratio")
+        )
         self.label_name = next((name for name in names if self.arguments.get(name) is not None), None)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from nag.seams.run import corrected, denoisers
 from nag.tuned import FILE_NAME as TUNED_FILE
 from nag.tuned import load_tuned
 
-__all__ = ["Attached", "attach", "detach"]
+__all__ = ["Attached", "attach", "detach", "sampler_of", "split_arguments"]
 
 
 class Attached:
@@ -83,21 +83,24 @@ class Attached:
             corrections: of `nag.corrections`, one or several, which act in their order, after noise guidance.
         """
         call: Any = super().__call__  # type: ignore[misc]
-        parts = (corrections,) if isinstance(corrections, Correction) else tuple(corrections)
-        unset = NoiseGuidance(
-            scale=noise_guidance_scale, mode=noise_guidance_mode, interval=noise_guidance_interval
-        )
         given = dict(inspect.signature(call).bind_partial(*args, **kwargs).arguments)
         given |= given.pop("kwargs", {})
-        chosen = _chosen(self, noise_guidance, unset, noise_calibration, parts, given)
+        _, chosen = split_arguments(
+            self,
+            given
+            | {
+                "noise_guidance_scale": noise_guidance_scale,
+                "noise_guidance_mode": noise_guidance_mode,
+                "noise_guidance_interval": noise_guidance_interval,
+                "noise_guidance": noise_guidance,
+                "noise_calibration": noise_calibration,
+                "corrections": corrections,
+            },
+        )
         if all(isinstance(one, Correction) and not one.on for one in chosen):
             return call(*args, **kwargs)
         self._ready()
-        sampler = {
-            "guidance_scale": float(given.get("guidance_scale", _default(call, "guidance_scale", 1.0)))
-        }
-        sampler["eta"] = float(given.get("eta", _default(call, "eta", 0.0)))
-        with corrected(self, *chosen, generator=given.get("generator"), sampler=sampler):
+        with corrected(self, *chosen, generator=given.get("generator"), sampler=sampler_of(self, given)):
             return call(*args, **kwargs)
 
     def _ready(self) -> None:
@@ -183,7 +186,7 @@ _CLASSES: dict[type, type] = {}
 def _attached_class(cls: type) -> type:
     """A subclass of a pipeline class with its name, its place, and a signature with the noise arguments after its own."""
     if cls not in _CLASSES:
-        own = inspect.signature(cls.__call__)  # type: ignore[operator]
+        own = inspect.signature(cls.__call__)
         ours = [
             p for p in inspect.signature(Attached.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY
         ]
@@ -200,22 +203,28 @@ def _attached_class(cls: type) -> type:
             "__doc__": cls.__doc__,
             "__call__": __call__,
         }
-        __call__.__doc__ = f"{cls.__call__.__doc__ or ''}\n{Attached.__call__.__doc__}"  # type: ignore[operator]
+        __call__.__doc__ = f"{cls.__call__.__doc__ or ''}\n{Attached.__call__.__doc__}"
         __call__.__signature__ = own.replace(parameters=[*parameters[:place], *ours, *parameters[place:]])  # type: ignore[attr-defined]
         _CLASSES[cls] = type(cls.__name__, (Attached, cls), namespace)
     return _CLASSES[cls]
 
 
-def _rebuilt(cls: type, state: dict[str, Any]) -> Any:
+def _rebuilt(cls: Any, state: dict[str, Any]) -> Any:
     pipe = cls.__new__(cls)
     pipe.__dict__.update(state)
     return attach(pipe)
 
 
-def _default(call: Any, name: str, otherwise: float) -> float:
-    parameter = inspect.signature(call).parameters.get(name)
-    given = None if parameter is None else parameter.default
-    return otherwise if not isinstance(given, int | float) else given
+def sampler_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a calibration depends on besides the scheduler: `guidance_scale` and `eta` of a call, or the pipeline's defaults."""
+    parameters = inspect.signature(getattr(type(pipe), "plain_class", type(pipe)).__call__).parameters
+    found = {}
+    for name, otherwise in (("guidance_scale", 1.0), ("eta", 0.0)):
+        default = parameters[name].default if name in parameters else otherwise
+        value = arguments.get(name)
+        value = default if value is None else value
+        found[name] = float(value) if isinstance(value, int | float) else otherwise
+    return found
 
 
 def _give_backbone(regressor: NoiseLevelRegressor, pipe: Any) -> None:
@@ -227,47 +236,64 @@ def _give_backbone(regressor: NoiseLevelRegressor, pipe: Any) -> None:
         regressor.attach_backbone(next(iter(networks.values())))
 
 
-def _chosen(
-    pipe: Attached,
-    noise_guidance: NoiseGuidance | str | os.PathLike[str] | None,
-    unset: NoiseGuidance,
-    noise_calibration: Any,
-    corrections: tuple[Correction, ...],
-    given: dict[str, Any],
-) -> list[Any]:
-    """The one list of corrections that the loose arguments stand for."""
-    calibrated = [] if noise_calibration is None else [Calibrated(noise_calibration)]
+def split_arguments(pipe: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Arguments of a call without the noise arguments, and the one list of corrections that these stand for.
+
+    Args:
+        pipe: beside whose checkpoint a tuned guidance may lie.
+        arguments: of an attached pipeline.
+
+    Raises:
+        ValueError: if two arguments say different things, or nothing was tuned for this sampler.
+    """
+    ours = {
+        name: p.default
+        for name, p in inspect.signature(Attached.__call__).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    given = ours | {name: value for name, value in arguments.items() if name in ours}
+    rest = {name: value for name, value in arguments.items() if name not in ours}
+    corrections, noise_guidance = given["corrections"], given["noise_guidance"]
+    parts = [corrections] if isinstance(corrections, Correction) else list(corrections)
+    calibration = given["noise_calibration"]
+    calibrated = [] if calibration is None else [Calibrated(calibration)]
+    unset = NoiseGuidance(
+        scale=given["noise_guidance_scale"],
+        mode=given["noise_guidance_mode"],
+        interval=given["noise_guidance_interval"],
+    )
     if noise_guidance is None:
-        return [unset, *calibrated, *corrections]
+        return rest, [unset, *calibrated, *parts]
     if unset.scale != 0:
         raise ValueError(
             f"noise_guidance_scale must be 0 when noise_guidance is given, got {unset.scale}. "
             "Set the scale in noise_guidance."
         )
     if isinstance(noise_guidance, NoiseGuidance):
-        return [noise_guidance, *calibrated, *corrections]
-    if calibrated or corrections:
+        return rest, [noise_guidance, *calibrated, *parts]
+    if calibrated or parts:
         raise ValueError(
             f"noise_calibration and corrections must be left out with noise_guidance={str(noise_guidance)!r}, got "
-            f"{noise_calibration!r} and {corrections}. What was tuned together is used together."
+            f"{calibration!r} and {parts}. What was tuned together is used together."
         )
-    path: Any = noise_guidance
-    if noise_guidance == "tuned":
-        beside = Path(str(getattr(pipe, "name_or_path", "")), TUNED_FILE)
-        if pipe.noise_guidance_path is None and not beside.is_file():
-            raise ValueError(
-                f"noise_guidance must lie beside the checkpoint to be found by 'tuned', got no {TUNED_FILE} in "
-                f"{getattr(pipe, 'name_or_path', '')!r}. Make one with `nag tune`, or give its path."
-            )
-        path = pipe.noise_guidance_path or beside
-    call: Any = pipe.plain_class.__call__  # type: ignore[operator]
-    sampler = {
-        "eta": float(given.get("eta", _default(call, "eta", 0.0))),
-        "guidance_scale": float(given.get("guidance_scale", _default(call, "guidance_scale", 1.0))),
-    }
-    steps = given.get("num_inference_steps", _default(call, "num_inference_steps", 50))
-    scheduler = pipe.scheduler  # type: ignore[attr-defined]
-    return list(load_tuned(path, scheduler, int(steps), **sampler))
+    path = _tuned_file(pipe) if noise_guidance == "tuned" else noise_guidance
+    steps = rest.get("num_inference_steps")
+    if steps is None:
+        plain = getattr(type(pipe), "plain_class", type(pipe))
+        steps = inspect.signature(plain.__call__).parameters["num_inference_steps"].default
+    return rest, list(load_tuned(path, pipe.scheduler, int(steps), **sampler_of(pipe, rest)))
+
+
+def _tuned_file(pipe: Any) -> Path:
+    """What `nag tune` wrote beside the checkpoint, also after it was loaded."""
+    known = getattr(pipe, "noise_guidance_path", None)
+    beside = Path(str(getattr(pipe, "name_or_path", "")), TUNED_FILE)
+    if known is None and not beside.is_file():
+        raise ValueError(
+            f"noise_guidance must lie beside the checkpoint to be found by 'tuned', got no {TUNED_FILE} in "
+            f"{getattr(pipe, 'name_or_path', '')!r}. Make one with `nag tune`, or give its path."
+        )
+    return known or beside
 
 
 def _push(pipe: Any, folder: Path, **kwargs: Any) -> None:

@@ -75,6 +75,7 @@ def layout_of(pipe: Any) -> Layout:
 
 TOLD: dict[str, Callable[[Tensor, float], Tensor]] = {
     "t": lambda t, count: t,
+    "t-1": lambda t, count: t - 1,
     "t/T": lambda t, count: t / count,
     "1-t/T": lambda t, count: 1 - t / count,
 }

@@ -306,7 +306,7 @@ class Run:
     def find(self) -> None:
         """Finds scheduler and denoisers."""
         pipe = self.pipe
-        self.scheduler = getattr(pipe, "scheduler", None)
+        self.scheduler: Any = getattr(pipe, "scheduler", None)
         self.modules = denoisers(pipe)
         if self.scheduler is None or not hasattr(self.scheduler, "step") or not self.modules:
             raise ValueError(
@@ -532,8 +532,8 @@ class Run:
             )
         if self.heard_steps and not self.heard_questions:
             raise RuntimeError(
-                f"{type(self.pipe).__name__} must ask {', '.join(self.modules)} through its __call__ to be corrected, got steps without "
-                "a question. Does it copy its network?"
+                f"{type(self.pipe).__name__} must call its {', '.join(self.modules)} to be corrected, got steps "
+                "without a question. Does it copy its network?"
             )
 
     # What is known of a step
@@ -744,7 +744,7 @@ class Run:
         if self.done or "eta" not in bound.arguments or "eta" in self.sampler:
             return
         for one in self.corrections:
-            table = getattr(one, "table", None)
+            table: Any = getattr(one, "table", None)
             if hasattr(table, "eta") and table.eta != bound.arguments["eta"]:
                 table.check(self.scheduler, eta=float(bound.arguments["eta"]))
 

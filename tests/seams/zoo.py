@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.seams.zoo_flows import FLOWS
-from tests.seams.zoo_pixels import PIXELS
 
 from tests.seams.case import Case
+from tests.seams.zoo_flows import FLOWS
+from tests.seams.zoo_pixels import PIXELS
 from tests.seams.zoo_transformers import TRANSFORMERS
 from tests.seams.zoo_unets import UNETS
 from tests.seams.zoo_videos import VIDEOS

@@ -1,0 +1,142 @@
+"""Calling any diffusers pipeline for many samples, a batch at a time, each sample with randomness and condition of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nag.network.table import architecture_of, unwrap
+from nag.seams.run import denoisers
+
+__all__ = [
+    "PER_SAMPLE",
+    "Conditions",
+    "balanced_labels",
+    "batch_of",
+    "classes_of",
+    "main_network",
+    "sample_generators",
+    "silent",
+    "takes",
+]
+
+PER_SAMPLE = (
+    *("class_labels", "prompt", "prompt_2", "prompt_3", "negative_prompt"),
+    *("image", "mask_image", "control_image"),
+)
+"""Arguments of pipelines that hold one entry per sample."""
+
+
+def main_network(pipe: Any) -> Any:
+    """The first of a pipeline's denoisers.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    networks = denoisers(pipe)
+    if not networks:
+        raise ValueError(f"pipe must have a denoiser, got {type(pipe).__name__}.")
+    return next(iter(networks.values()))
+
+
+def takes(pipe: Any, name: str) -> bool:
+    """Whether the pipeline's call has an argument."""
+    return name in inspect.signature(pipe.__call__).parameters
+
+
+def classes_of(pipe: Any) -> int | None:
+    """Number of classes without the null class; None for a pipeline without class labels."""
+    if not takes(pipe, "class_labels"):
+        return None
+    network = main_network(pipe)
+    return architecture_of(network).null_class(unwrap(network))
+
+
+def sample_generators(seed: int, start: int, stop: int) -> list[torch.Generator]:
+    """One CPU generator for each of the samples start, ..., stop - 1 of a seed.
+
+    A sample's generator depends on the seed and its own index alone, so no result depends on the batch size, and two
+    seeds share no sample.
+    """
+    words = np.random.SeedSequence(seed).generate_state(stop, np.uint64)[start:]
+    return [torch.Generator().manual_seed(int(word >> np.uint64(1))) for word in words]
+
+
+def batch_of(
+    pipe: Any, arguments: Mapping[str, Any], start: int, stop: int, *, num_samples: int, seed: int
+) -> dict[str, Any]:
+    """The arguments of one call, for the samples start, ..., stop - 1.
+
+    Args:
+        pipe: which is called.
+        arguments: for all samples: of `PER_SAMPLE` one entry for each, or one for all; everything else as it is.
+        start: first sample.
+        stop: after the last one.
+        num_samples: how many there are.
+        seed: of the samples' generators.
+
+    Raises:
+        ValueError: if an argument has an entry for another number of samples.
+    """
+    found, sized = dict[str, Any](), False
+    for name, value in arguments.items():
+        if value is None or (name in PER_SAMPLE and not takes(pipe, name)):
+            continue
+        if name in PER_SAMPLE and isinstance(value, Sequence | Tensor) and not isinstance(value, str):
+            if len(value) != num_samples:
+                raise ValueError(
+                    f"{name} must hold one entry for each of {num_samples} samples, got {len(value)}. "
+                    "Give one entry for all, or repeat them."
+                )
+            value = value[start:stop]
+            value = value.tolist() if isinstance(value, Tensor) and name == "class_labels" else value
+            sized = True
+        elif name in PER_SAMPLE:
+            value, sized = [value] * (stop - start), True
+        found[name] = value
+    if not sized and takes(pipe, "batch_size"):
+        found["batch_size"] = stop - start
+    return found | {"generator": sample_generators(seed, start, stop)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What samples are asked to show: classes in turn, prompts in turn, or nothing.
+
+    Args:
+        classes: number of classes without the null class, or None.
+        prompts: one for each, or None.
+    """
+
+    classes: int | None = None
+    prompts: tuple[str, ...] | None = None
+
+    def of(self, count: int) -> dict[str, Any]:
+        """Arguments of a pipeline for some samples, one entry for each."""
+        if self.prompts is not None:
+            return {"prompt": [self.prompts[i % len(self.prompts)] for i in range(count)]}
+        labels = balanced_labels(self.classes, count)
+        return {} if labels is None else {"class_labels": labels}
+
+
+def balanced_labels(classes: int | None, count: int) -> Tensor | None:
+    """Labels 0, 1, ..., classes - 1 in turn, `(count,)`."""
+    return None if classes is None else torch.arange(count) % classes
+
+
+@contextmanager
+def silent(pipe: Any) -> Iterator[None]:
+    """Within the block, the pipeline shows no bar of its own."""
+    config = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**({"disable": False} | config))
