@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.seams.reference import answer_of
 
-__all__ = ["Layout", "NotFound", "find_layout", "level_paths"]
+__all__ = ["DENOISERS", "Layout", "NotFound", "Seen", "layout_of", "level_paths", "look"]
 
 INNERMOST = r"(.*\.)?(time_embedding|timestep_embedder|time_embedder|t_embedder|time_step_proj|time_token)"
 OUTERMOST = r"time_embed|time_embed_r|base_time_embedding|timestep_proj|time_in|timestep_features|t_embedding"
@@ -30,120 +31,127 @@ class NotFound(Exception):
 
 
 @dataclass
-class Layout:
-    """What was seen in a plain call."""
+class Seen:
+    """What was heard in a plain call on a copy of a pipeline.
 
-    levels: dict[str, str] = field(default_factory=dict)
-    rows: str = ""
-    channels: int | None = None
-    calls: int = 1
-    images: int = 0
-    steps: int = 0
+    Args:
+        pipe: the copy.
+        output: what `run` returned.
+        states: what the scheduler was handed, one for each step.
+        values: the predictions that it was handed.
+        answers: the rows that the networks answered, call by call, for each step.
+        prepared: how many images the pipeline has made initial states for.
+        heard: the names of the networks that were asked.
+    """
+
+    pipe: Any
+    output: Tensor = field(default_factory=lambda: torch.zeros(0))
+    states: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    answers: list[list[Tensor]] = field(default_factory=lambda: [[]])
+    prepared: list[int] = field(default_factory=list)
+    heard: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The facts of a case; see `tests.seams.case.Case`."""
+
+    levels: dict[str, str]
+    rows: str
+    channels: int | None
 
 
 def level_paths(network: nn.Module) -> str:
     """A regular expression of the paths of the level embeddings, "" where there are none."""
-    names = [name for name, _ in network.named_modules()]
     own = OTHERS.get(type(network).__name__)
     if own is not None:
         return own
+    names = [name for name, _ in network.named_modules()]
     found = [name for name in names if re.fullmatch(INNERMOST, name)]
     found = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
     found = found or [name for name in names if re.fullmatch(OUTERMOST, name)]
     return "|".join(re.escape(name) for name in found)
 
 
-def find_layout(pipe: Any, run: Any) -> Layout:
-    """Listens to a copy of a pipeline while `run` calls it.
+def listen(owner: Any, name: str, heard: Callable[[tuple[Any, ...], dict[str, Any], Any], None]) -> None:
+    """Calls `heard` after each call of a method, on this object alone."""
+    plain = getattr(owner, name)
+
+    def method(*arguments: Any, **options: Any) -> Any:
+        output = plain(*arguments, **options)
+        heard(arguments, options, output)
+        return output
+
+    method.__wrapped__ = plain  # type: ignore[attr-defined]
+    setattr(owner, name, method)
+
+
+def look(pipe: Any, run: Callable[[Any], Tensor]) -> Seen:
+    """Calls a copy of a pipeline and listens."""
+    seen = Seen(copy.deepcopy(pipe))
+    for name, component in seen.pipe.components.items():
+        if isinstance(component, nn.Module) and re.fullmatch(DENOISERS, name):
+
+            def answered(arguments: Any, options: Any, output: Any, name: str = name) -> None:
+                seen.heard.add(name)
+                seen.answers[-1].append(answer_of(output).detach().clone())
+
+            listen(component, "forward", answered)
+    for name in ("prepare_latents", "prepare_intermediate_images"):
+        if hasattr(seen.pipe, name):
+            listen(seen.pipe, name, lambda _, __, output: seen.prepared.append(len(answer_of(output))))
+
+    scheduler = getattr(seen.pipe, "scheduler", None)
+    if hasattr(scheduler, "step"):
+        step = scheduler.step
+
+        def stepped(*arguments: Any, **options: Any) -> Any:
+            value = options["model_output"] if "model_output" in options else arguments[0]
+            state = options["sample"] if "sample" in options else arguments[2]
+            seen.values.append(value.detach().clone())
+            seen.states.append(state.detach().clone())
+            seen.answers.append([])
+            return step(*arguments, **options)
+
+        stepped.__wrapped__ = step  # type: ignore[attr-defined]
+        scheduler.step = stepped
+    seen.output = run(seen.pipe)
+    return seen
+
+
+def layout_of(seen: Seen) -> Layout:
+    """Reads the layout off.
 
     Raises:
         NotFound: if the call does not ask in a way that could be guided.
     """
-    pipe = copy.deepcopy(pipe)
-    layout = Layout()
-    prepared: list[int] = []
-    answers: list[list[Tensor]] = [[]]
-    outputs: list[Tensor] = []
-    states: list[Tensor] = []
-    heard: set[str] = set()
-
-    def listen(name: str, network: Any) -> None:
-        plain = network.forward
-
-        def forward(*arguments: Any, **options: Any) -> Any:
-            output = plain(*arguments, **options)
-            heard.add(name)
-            answers[-1].append(answer_of(output).detach().clone())
-            return output
-
-        network.forward = forward
-
-    def keep(name: str) -> None:
-        plain = getattr(pipe, name, None)
-        if plain is None:
-            return
-
-        def prepare(*arguments: Any, **options: Any) -> Any:
-            output = plain(*arguments, **options)
-            prepared.append(len(answer_of(output)))
-            return output
-
-        prepare.__wrapped__ = plain  # type: ignore[attr-defined]
-        setattr(pipe, name, prepare)
-
-    if not hasattr(pipe, "scheduler"):
-        raise NotFound("no scheduler of that name")
-    networks = {
-        name: component
-        for name, component in pipe.components.items()
-        if isinstance(component, nn.Module) and re.fullmatch(DENOISERS, name)
-    }
-    if "prior_scheduler" in pipe.components:
+    if "prior_scheduler" in seen.pipe.components:
         raise NotFound("two networks with a scheduler each")
-    for name, network in networks.items():
-        listen(name, network)
-    for name in ("prepare_latents", "prepare_intermediate_images"):
-        keep(name)
-    step = pipe.scheduler.step
-
-    def stepped(*arguments: Any, **options: Any) -> Any:
-        value = options["model_output"] if "model_output" in options else arguments[0]
-        outputs.append(value.detach().clone())
-        states.append((options["sample"] if "sample" in options else arguments[2]).detach().clone())
-        answers.append([])
-        return step(*arguments, **options)
-
-    stepped.__wrapped__ = step  # type: ignore[attr-defined]
-    pipe.scheduler.step = stepped
-    run(pipe)
-    if not outputs or not answers[0]:
-        raise NotFound("the network is not asked before the scheduler steps")
-    layout.levels = {name: level_paths(networks[name]) for name in sorted(heard)}
-    for name, paths in layout.levels.items():
+    if not seen.values or not seen.answers[0]:
+        raise NotFound("its scheduler does not step after a question")
+    levels = {name: level_paths(getattr(seen.pipe, name)) for name in sorted(seen.heard)}
+    for name, paths in levels.items():
         if not paths:
-            raise NotFound(f"no level embedding is known in {type(networks[name]).__name__}")
-    first, output, state = answers[0][0], outputs[0], states[0]
-    layout.images = prepared[0] if prepared and len(first) % prepared[0] == 0 else len(state)
-    if type(pipe).__name__ == "DiTPipeline":  # its state is doubled
-        layout.images = len(state) // 2
-    k, rest = divmod(len(first), layout.images)
+            network = type(getattr(seen.pipe, name)).__name__
+            raise NotFound(f"no level embedding is known in {network}")
+    first, value, state = seen.answers[0][0], seen.values[0], seen.states[0]
+    images = seen.prepared[0] if seen.prepared and len(first) % seen.prepared[0] == 0 else len(state)
+    if type(seen.pipe).__name__ == "DiTPipeline":  # its state is doubled
+        images = len(state) // 2
+    k, rest = divmod(len(first), images)
     if rest or not k:
-        raise NotFound(f"{len(first)} rows for {layout.images} states")
-    layout.calls, layout.steps = max(len(answer) for answer in answers), len(outputs)
+        raise NotFound(f"{len(first)} rows for {images} states")
     wide = first.ndim > 2 and state.ndim == first.ndim and first.shape[1] > state.shape[1]
-    layout.channels = state.shape[1] if wide else None
-    layout.rows = "n" * (found := _conditional(first, output, k, layout)) + "c" + "n" * (k - 1 - found)
-    return layout
+    channels = state.shape[1] if wide else None
+    j = 0 if k == 1 else _conditional(first[:, :channels], value[:images, :channels], k)
+    return Layout(levels=levels, rows="n" * j + "c" + "n" * (k - 1 - j), channels=channels)
 
 
-def _conditional(first: Tensor, output: Tensor, k: int, layout: Layout) -> int:
-    if k == 1:
-        return 0
-    channels = output.shape[1] if layout.channels is None else layout.channels
-    blocks = [block[:, :channels] for block in first.double().chunk(k)]
-    target = output[: layout.images, :channels].double()
-    if target.shape != blocks[0].shape:
-        raise NotFound(f"answers {tuple(blocks[0].shape)}, steps {tuple(target.shape)}")
+def _conditional(first: Tensor, value: Tensor, k: int) -> int:
+    blocks = first.double().chunk(k)
+    if value.shape != blocks[0].shape:
+        raise NotFound(f"its networks answer {tuple(blocks[0].shape)}, its steps are {tuple(value.shape)}")
     matrix = torch.stack([block.reshape(-1) for block in blocks], dim=1)
-    weights = torch.linalg.lstsq(matrix, target.reshape(-1, 1)).solution[:, 0]
+    weights = torch.linalg.lstsq(matrix, value.double().reshape(-1, 1)).solution[:, 0]
     return int((weights * weights.sum().sign()).argmax())
