@@ -14,6 +14,7 @@ from torch import Tensor
 
 import nag
 from nag.corrections import Calibrated, Correction, NoiseGuidance
+from nag.corrections.interval import EVERYWHERE
 from nag.levels import read_levels
 from tests.seams.case import Case, call
 from tests.seams.exhibit import DIFFUSERS_WARNS, SCALE, Exhibit, Watch
@@ -50,7 +51,7 @@ def test_off_is_bit_identical(exhibit: Exhibit, correction: Callable[[], Correct
 @zoo_where(lambda case: not case.refused)
 @pytest.mark.parametrize("null_pass", ["auto", "whole"])
 def test_guided_is_as_by_hand(exhibit: Exhibit, null_pass: str) -> None:
-    output = corrected(exhibit, NoiseGuidance(scale=SCALE, null_pass=null_pass))
+    output = corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE, null_pass=null_pass))
     reference, _ = exhibit.guided_by_hand
     assert_guided(output, reference, exhibit.plain)
 
@@ -58,7 +59,7 @@ def test_guided_is_as_by_hand(exhibit: Exhibit, null_pass: str) -> None:
 @zoo_where(lambda case: bool(case.refused))
 def test_refused_in_words(exhibit: Exhibit) -> None:
     with pytest.raises((ValueError, RuntimeError), match="must"):
-        corrected(exhibit, NoiseGuidance(scale=SCALE))
+        corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE))
     torch.testing.assert_close(call(exhibit.pipe, exhibit.case), exhibit.plain, rtol=0, atol=0)
 
 
@@ -68,7 +69,7 @@ def test_affine_in_the_scale(exhibit: Exhibit) -> None:
     first, i = [], int(exhibit.case.noise_first)
     for scale in (0.0, SCALE, 2 * SCALE):
         watch = Watch()
-        corrected(exhibit, NoiseGuidance(scale=scale), watch)
+        corrected(exhibit, NoiseGuidance(scale=scale, interval=EVERYWHERE), watch)
         first.append(watch.values[i])
         torch.testing.assert_close(watch.states[i], exhibit.watched_by_hand[1].states[i], rtol=0, atol=0)
     once, twice = first[1] - first[0], first[2] - first[0]
@@ -163,7 +164,7 @@ def nothing_left(exhibit: Exhibit) -> Iterator[None]:
 
 def guidance(case: Case) -> list[Correction]:
     """What can act in this case."""
-    return [] if case.refused else [NoiseGuidance(scale=SCALE)]
+    return [] if case.refused else [NoiseGuidance(scale=SCALE, interval=EVERYWHERE)]
 
 
 def test_nothing_is_left_behind(exhibit: Exhibit) -> None:
@@ -191,7 +192,7 @@ def test_two_images_per_prompt(exhibit: Exhibit) -> None:
     seen = guided_by_hand(exhibit.pipe, exhibit.case, SCALE)
     reference, plain = call(seen.pipe, exhibit.case, **two), call(exhibit.pipe, exhibit.case, **two)
     assert len(plain) == 2 * len(exhibit.plain)
-    assert_guided(corrected(exhibit, NoiseGuidance(scale=SCALE), **two), reference, plain)
+    assert_guided(corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE), **two), reference, plain)
 
 
 @zoo_where(lambda case: case.name in ("Stable Diffusion", "DiT", "Wan, two experts"))
