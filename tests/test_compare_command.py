@@ -129,9 +129,9 @@ def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_in
         scheduler = stage.pipe.scheduler
         scheduler.set_timesteps(arguments["num_inference_steps"])
         levels = read_levels(scheduler).log_snr.clamp(min=0.5)
-        guidance = arguments["noise_guidance"].settings()
+        settings = tuple(one.settings() for one in arguments["corrections"])
         return NoiseCalibration.for_scheduler(
-            scheduler, levels, 0 * levels, samples=8, seed=0, regressor="abc", **guidance
+            scheduler, levels, 0 * levels, samples=8, seed=0, regressor="abc", corrections=settings
         )
 
     monkeypatch.setattr(cells, "_table", table)
@@ -216,7 +216,7 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
         ({"tune_samples": 4}, "tune_samples must be more than the 4 features of the network"),
         (
             {"methods": ("class_interval:guidance_scale=2",), "guidance_scale": 3.0},
-            "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with ClassInterval, got 3.0",
+            "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with WeakModel",
         ),
         ({"features": "nowhere.pt"}, "path must be a TorchScript file, got 'nowhere.pt'"),
     ],

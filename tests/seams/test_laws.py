@@ -192,7 +192,9 @@ def test_two_images_per_prompt(exhibit: Exhibit) -> None:
     seen = guided_by_hand(exhibit.pipe, exhibit.case, SCALE)
     reference, plain = call(seen.pipe, exhibit.case, **two), call(exhibit.pipe, exhibit.case, **two)
     assert len(plain) == 2 * len(exhibit.plain)
-    assert_guided(corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE), **two), reference, plain)
+    assert_guided(
+        corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE), **two), reference, plain
+    )
 
 
 @zoo_where(lambda case: case.name in ("Stable Diffusion", "DiT", "Wan, two experts"))
