@@ -159,17 +159,14 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     features = str(checkpoint / "model" / "classifier")
     given = {"model": str(tmp_path / "model"), "features": features, "schedulers": ("ddim",), "seeds": (101,)}
-    path = job.run(
-        options(
-            checkpoint, tmp_path / "out", **given, methods=("class_guidance:scale=2", "plain"), steps=(1,)
-        )
-    )
+    path = job.run(options(checkpoint, tmp_path / "out", **given, methods=("plain",), steps=(1,)))
     assert "The noise shift is not measured" in capsys.readouterr().out
     html = path.read_text(encoding="utf-8")
     assert "Not measured: there was no regressor" in html
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert rows[0]["class_accuracy"] is None
-    assert "guidance_scale must be 1 for an unconditional network" in rows[1]["refused"]
+    with pytest.raises(ValueError, match="'class_guidance:scale=2': guidance_scale must be 1 for an uncond"):
+        job.run(options(checkpoint, tmp_path / "other", **given, methods=("class_guidance:scale=2",)))
     with pytest.raises(ValueError, match="guidance_scale must be 1 for an unconditional network, got 2.0"):
         job.run(options(checkpoint, tmp_path / "other", **given, methods=("plain",), guidance_scale=2.0))
     with pytest.raises(

@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
         head = NoiseLevelRegressor.from_unet(unet, scheduler, hidden_size=8)
         network = SmallClassifier(
             sample_size=8,
-            num_conditions=Conditions(classes=2),
+            num_classes=2,
             block_out_channels=(4, 8),
             num_features=FEATURES,
         )

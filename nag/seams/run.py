@@ -706,9 +706,7 @@ class Run:
             if isinstance(own, int | float):
                 found["guidance_scale"] = float(own)
         found["corrections"] = tuple(
-            one.settings()
-            for one in self.corrections
-            if not isinstance(one, Calibrated) and one.settings().get("correction") not in _WATCHERS
+            one.settings() for one in self.corrections if not isinstance(one, Calibrated) and not one.watches
         )
         return found
 
@@ -747,9 +745,6 @@ class Run:
             table: Any = getattr(one, "table", None)
             if hasattr(table, "eta") and table.eta != bound.arguments["eta"]:
                 table.check(self.scheduler, eta=float(bound.arguments["eta"]))
-
-
-_WATCHERS = ("Recorder", "CostCounter")
 
 
 def _found(one: Correction, pipe: Any) -> Correction:
