@@ -111,7 +111,7 @@ def main(
             num_samples=num_samples,
             seed=seed,
             arguments=arguments,
-            class_labels=labels(num_samples, use.get("classes", range(10))),
+            each={"class_labels": labels(num_samples, use.get("classes", range(10)))},
             keep_images=0,
             mixed_precision="bf16",
             progress=False,
