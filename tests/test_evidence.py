@@ -99,17 +99,25 @@ def test_both_sides_of_the_first_table_are_picked_on_the_tuning_seed(evidence, m
         row("nag:scale=2", True, 3.0, 8.0, 6.0),
         row("calibrated", True, 0.5),
     ]
-    (tmp_path / "ddim_50.json").write_text(json.dumps({"rows": rows, "fingerprints": {}}))
+    (tmp_path / "ddim_50.json").write_text(
+        json.dumps({"rows": rows, "fingerprints": {}, "settings": {"model": "m"}})
+    )
     monkeypatch.setattr(draw, "RESULTS", tmp_path)
     table = draw.verdicts("ddim_50", plain="plain_100").splitlines()
     assert (
         table[2] == "| ddim | 50 | nag:scale=2 | 3.00 ± 0.50° | dcw:scale=2 | 4.00 ± 0.50° | 0.75 | not run |"
     )
     rows[4]["minus_picked_baseline"] = {"value": -1.0, "standard_error": 0.4, draw.RESAMPLED: True}
-    (tmp_path / "ddim_50.json").write_text(json.dumps({"rows": rows, "fingerprints": {draw.RESAMPLED: True}}))
+    found = {"rows": rows, "fingerprints": {draw.RESAMPLED: True}, "settings": {"model": "m"}}
+    (tmp_path / "ddim_50.json").write_text(json.dumps(found))
     table = draw.verdicts("ddim_50", plain="plain_100").splitlines()
     assert table[2] == (
         "| ddim | 50 | nag:scale=2 | 3.00 ± 0.50 | dcw:scale=2 | 4.00 ± 0.50 | 0.75 ± 0.10 | not run |"
+    )
+    classless = {"rows": rows[:1], "fingerprints": {}, "settings": {"model": "model_unconditional"}}
+    (tmp_path / "ddim_50.json").write_text(json.dumps(classless))
+    assert "1.00 ± 0.50 |" in draw.line(
+        draw.rows("ddim_50")[0] | {"steps": 9, "evaluations": 9, "recall": None}
     )
 
 

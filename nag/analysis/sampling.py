@@ -25,7 +25,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -138,6 +138,7 @@ def count_cost(pipe: Any, arguments: Mapping[str, Any], *, each: Mapping[str, An
 class _Edges(Correction):
     """Counts from the first question to the last step, without prompts and pictures."""
 
+    watches: ClassVar[bool] = True
     operations: _Operations
     reached: list[int]
 

@@ -26,7 +26,7 @@ one. What it has to remember from step to step lies in `At.memory`, which is mad
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -235,6 +235,9 @@ class At:
 
 class Correction:
     """Base of the corrections: the identity at each of the four places."""
+
+    watches: ClassVar[bool] = False
+    """Whether it only looks, so that no table depends on it."""
 
     @property
     def on(self) -> bool:

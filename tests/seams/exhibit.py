@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nag.corrections import Correction, NoiseGuidance
+from nag.corrections.interval import EVERYWHERE
 from tests.seams.case import Case, call
 from tests.seams.reference import Guided, guided_by_hand
 
@@ -26,7 +27,7 @@ DIFFUSERS_WARNS = (
 
 def everywhere(scale: float, **more: Any) -> NoiseGuidance:
     """Guidance at all levels; by default it leaves the noisiest alone."""
-    return NoiseGuidance(scale=scale, interval=(None, None), **more)
+    return NoiseGuidance(scale=scale, interval=EVERYWHERE, **more)
 
 
 @dataclass(eq=False)
