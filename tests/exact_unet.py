@@ -135,9 +135,9 @@ def exact(unet, u, ask, weight: float) -> Tensor:
     return unet(u, ask["timestep"]).sample - weight * slope * unet.oracle.posterior_gradient(u, t)
 
 
-def real(unet: UNet2DModel, batch: int = 2):
+def real(unet: UNet2DModel, batch: int = 2, **config):
     """States for a real network, and what to ask it, in the middle of a DDIM schedule."""
-    scheduler = DDIMScheduler()
+    scheduler = DDIMScheduler(**config)
     scheduler.set_timesteps(10)
     levels = read_levels(scheduler)
     u = torch.randn(batch, unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(3))
