@@ -209,7 +209,7 @@ class At:
     @property
     def two_stages(self) -> bool:
         """Whether the solver asks twice per step (Heun, KDPM2), and so calls `scheduler.step` twice for one step."""
-        return hasattr(self.scheduler, "state_in_first_order")
+        return hasattr(type(self.scheduler), "state_in_first_order")
 
     @property
     def whole(self) -> bool:
