@@ -28,6 +28,7 @@ CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "nag": ("NoiseGuidance", {"mode": "classifier_free"}),
     "nag_corrected": ("NoiseGuidance", {"mode": "corrected"}),
     "nag_gradient": ("NoiseGuidance", {"mode": "gradient"}),
+    "blind": ("Blind", {}),
     "epsilon_scaling": ("EpsilonScaling", {}),
     "time_shift": ("TimeShift", {}),
     "dcw": ("DifferentialCorrection", {}),

@@ -199,10 +199,10 @@ def frechet_resamples(
     centred, count = features.double() - moments.mean, len(features)
     generator = torch.Generator().manual_seed(seed)
     values = []
-    for rows_drawn, counts in resampled(count, resamples, generator=generator, class_labels=class_labels):
-        weights = torch.zeros(count, dtype=torch.float64).index_add(0, rows_drawn, counts)
+    for indices in resampled(count, resamples, generator=generator, class_labels=class_labels):
+        weights = indices.bincount(minlength=count)
         drawn = weights.nonzero()[:, 0].to(features.device)  # some 63 %
-        weight = weights.to(features.device)[drawn]
+        weight = weights.to(features.device)[drawn].double()
         rows = centred[drawn] * weight.sqrt()[:, None]
         offset = weight.sqrt() @ rows / count
         covariance = (rows.T @ rows - count * torch.outer(offset, offset)) / (count - 1)

@@ -1,12 +1,14 @@
 r"""The bootstrap: how much a number of N samples would change with other samples, from these samples alone.
 
 A free resample draws N of the N rows. But where classes were dealt out, so many samples to each, other samples would have the
-same numbers, and what sets the classes apart is no chance. Then rows are drawn within each class, n - 1 of the n rows of a
-class, each counting n / (n - 1): the variance of a mean is then exactly the estimate for new samples of the same numbers,
+same numbers, and what sets the classes apart is no chance. Then rows are drawn within each class: n - 1 of the n rows of a
+class, the first of them twice, so that every class keeps its number. With s^2 the variance inside a class, a mean then has
 
-    sum over classes of (n / N)^2 s^2 / n,        s^2 the variance inside the class,
+    sum over classes of (n / N)^2 (s^2 / n) (1 + 1/n - 2/n^2)
 
-where drawing freely would add the variance between the classes. Classes of a single sample are drawn as one class.
+where new samples have it without the last factor, which is 1 for pairs and for large classes and at most 1.125. (Drawing n of
+n would have 1 - 1/n, a half for pairs; drawing freely adds the variance between the classes.) Classes of a single sample are
+drawn as one class.
 
 References:
     Bootstrap methods: another look at the jackknife, Efron 1979, section 2.
@@ -52,7 +54,7 @@ def bootstrap(
         ValueError: If resamples is less than 2, or there is not a label for each sample.
     """
     drawn = resampled(len(samples), resamples, generator=generator, class_labels=class_labels)
-    values = torch.tensor([statistic(samples[i], reference) for i, _ in drawn], dtype=torch.float64)
+    values = torch.tensor([statistic(samples[i], reference) for i in drawn], dtype=torch.float64)
     return Measured(value=statistic(samples, reference), standard_error=float(values.std()))
 
 
@@ -78,7 +80,7 @@ def bootstrap_difference(
             f"second must have as many rows as first, got {len(second)} and {len(first)}. Sample both from the same noise."
         )
     drawn = resampled(len(first), resamples, generator=generator, class_labels=class_labels)
-    values = [statistic(second[i], reference) - statistic(first[i], reference) for i, _ in drawn]
+    values = [statistic(second[i], reference) - statistic(first[i], reference) for i in drawn]
     value = statistic(second, reference) - statistic(first, reference)
     return Measured(value=value, standard_error=float(torch.tensor(values, dtype=torch.float64).std()))
 
@@ -89,8 +91,8 @@ def resampled(
     *,
     generator: torch.Generator,
     class_labels: Int[Tensor, " labels"] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Row numbers of each resample, and how much each of them counts, `(M,)` in float64 with sum N.
+) -> Iterator[Int[Tensor, " rows"]]:
+    """Row numbers `(N,)` of each resample.
 
     Args:
         count: N.
@@ -107,7 +109,7 @@ def resampled(
         )
     if class_labels is None:
         for _ in range(resamples):
-            yield torch.randint(count, (count,), generator=generator), torch.ones(count, dtype=torch.float64)
+            yield torch.randint(count, (count,), generator=generator)
         return
     if class_labels.shape != (count,):
         raise ValueError(
@@ -116,12 +118,9 @@ def resampled(
     _, classes, sizes = class_labels.cpu().unique(return_inverse=True, return_counts=True)
     classes = torch.where(sizes[classes] > 1, classes, -1)
     groups = [(classes == one).nonzero()[:, 0] for one in classes.unique()]
-    draws = [max(len(group) - 1, 1) for group in groups]
-    counts = torch.cat(
-        [torch.full((k,), len(g) / k, dtype=torch.float64) for g, k in zip(groups, draws, strict=True)]
-    )
     for _ in range(resamples):
-        rows = [
-            g[torch.randint(len(g), (k,), generator=generator)] for g, k in zip(groups, draws, strict=True)
-        ]
-        yield torch.cat(rows), counts
+        rows = []
+        for group in groups:
+            drawn = group[torch.randint(len(group), (max(len(group) - 1, 1),), generator=generator)]
+            rows += [drawn, drawn[: len(group) - len(drawn)]]
+        yield torch.cat(rows)

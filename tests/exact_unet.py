@@ -12,10 +12,12 @@ from diffusers import (
 )
 from torch import Tensor
 
-from nag.corrections import NoiseGuidance
+from nag.corrections import Correction, NoiseGuidance
 from nag.directions import affine_form
 from nag.levels import read_levels
+from nag.pipelines import UNet2DPipeline
 from nag.scheduler_levels import SchedulerLevels
+from nag.seams import corrected
 from nag.theory.posterior import FiniteData, LevelPrior
 
 SCHEDULERS = {
@@ -93,14 +95,35 @@ def situation(name: str, *, wrong_by: float = 0.1, batch: int = 3, **options):
     x_0 = unet.oracle.data[torch.tensor([0, 3, 5])[torch.arange(batch) % 3]]
     eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
     u = float(levels.network_alpha[step]) * x_0 + (1 + wrong_by) * float(levels.network_sigma[step]) * eps
-    ask = {"timestep": levels.timestep_of(levels.log_snr[step]), "levels": levels, "step": step}
+    ask = {
+        "timestep": levels.timestep_of(levels.log_snr[step]), "levels": levels, "step": step, "scheduler": scheduler
+    }  # fmt: skip
     return unet, u, ask, ExactPosterior(unet.oracle)
+
+
+def answered(
+    unet, u, ask, *corrections: Correction, regressor=None, class_labels=None, guidance_scale=1.0
+) -> Tensor:
+    """What the network's rows become when a loop of one question is corrected, and class guidance of them."""
+    scheduler, several = ask["scheduler"], guidance_scale != 1
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(ask["step"])
+    states, labels = u, class_labels
+    if several:
+        none = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
+        states, labels = torch.cat([u, u]), torch.cat([none, class_labels])
+    with corrected(UNet2DPipeline(unet, scheduler), *corrections, regressor=regressor):
+        rows = unet(states, ask["timestep"], class_labels=labels).sample
+    if not several:
+        return rows
+    none, told = rows.chunk(2)
+    return told + (guidance_scale - 1) * (told - none)
 
 
 def guided(unet, u, ask, *, regressor=None, class_labels=None, guidance_scale=1.0, **settings) -> Tensor:
     guidance = NoiseGuidance(**({"interval": (None, None)} | settings))
-    return guidance.predict(
-        unet, u, class_labels=class_labels, guidance_scale=guidance_scale, regressor=regressor, **ask
+    return answered(
+        unet, u, ask, guidance, regressor=regressor, class_labels=class_labels, guidance_scale=guidance_scale
     )
 
 
@@ -112,10 +135,10 @@ def exact(unet, u, ask, weight: float) -> Tensor:
     return unet(u, ask["timestep"]).sample - weight * slope * unet.oracle.posterior_gradient(u, t)
 
 
-def real(unet: UNet2DModel, batch: int = 2):
+def real(unet: UNet2DModel, batch: int = 2, **config):
     """States for a real network, and what to ask it, in the middle of a DDIM schedule."""
-    scheduler = DDIMScheduler()
+    scheduler = DDIMScheduler(**config)
     scheduler.set_timesteps(10)
     levels = read_levels(scheduler)
     u = torch.randn(batch, unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(3))
-    return u, {"timestep": scheduler.timesteps[6], "levels": levels, "step": 6}
+    return u, {"timestep": scheduler.timesteps[6], "levels": levels, "step": 6, "scheduler": scheduler}

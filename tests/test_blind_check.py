@@ -381,7 +381,7 @@ def run(checkpoint, *words, model="model"):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-SMALL = ["--num_states", 4, "--num_samples", 8, "--steps", 3, "--resamples", 3, "--levels", -2, 0, 2]
+SMALL = ["--num_states", 4, "--num_samples", 10, "--steps", 3, "--resamples", 3, "--levels", -2, 0, 2]
 
 
 def test_the_command_writes_what_the_pipeline_takes(checkpoint, tmp_path):

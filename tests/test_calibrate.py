@@ -14,9 +14,10 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, UNet2DModel
 
 from nag.analysis.calibrate import calibrate
 from nag.levels import read_levels, read_training
-from nag.pipelines import NAGUNet2DPipeline
+from nag.pipelines import UNet2DPipeline
 from nag.process import GaussianProcess
 from nag.regressor import NoiseEstimate
+from nag.seams import attach
 from tests.tiny import tiny_unet
 
 BIAS, SIZE, STEPS, START = 0.3, 24, 12, -1.0  # START: below it 576 pixels do not tell the level
@@ -50,9 +51,8 @@ class VarianceEstimator:
 
 @pytest.fixture
 def pipe():
-    return NAGUNet2DPipeline(
-        unet=Shrinking(), scheduler=DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    )
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    return attach(UNet2DPipeline(unet=Shrinking(), scheduler=scheduler))
 
 
 def by_hand(levels, corrected: bool, interval_start: float) -> list[float]:
@@ -98,7 +98,7 @@ def test_the_table_holds_the_levels_of_the_corrected_sampler(pipe, batch_size):
         assert found.shift[i] == 0
         assert found.standard_error[i] == 0
     assert found.samples == 64
-    found.check(pipe.scheduler, eta=0.0, guidance_scale=1.0, noise_guidance_scale=0.0)
+    found.check(pipe.scheduler, eta=0.0, guidance_scale=1.0, corrections=())
 
 
 def test_the_table_is_used_as_it_was_measured(pipe):

@@ -162,7 +162,7 @@ def test_accuracy(checkpoint, tmp_path):
         (["--noise_guidance_scale", -1], "noise_guidance_scale must be at least 0 and finite, got -1.0"),
         (
             ["--noise_guidance_scale", 1, "--noise_guidance_interval", 3, 1],
-            "noise_guidance_interval must have start < end",
+            "interval must have start < end",
         ),
         (["--regressor", "nowhere/"], "nowhere"),
     ],

@@ -129,9 +129,9 @@ def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_in
         scheduler = stage.pipe.scheduler
         scheduler.set_timesteps(arguments["num_inference_steps"])
         levels = read_levels(scheduler).log_snr.clamp(min=0.5)
-        guidance = arguments["noise_guidance"].settings()
+        settings = tuple(one.settings() for one in arguments["corrections"])
         return NoiseCalibration.for_scheduler(
-            scheduler, levels, 0 * levels, samples=8, seed=0, regressor="abc", **guidance
+            scheduler, levels, 0 * levels, samples=8, seed=0, regressor="abc", corrections=settings
         )
 
     monkeypatch.setattr(cells, "_table", table)
@@ -159,17 +159,14 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     features = str(checkpoint / "model" / "classifier")
     given = {"model": str(tmp_path / "model"), "features": features, "schedulers": ("ddim",), "seeds": (101,)}
-    path = job.run(
-        options(
-            checkpoint, tmp_path / "out", **given, methods=("class_guidance:scale=2", "plain"), steps=(1,)
-        )
-    )
+    path = job.run(options(checkpoint, tmp_path / "out", **given, methods=("plain",), steps=(1,)))
     assert "The noise shift is not measured" in capsys.readouterr().out
     html = path.read_text(encoding="utf-8")
     assert "Not measured: there was no regressor" in html
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert rows[0]["class_accuracy"] is None
-    assert "guidance_scale must be 1 for an unconditional network" in rows[1]["refused"]
+    with pytest.raises(ValueError, match="'class_guidance:scale=2': guidance_scale must be 1 for an uncond"):
+        job.run(options(checkpoint, tmp_path / "other", **given, methods=("class_guidance:scale=2",)))
     with pytest.raises(ValueError, match="guidance_scale must be 1 for an unconditional network, got 2.0"):
         job.run(options(checkpoint, tmp_path / "other", **given, methods=("plain",), guidance_scale=2.0))
     with pytest.raises(
@@ -216,7 +213,7 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
         ({"tune_samples": 4}, "tune_samples must be more than the 4 features of the network"),
         (
             {"methods": ("class_interval:guidance_scale=2",), "guidance_scale": 3.0},
-            "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with ClassInterval, got 3.0",
+            "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with WeakModel",
         ),
         ({"features": "nowhere.pt"}, "path must be a TorchScript file, got 'nowhere.pt'"),
     ],

@@ -23,7 +23,7 @@ from diffusers import (
 from huggingface_hub.utils import _http
 
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
-from nag.pipelines import NAGPipeline, NAGUNet2DPipeline
+from nag.load import NAGPipeline
 from nag.regressor import NoiseLevelRegressor
 from tests.tiny import tiny_unet
 

@@ -109,22 +109,32 @@ def test_a_quality_is_resampled_within_the_classes_that_were_asked_for(real):
     assert found.standard_error == float(values.std())
 
 
-def test_every_class_keeps_its_weight(generator):
-    """n - 1 draws of a class of n, each counting n / (n - 1); single samples are drawn as one class."""
-    labels = torch.tensor([0] * 6 + [1] * 3 + [2] + [3] + [4])
-    rows, counts = next(resampled(12, 2, generator=generator, class_labels=labels))
-    weight = torch.zeros(5, dtype=torch.float64).index_add(0, labels[rows], counts)
-    assert weight[:2].tolist() == pytest.approx([6, 3])
-    assert float(weight[2:].sum()) == pytest.approx(3)
-    assert len(rows) == 5 + 2 + 2
+def test_every_class_keeps_its_number(generator):
+    """Also small ones; those of a single sample are drawn as one class."""
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2, 3, 4])
+    for rows in resampled(12, 20, generator=generator, class_labels=labels):
+        numbers = labels[rows].bincount(minlength=5)
+        assert numbers[:2].tolist() == [6, 3]
+        assert int(numbers[2:].sum()) == 3
     alone = torch.tensor([0, 0, 1])
-    assert all((r == 2).sum() == 1 for r, _ in resampled(3, 5, generator=generator, class_labels=alone))
+    assert all((r == 2).sum() == 1 for r in resampled(3, 5, generator=generator, class_labels=alone))
 
 
-def test_the_variance_of_a_mean_is_the_textbooks_also_in_small_classes(generator):
-    """Cochran 1977, eq. 5.6: sum over classes of (n / N)^2 s^2 / n. Pairs show the n - 1 draws best."""
-    labels, x = torch.arange(40) // 2, features(40, 1, seed=0).double()
-    exact = sum(float(x[labels == k].var()) * 2 / 40**2 for k in range(20))
+def test_distances_by_weights_are_those_by_drawing_rows_within_classes(real):
+    samples = mixture(COUNT, 3)
+    values = frechet_resamples(samples, real, resamples=3, seed=4, class_labels=LABELS)[1]
+    drawn = resampled(COUNT, 3, generator=torch.Generator().manual_seed(4), class_labels=LABELS)
+    for value, rows in zip(values, drawn, strict=True):
+        again = frechet_resamples(samples[rows], real, resamples=2)[0]
+        assert float(value) == pytest.approx(again, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4, 20])
+def test_the_variance_of_a_mean_is_the_textbooks_also_in_small_classes(generator, size):
+    """Cochran 1977, eq. 5.6: sum over classes of (n / N)^2 s^2 / n, here times 1 + 1/n - 2/n^2."""
+    labels, x = torch.arange(40) // size, features(40, 1, seed=0).double()
+    exact = sum(float(x[labels == k].var()) * size / 40**2 for k in range(40 // size))
+    exact *= 1 + 1 / size - 2 / size**2
     found = bootstrap(mean_gap, x, x, resamples=4000, generator=generator, class_labels=labels)
     assert found.standard_error == pytest.approx(math.sqrt(exact), rel=0.05)  # 4000 resamples: 1.1 %
     pair = bootstrap_difference(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 
+from nag.analysis.calls import Conditions
 from nag.analysis.reference import sample_generators
 from nag.corrections import NoiseGuidance
 from nag.feature_network import SmallClassifier, load_feature_network
@@ -40,7 +41,10 @@ def folder(tmp_path_factory):
         torch.manual_seed(0)
         head = NoiseLevelRegressor.from_unet(unet, scheduler, hidden_size=8)
         network = SmallClassifier(
-            sample_size=8, num_classes=2, block_out_channels=(4, 8), num_features=FEATURES
+            sample_size=8,
+            num_classes=2,
+            block_out_channels=(4, 8),
+            num_features=FEATURES,
         )
     head.save_pretrained(folder / "model" / "regressor")
     network.save_pretrained(folder / "model" / "classifier")
@@ -60,7 +64,7 @@ def bench(folder):
         reference_features(images, network),
         num_inference_steps=STEPS,
         sizes=(10, 20, 40),
-        classes=2,
+        conditions=Conditions(classes=2),
         images=images,
         batch_size=16,
     )
@@ -98,7 +102,7 @@ def test_a_reading_is_that_of_the_samples(bench):
     images = bench.pipe(
         class_labels=[0, 1] * 5,
         num_inference_steps=STEPS,
-        noise_guidance=GUIDED.guidance,
+        corrections=[GUIDED.guidance],
         generator=sample_generators(seed, 0, 10),
         output_type="pt",
     ).images
@@ -161,7 +165,7 @@ def test_a_confirmation_compares_with_plain_sampling_at_equal_cost(bench, tmp_pa
 def test_a_calibrated_schedule_is_measured_for_its_guidance(bench):
     calibrated = replace(GUIDED, calibrated=True)
     table = bench.table(calibrated)
-    assert table.noise_guidance_scale == 1.0
+    assert table.corrections[0]["scale"] == 1.0
     assert bench.table(calibrated) is table
     assert bench.read(calibrated, 0) is not None
     bench.images = None
@@ -178,7 +182,7 @@ def test_tuning_writes_what_the_pipeline_then_uses(folder, tmp_path, capsys):
         replace(entry, evidence=json.loads(json.dumps(entry.evidence)))
     ]  # tuples are lists in JSON
     assert entry.helps == ("use it" in entry.reason) != ("leave it off" in entry.reason)
-    assert (entry.tuned.noise_guidance.scale == 0 and entry.tuned.noise_calibration is None) != entry.helps
+    assert (entry.corrections == ()) != entry.helps
     pipe = load_pipeline(chosen.model, None, "cpu")
     pipe.set_progress_bar_config(disable=True)
     settings = {"class_labels": [0, 1], "num_inference_steps": STEPS, "output_type": "latent"}
@@ -186,10 +190,7 @@ def test_tuning_writes_what_the_pipeline_then_uses(folder, tmp_path, capsys):
         pipe(generator=torch.Generator().manual_seed(0), **settings, **arguments).images
         for arguments in (
             {"noise_guidance": chosen.output},
-            {
-                "noise_guidance": entry.tuned.noise_guidance,
-                "noise_calibration": entry.tuned.noise_calibration,
-            },
+            {"corrections": entry.corrections},
         )
     )
     torch.testing.assert_close(tuned, by_hand, rtol=0, atol=0)
@@ -213,7 +214,7 @@ def test_where_nothing_is_better_the_verdict_is_off(folder, tmp_path, monkeypatc
     entry = run(options(folder, tmp_path, forms=("classifier_free",)))
     assert not entry.helps
     assert entry.reason.startswith("leave it off: no trial was better than plain sampling at equal cost")
-    assert entry.tuned.noise_guidance == NoiseGuidance()
+    assert entry.corrections == ()
 
 
 def test_a_scheduler_is_configured(folder, tmp_path):

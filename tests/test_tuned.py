@@ -8,19 +8,21 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler
 
 from nag.calibration import NoiseCalibration
-from nag.corrections import EpsilonScaling, NoiseGuidance
-from nag.pipelines import NAGPipeline, NAGUNet2DPipeline
-from nag.tuned import FILE_NAME, Entry, Sampler, Tuned, load_tuned, read_entries, save_entry
+from nag.corrections import Calibrated, EpsilonScaling, NoiseGuidance, WeakModel
+from nag.load import NAGPipeline
+from nag.pipelines import UNet2DPipeline
+from nag.seams import attach
+from nag.tuned import FILE_NAME, Entry, Sampler, load_tuned, read_entries, save_entry
 from tests.test_hub import SimulatedHub, hub  # noqa: F401
 
-GUIDANCE = NoiseGuidance(scale=0.7, interval=(-1.5, 4.0), rescale=0.25)
+GUIDANCE = NoiseGuidance(scale=0.7, interval=(-1.5, 4.0))
 STEPS = 4
 
 
 def entry(scheduler, guidance=GUIDANCE, steps=STEPS, calibration=None, helps=True, **sampler):
     return Entry(
         sampler=Sampler.of(scheduler, steps, **sampler),
-        tuned=Tuned(noise_guidance=guidance, noise_calibration=calibration),
+        corrections=(guidance, *([] if calibration is None else [Calibrated(calibration)])),
         helps=helps,
         reason="measured",
         evidence={"trials": 3},
@@ -36,7 +38,7 @@ def calibration_for(scheduler, guidance=GUIDANCE, steps=STEPS):
         samples=64,
         seed=1,
         regressor="abc",
-        **guidance.settings(),
+        corrections=(guidance.settings(),),
     )
 
 
@@ -47,7 +49,7 @@ def test_an_entry_comes_back_as_it_was(ddim_scheduler, tmp_path, calibrated):
     file = save_entry(tmp_path, kept)
     assert file == tmp_path / FILE_NAME
     assert read_entries(file) == [kept]
-    assert load_tuned(tmp_path, ddim_scheduler, STEPS) == kept.tuned
+    assert load_tuned(tmp_path, ddim_scheduler, STEPS) == kept.corrections
 
 
 def test_each_sampler_has_its_own_entry(ddim_scheduler, tmp_path):
@@ -56,9 +58,9 @@ def test_each_sampler_has_its_own_entry(ddim_scheduler, tmp_path):
     save_entry(tmp_path, entry(ddim_scheduler))
     save_entry(tmp_path, entry(euler, weak))
     save_entry(tmp_path, entry(ddim_scheduler, weak, guidance_scale=3))
-    assert load_tuned(tmp_path, ddim_scheduler, STEPS).noise_guidance == GUIDANCE
-    assert load_tuned(tmp_path, euler, STEPS).noise_guidance == weak
-    assert load_tuned(tmp_path, ddim_scheduler, STEPS, guidance_scale=3.0).noise_guidance == weak
+    assert load_tuned(tmp_path, ddim_scheduler, STEPS) == (GUIDANCE,)
+    assert load_tuned(tmp_path, euler, STEPS) == (weak,)
+    assert load_tuned(tmp_path, ddim_scheduler, STEPS, guidance_scale=3.0) == (weak,)
 
 
 def test_another_sampler_is_refused_with_a_list(ddim_scheduler, tmp_path):
@@ -83,22 +85,36 @@ def test_a_known_sampler_is_replaced_only_when_asked(ddim_scheduler, tmp_path):
         save_entry(tmp_path, entry(ddim_scheduler, NoiseGuidance()))
     assert (tmp_path / FILE_NAME).read_bytes() == before
     save_entry(tmp_path, entry(ddim_scheduler, NoiseGuidance()), overwrite=True)
-    assert [e.tuned.noise_guidance.scale for e in read_entries(tmp_path)] == [0.0]
+    assert [e.corrections for e in read_entries(tmp_path)] == [(NoiseGuidance(),)]
 
 
 def test_a_file_is_written_whole_or_not_at_all(ddim_scheduler, tmp_path):
     save_entry(tmp_path, entry(ddim_scheduler))
     before = (tmp_path / FILE_NAME).read_bytes()
+    other = Entry(
+        sampler=Sampler.of(ddim_scheduler, 9), corrections=(), helps=True, reason="", evidence={"bad": abs}
+    )
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_entry(tmp_path, entry(ddim_scheduler, NoiseGuidance(scale=1.0, schedule=abs), steps=9))
+        save_entry(tmp_path, other)
     assert (tmp_path / FILE_NAME).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
-def test_corrections_are_not_lost_without_a_word(ddim_scheduler, tmp_path):
-    tuned = Tuned(noise_guidance=GUIDANCE, corrections=(EpsilonScaling(scale=1.01),))
-    with pytest.raises(ValueError, match="entry must hold no corrections to be saved, got 1"):
-        save_entry(tmp_path, Entry(sampler=Sampler.of(ddim_scheduler, 4), tuned=tuned, helps=True, reason=""))
+def test_all_corrections_are_kept_but_those_that_hold_a_network(unet, ddim_scheduler, tmp_path):
+    kept = (GUIDANCE, EpsilonScaling(scale=1.01))
+    one = Entry(sampler=Sampler.of(ddim_scheduler, 4), corrections=kept, helps=True, reason="")
+    save_entry(tmp_path, one)
+    assert load_tuned(tmp_path, ddim_scheduler, 4) == kept
+    weak = Entry(
+        sampler=Sampler.of(ddim_scheduler, 5),
+        corrections=(WeakModel(scale=1.0, network=unet),),
+        helps=True,
+        reason="",
+    )
+    with pytest.raises(
+        ValueError, match="corrections must be of numbers and words to be saved, got network of WeakModel"
+    ):
+        save_entry(tmp_path, weak)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +122,13 @@ def test_corrections_are_not_lost_without_a_word(ddim_scheduler, tmp_path):
     [
         ("{}", "must be a file of `nag tune`"),
         ("not json", "must be a file of `nag tune`"),
-        ('{"format": "nag tuned noise guidance", "version": 9}', "must have version 1, got 9"),
+        ('{"format": "nag tuned noise guidance", "version": 9}', "must have version 2, got 9"),
         (
-            '{"format": "nag tuned noise guidance", "version": 1, "entries": [{"sampler": {}}]}',
+            '{"format": "nag tuned noise guidance", "version": 2, "entries": [{"sampler": {}}]}',
             "entry 0 of .* must have the fields of a tuned entry",
         ),
         (
-            '{"format": "nag tuned noise guidance", "version": 1, "entries": [{"noise_guidance": null}]}',
+            '{"format": "nag tuned noise guidance", "version": 2, "entries": [{"noise_guidance": null}]}',
             "entry 0 of .* must have the fields of a tuned entry",
         ),
     ],
@@ -178,13 +194,12 @@ def test_it_is_saved_with_the_pipeline(model, unet, ddim_scheduler, tmp_path):
     again.save_pretrained(tmp_path / "copy")
     assert (tmp_path / "copy" / FILE_NAME).read_bytes() == (model / FILE_NAME).read_bytes()
     with pytest.raises(ValueError, match=f"save_directory must not hold '{FILE_NAME}' of another pipeline"):
-        NAGUNet2DPipeline(unet, ddim_scheduler).save_pretrained(tmp_path / "copy")
+        attach(UNet2DPipeline(unet, ddim_scheduler)).save_pretrained(tmp_path / "copy")
 
 
 def test_it_comes_from_the_hub(model, ddim_scheduler, hub: SimulatedHub):  # noqa: F811
     save_entry(model, entry(ddim_scheduler))
     hub.upload("someone/tuned", model)
     pipe = NAGPipeline.from_pretrained("someone/tuned")
-    found = load_tuned(pipe.find_noise_guidance(), pipe.scheduler, STEPS)
-    assert found.noise_guidance == GUIDANCE
+    assert load_tuned(pipe.noise_guidance_path, pipe.scheduler, STEPS) == (GUIDANCE,)
     assert json.loads(pipe.noise_guidance_path.read_text())["entries"][0]["evidence"] == {"trials": 3}

@@ -39,7 +39,8 @@ def rows(study: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = json.loads(path.read_text())
-    if found["fingerprints"].get(RESAMPLED):  # all of them; else those say so that `again.py` sampled
+    free_is_right = found["settings"]["model"].endswith("unconditional")  # there are no classes
+    if free_is_right or found["fingerprints"].get(RESAMPLED):  # else those say so that `again.py` sampled
         for measured in (row.get(name) for row in found["rows"] for name in ("frechet", *DIFFERENCES)):
             if measured is not None:
                 measured[RESAMPLED] = True

@@ -224,7 +224,7 @@ def row(null: str, cell: Cell, plain: Cell, zeros: Cell) -> dict[str, Any]:
         if other is cell:
             return None
         found = asdict(difference(cell, other))
-        return {key: found[key] for key in ("value", "standard_error")}
+        return {key: found[key] for key in ("value", "standard_error")} | {"resampled_within_classes": True}
 
     recall = cell.metric("recall")
     return {
@@ -233,7 +233,7 @@ def row(null: str, cell: Cell, plain: Cell, zeros: Cell) -> dict[str, Any]:
         "tuning": [{key: one[key] for key in ("method", "frechet")} for one in cell.tuning],
         "steps": cell.steps,
         "evaluations": cell.evaluations,
-        "frechet": asdict(cell.frechet),
+        "frechet": asdict(cell.frechet) | {"resampled_within_classes": True},
         "recall": None if recall is None else asdict(recall),
         "minus_plain": minus(plain),
         "minus_zeros": minus(zeros),

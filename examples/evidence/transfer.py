@@ -111,7 +111,7 @@ def main(
             num_samples=num_samples,
             seed=seed,
             arguments=arguments,
-            class_labels=labels(num_samples, use.get("classes", range(10))),
+            each={"class_labels": labels(num_samples, use.get("classes", range(10)))},
             keep_images=0,
             mixed_precision="bf16",
             progress=False,
@@ -160,6 +160,7 @@ def main(
             "calibrated": frechet_distance(corrected, target),
             "difference": difference.value,
             "standard_error": difference.standard_error,
+            "resampled_within_classes": True,
             "mean_shift_of_table": float(np.mean(shift[shift != 0])) if bool((shift != 0).any()) else 0.0,
             "steps": steps,
         }

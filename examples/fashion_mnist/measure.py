@@ -137,7 +137,7 @@ class Bench:
         """Features of `count` samples, `(count, F)`."""
         import torch
 
-        from nag.analysis.reference import sample_generators
+        from nag.analysis.calls import sample_generators
         from nag.feature_network import extract_features
         from nag.jobs.bench import balanced_labels
 

@@ -67,7 +67,7 @@ def measure(row: Row, models: Path, network: Any, reference: Any, settings: dict
                     seed=settings["seed"],
                     arguments=arguments,
                     batch_size=settings["batch_size"],
-                    class_labels=labels,
+                    each={"class_labels": labels},
                     mixed_precision="no" if row.precise else "bf16",
                 )
         except Diverged:

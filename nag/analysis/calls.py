@@ -134,9 +134,12 @@ def balanced_labels(classes: int | None, count: int) -> Tensor | None:
 @contextmanager
 def silent(pipe: Any) -> Iterator[None]:
     """Within the block, the pipeline shows no bar of its own."""
-    config = dict(getattr(pipe, "_progress_bar_config", {}))
+    before = vars(pipe).get("_progress_bar_config")
     pipe.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
-        pipe.set_progress_bar_config(**({"disable": False} | config))
+        if before is None:
+            vars(pipe).pop("_progress_bar_config", None)
+        else:
+            pipe.set_progress_bar_config(**before)

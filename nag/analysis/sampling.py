@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,10 +38,12 @@ from tqdm.auto import tqdm
 from nag.analysis.calls import PER_SAMPLE, batch_of, main_network, silent
 from nag.corrections import At, Correction, CostCounter
 from nag.feature_network import features_and_classes
+from nag.network.swap import Instrument, instrumented
+from nag.network.table import unwrap
 from nag.seams.attach import sampler_of, split_arguments
-from nag.seams.run import Diverged, corrected, first_question
+from nag.seams.run import Diverged, corrected, denoisers, first_question
 
-__all__ = ["Cost", "Sampled", "count_cost", "largest_steps", "sample_features", "within"]
+__all__ = ["Cost", "Sampled", "count_cost", "counted_passes", "largest_steps", "sample_features", "within"]
 
 RESERVED = ("batch_size", *PER_SAMPLE, "generator", "latents", "output_type", "return_dict")
 TOLERANCE = 0.005  # of the budget: a wavelet transform or the like does not cost a method a step
@@ -81,6 +83,27 @@ class Sampled:
     passes: float
     seconds: float
     images: UInt8[np.ndarray, "kept height width channels"]
+
+
+class _Counting(Instrument):
+    """Counts the rows that go through a network."""
+
+    attributes = ("counted",)
+    counted: list[int]
+
+    def __call__(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        self.counted[0] += len(sample)
+        return super().__call__(sample, *args, **kwargs)  # type: ignore[misc]
+
+
+@contextmanager
+def counted_passes(*networks: Any) -> Iterator[list[int]]:
+    """Within the block, the first entry of the list is the number of samples that went through the networks."""
+    counted = [0]
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(instrumented(unwrap(network), _Counting, counted=counted))
+        yield counted
 
 
 class _Operations(TorchDispatchMode):
@@ -138,6 +161,7 @@ def count_cost(pipe: Any, arguments: Mapping[str, Any], *, each: Mapping[str, An
 class _Edges(Correction):
     """Counts from the first question to the last step, without prompts and pictures."""
 
+    watches: ClassVar[bool] = True
     operations: _Operations
     reached: list[int]
 
@@ -240,24 +264,23 @@ def sample_features(
     labels = None if given.get("class_labels") is None else torch.as_tensor(given["class_labels"])
     rest, acting = split_arguments(pipe, arguments)
     network_device, dtype = main_network(pipe).device, PRECISIONS[mixed_precision]
-    counter = CostCounter()
-    features, classes, kept, seconds, passes = [], [], [], list[float](), 0.0
+    features, classes, kept, seconds = [], [], [], list[float]()
     with (
         silent(pipe),
+        counted_passes(*denoisers(pipe).values()) as counted,
         tqdm(total=num_samples, desc="Sampling", unit="image", disable=not progress, leave=False) as bar,
     ):
         for start in range(0, num_samples, batch_size):
             stop = min(start + batch_size, num_samples)
             call = batch_of(pipe, {**rest, **given}, start, stop, num_samples=num_samples, seed=seed)
-            begin, before = _now(network_device), sum(counter.passes)
+            begin = _now(network_device)
             with (
                 nullcontext() if dtype is None else torch.autocast(network_device.type, dtype),
-                corrected(pipe, *acting, counter, sampler=sampler_of(pipe, rest)),
+                corrected(pipe, *acting, sampler=sampler_of(pipe, rest)),
             ):
                 output = pipe(output_type="pt", **call)
             images = torch.as_tensor(output.images if hasattr(output, "images") else output.frames[:, 0])
             images = (images if images.shape[1] in (1, 3) else images.permute(0, 3, 1, 2)).float()
-            passes += (sum(counter.passes) - before) * (stop - start)
             seconds.append((_now(network_device) - begin) / (stop - start))
             bad = int((~images.isfinite()).flatten(1).any(1).sum())
             if bad:
@@ -277,7 +300,7 @@ def sample_features(
         features=torch.cat(features),
         predicted_classes=torch.cat(classes) if classes else None,
         class_labels=labels,
-        passes=passes / num_samples,
+        passes=counted[0] / num_samples,
         seconds=statistics.median(seconds),
         images=np.concatenate(kept),
     )

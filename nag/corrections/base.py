@@ -26,7 +26,7 @@ one. What it has to remember from step to step lies in `At.memory`, which is mad
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -209,7 +209,7 @@ class At:
     @property
     def two_stages(self) -> bool:
         """Whether the solver asks twice per step (Heun, KDPM2), and so calls `scheduler.step` twice for one step."""
-        return hasattr(self.scheduler, "state_in_first_order")
+        return hasattr(type(self.scheduler), "state_in_first_order")
 
     @property
     def whole(self) -> bool:
@@ -235,6 +235,9 @@ class At:
 
 class Correction:
     """Base of the corrections: the identity at each of the four places."""
+
+    watches: ClassVar[bool] = False
+    """Whether it only looks, so that no table depends on it."""
 
     @property
     def on(self) -> bool:

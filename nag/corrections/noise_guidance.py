@@ -253,7 +253,7 @@ def _warn_if_untrained(at: At, told: Tensor, null: Tensor) -> None:
     if at.memory.setdefault("looked", False):
         return
     at.memory["looked"] = True
-    apart = float((told - null).norm() / told.norm().clamp_min(1e-12))
+    apart = float(((told - null).norm() / told.norm().clamp_min(1e-12)).detach())
     if apart > UNTRAINED:
         _log.warning(
             "Without its level %s predicts something else by %.0f %% of the prediction: it was probably never trained "

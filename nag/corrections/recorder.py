@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +24,7 @@ class Recorder(Correction):
         seen: called as seen(at, u), u `(B, C, *shape)`; what it returns is dropped.
     """
 
+    watches: ClassVar[bool] = True
     seen: Callable[[At, Tensor], Any] = field(compare=False)
 
     def prediction(self, at: At, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
@@ -41,6 +42,7 @@ class CostCounter(Correction):
             corrections of the list.
     """
 
+    watches: ClassVar[bool] = True
     passes: list[float] = field(default_factory=list, compare=False)
 
     def prediction(self, at: At, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:

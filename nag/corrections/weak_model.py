@@ -92,7 +92,7 @@ class WeakModel(Correction):
 
         Raises:
             ValueError: if it is not known, has other channels, classes, image size, precision or device; or if class guidance
-                is asked for twice.
+                is asked for twice, or of a network that is told no class.
         """
         if self.blind:
             require_null_branch(at, "WeakModel(blind=True)")
@@ -107,6 +107,11 @@ class WeakModel(Correction):
             raise ValueError(
                 "guidance_scale of the pipeline must be 1 with WeakModel(unconditional=True), got class guidance. "
                 "Set the scale in WeakModel alone."
+            )
+        elif self.unconditional and not self.blind and _nothing_to_leave_out(at):
+            raise ValueError(
+                "class_labels or a prompt must be given for WeakModel(unconditional=True), got neither. "
+                "Asked without what it is not told, the network answers the same."
             )
 
     def _check_other(self, network: nn.Module, own: Any) -> None:
@@ -137,3 +142,8 @@ class WeakModel(Correction):
         difference = told.to(exact) - weak.to(exact)
         part = along(difference, at.x_0_and_eps(told)[1].to(exact))
         return self.scale * (part if self.component == "along" else difference - part)
+
+
+def _nothing_to_leave_out(at: At) -> bool:
+    """Whether the network is told neither class nor prompt."""
+    return at.question.class_labels is None and not at.question.conditioning()

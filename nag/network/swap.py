@@ -38,7 +38,7 @@ _SUBCLASSES: dict[tuple[type, type], type[nn.Module]] = {}
 def _subclass(mixin: type[Instrument], cls: type[nn.Module]) -> type[nn.Module]:
     if (mixin, cls) not in _SUBCLASSES:
         attributes = {"plain_class": cls, "__module__": cls.__module__}
-        _SUBCLASSES[mixin, cls] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), attributes)
+        _SUBCLASSES[mixin, cls] = type(cls.__name__, (mixin, cls), attributes)  # errors and configs name it
     return _SUBCLASSES[mixin, cls]
 
 

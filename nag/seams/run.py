@@ -229,8 +229,11 @@ class _Question:
                 changes["class_labels"] = torch.full((len(self),), null_class, device=self.call.sample.device)
             elif self.several:
                 block = slice(0, len(self)) if self.block.start else slice(len(self), 2 * len(self))
+                labelled = "class_labels" in self.call.arguments
+                if labelled and network is not None and getattr(asked, "class_embedding", True) is None:
+                    changes["class_labels"] = None  # an unconditional ancestor
             elif network is not None and "class_labels" in self.call.arguments:
-                changes["class_labels"] = None  # an unconditional ancestor
+                changes["class_labels"] = None
             elif not _unconditional(self.call):
                 raise ValueError(
                     "guidance_scale of the pipeline must be above 1 to ask without a prompt, got a call with the prompt alone. "
@@ -706,9 +709,7 @@ class Run:
             if isinstance(own, int | float):
                 found["guidance_scale"] = float(own)
         found["corrections"] = tuple(
-            one.settings()
-            for one in self.corrections
-            if not isinstance(one, Calibrated) and one.settings().get("correction") not in _WATCHERS
+            one.settings() for one in self.corrections if not isinstance(one, Calibrated) and not one.watches
         )
         return found
 
@@ -747,9 +748,6 @@ class Run:
             table: Any = getattr(one, "table", None)
             if hasattr(table, "eta") and table.eta != bound.arguments["eta"]:
                 table.check(self.scheduler, eta=float(bound.arguments["eta"]))
-
-
-_WATCHERS = ("Recorder", "CostCounter")
 
 
 def _found(one: Correction, pipe: Any) -> Correction:

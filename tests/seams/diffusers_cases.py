@@ -100,4 +100,7 @@ def find(source: Path) -> tuple[list[Found], dict[str, str]]:
 def _is_case(cls: type) -> bool:
     if not isinstance(getattr(cls, "pipeline_class", None), type) or cls.__name__.endswith("Mixin"):
         return False
-    return hasattr(cls, "get_dummy_components") and hasattr(cls, "get_dummy_inputs")
+    if not (hasattr(cls, "get_dummy_components") and hasattr(cls, "get_dummy_inputs")):
+        return False
+    parameters = list(inspect.signature(cls.get_dummy_components).parameters.values())[1:]
+    return all(parameter.default is not parameter.empty for parameter in parameters)

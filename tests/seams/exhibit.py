@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from nag.corrections import Correction
+from nag.corrections import Correction, NoiseGuidance
+from nag.corrections.interval import EVERYWHERE
 from tests.seams.case import Case, call
 from tests.seams.reference import Guided, guided_by_hand
 
-__all__ = ["DIFFUSERS_WARNS", "SCALE", "Exhibit", "Watch"]
+__all__ = ["DIFFUSERS_WARNS", "SCALE", "Exhibit", "Watch", "everywhere"]
 
 SCALE = 2.0
 """The scale of guidance in all laws."""
@@ -22,6 +23,11 @@ DIFFUSERS_WARNS = (
     "ignore:In CPU autocast:UserWarning",  # Mochi switches autocast off by asking for float32
 )
 """Warnings of diffusers at its own code."""
+
+
+def everywhere(scale: float, **more: Any) -> NoiseGuidance:
+    """Guidance at all levels; by default it leaves the noisiest alone."""
+    return NoiseGuidance(scale=scale, interval=EVERYWHERE, **more)
 
 
 @dataclass(eq=False)

@@ -150,7 +150,7 @@ def layout_of(seen: Seen) -> Layout:
 
 def _conditional(first: Tensor, value: Tensor, k: int) -> int:
     blocks = first.double().chunk(k)
-    if value.shape != blocks[0].shape:
+    if value.numel() != blocks[0].numel():
         raise NotFound(f"its networks answer {tuple(blocks[0].shape)}, its steps are {tuple(value.shape)}")
     matrix = torch.stack([block.reshape(-1) for block in blocks], dim=1)
     weights = torch.linalg.lstsq(matrix, value.double().reshape(-1, 1)).solution[:, 0]

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 import nag
-from nag.corrections import Calibrated, Correction, NoiseGuidance
-from nag.corrections.interval import EVERYWHERE
+from nag.corrections import Calibrated, Correction
 from nag.levels import read_levels
 from tests.seams.case import Case, call
-from tests.seams.exhibit import DIFFUSERS_WARNS, SCALE, Exhibit, Watch
+from tests.seams.exhibit import DIFFUSERS_WARNS, SCALE, Exhibit, Watch, everywhere
 from tests.seams.reference import guided_by_hand
 from tests.seams.traces import traces
 from tests.seams.zoo import zoo_where
@@ -40,9 +39,7 @@ def assert_guided(output: Tensor, reference: Tensor, plain: Tensor) -> None:
     torch.testing.assert_close(output, reference, rtol=0, atol=1e-3 * change)
 
 
-@pytest.mark.parametrize(
-    "correction", [lambda: NoiseGuidance(scale=0.0), Watch], ids=["a scale of 0", "watching"]
-)
+@pytest.mark.parametrize("correction", [lambda: everywhere(0.0), Watch], ids=["a scale of 0", "watching"])
 def test_off_is_bit_identical(exhibit: Exhibit, correction: Callable[[], Correction]) -> None:
     output = corrected(exhibit, correction())
     torch.testing.assert_close(output, exhibit.plain, rtol=0, atol=0)
@@ -51,7 +48,7 @@ def test_off_is_bit_identical(exhibit: Exhibit, correction: Callable[[], Correct
 @zoo_where(lambda case: not case.refused)
 @pytest.mark.parametrize("null_pass", ["auto", "whole"])
 def test_guided_is_as_by_hand(exhibit: Exhibit, null_pass: str) -> None:
-    output = corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE, null_pass=null_pass))
+    output = corrected(exhibit, everywhere(SCALE, null_pass=null_pass))
     reference, _ = exhibit.guided_by_hand
     assert_guided(output, reference, exhibit.plain)
 
@@ -59,7 +56,7 @@ def test_guided_is_as_by_hand(exhibit: Exhibit, null_pass: str) -> None:
 @zoo_where(lambda case: bool(case.refused))
 def test_refused_in_words(exhibit: Exhibit) -> None:
     with pytest.raises((ValueError, RuntimeError), match="must"):
-        corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE))
+        corrected(exhibit, everywhere(SCALE))
     torch.testing.assert_close(call(exhibit.pipe, exhibit.case), exhibit.plain, rtol=0, atol=0)
 
 
@@ -69,7 +66,7 @@ def test_affine_in_the_scale(exhibit: Exhibit) -> None:
     first, i = [], int(exhibit.case.noise_first)
     for scale in (0.0, SCALE, 2 * SCALE):
         watch = Watch()
-        corrected(exhibit, NoiseGuidance(scale=scale, interval=EVERYWHERE), watch)
+        corrected(exhibit, everywhere(scale), watch)
         first.append(watch.values[i])
         torch.testing.assert_close(watch.states[i], exhibit.watched_by_hand[1].states[i], rtol=0, atol=0)
     once, twice = first[1] - first[0], first[2] - first[0]
@@ -102,6 +99,7 @@ def test_another_table_is_not(exhibit: Exhibit) -> None:
 
 @zoo_where(lambda case: bool(case.uncalibratable))
 def test_a_table_is_refused_with_the_scheduler_s_name(exhibit: Exhibit) -> None:
+    assert exhibit.plain is not None  # its timesteps are set
     with pytest.raises(ValueError, match=type(exhibit.pipe.scheduler).__name__):
         corrected(exhibit, Calibrated([1.0] * len(exhibit.pipe.scheduler.timesteps)))
 
@@ -164,7 +162,7 @@ def nothing_left(exhibit: Exhibit) -> Iterator[None]:
 
 def guidance(case: Case) -> list[Correction]:
     """What can act in this case."""
-    return [] if case.refused else [NoiseGuidance(scale=SCALE, interval=EVERYWHERE)]
+    return [] if case.refused else [everywhere(SCALE)]
 
 
 def test_nothing_is_left_behind(exhibit: Exhibit) -> None:
@@ -192,7 +190,7 @@ def test_two_images_per_prompt(exhibit: Exhibit) -> None:
     seen = guided_by_hand(exhibit.pipe, exhibit.case, SCALE)
     reference, plain = call(seen.pipe, exhibit.case, **two), call(exhibit.pipe, exhibit.case, **two)
     assert len(plain) == 2 * len(exhibit.plain)
-    assert_guided(corrected(exhibit, NoiseGuidance(scale=SCALE, interval=EVERYWHERE), **two), reference, plain)
+    assert_guided(corrected(exhibit, everywhere(SCALE), **two), reference, plain)
 
 
 @zoo_where(lambda case: case.name in ("Stable Diffusion", "DiT", "Wan, two experts"))

@@ -6,9 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import nag
-from nag.corrections import NoiseGuidance
 from tests.seams.case import call
-from tests.seams.exhibit import SCALE, Exhibit
+from tests.seams.exhibit import SCALE, Exhibit, everywhere
 from tests.seams.zoo import zoo_where
 
 
@@ -16,7 +15,7 @@ from tests.seams.zoo import zoo_where
 def test_saved_while_corrected(exhibit: Exhibit, tmp_path: Path) -> None:
     assert exhibit.plain is not None
     exhibit.pipe.save_pretrained(tmp_path / "plain")
-    with nag.corrected(exhibit.pipe, NoiseGuidance(scale=SCALE)):
+    with nag.corrected(exhibit.pipe, everywhere(SCALE)):
         call(exhibit.pipe, exhibit.case)
         exhibit.pipe.save_pretrained(tmp_path / "corrected")
     files = {

@@ -16,6 +16,8 @@ HOOKS = (
     "_state_dict_hooks",
     "_load_state_dict_pre_hooks",
 )
+MOVED = ("image_normalizer",)
+"""Components whose parameters a plain call replaces: diffusers moves them to the device of the latents."""
 
 
 def traces(pipe: Any) -> dict[str, Any]:
@@ -32,6 +34,8 @@ def traces(pipe: Any) -> dict[str, Any]:
         for path, module in component.named_modules():
             hooks = tuple(tuple(getattr(module, kind)) for kind in HOOKS)
             found[f"{name}.{path}"] = (id(module), type(module), sorted(vars(module)), hooks, module.training)
+        if name in MOVED:
+            continue
         for path, tensor in (*component.named_parameters(), *component.named_buffers()):
             found[f"{name}.{path}="] = (id(tensor), tensor._version, tensor.requires_grad, type(tensor))
     return found

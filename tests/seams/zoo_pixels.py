@@ -193,7 +193,6 @@ PIXELS = [
         "Stable unCLIP",
         stable_unclip,
         lambda: text(prior_num_inference_steps=2),
-        refused="two networks with a scheduler each",
         callback=False,
     ),
 ]

@@ -196,7 +196,6 @@ UNETS = [
         "image to image",
         lambda: stable_diffusion(StableDiffusionImg2ImgPipeline),
         lambda: picture_text(strength=0.7, num_inference_steps=4),
-        images="num_images_per_prompt",
     ),
     sd(
         "inpaint, nine channels",
@@ -209,7 +208,7 @@ UNETS = [
         lambda: text(image=picture(), mask_image=picture(gray=True)),
     ),
     sd("ControlNet", controlnet, lambda: text(image=picture(1)), images="num_images_per_prompt"),
-    sd("T2I-Adapter", adapter, lambda: text(image=picture(1))),
+    sd("T2I-Adapter", adapter, lambda: text(image=picture(1)), callback=False),
     sd("LoRA", with_lora),
     sd(
         "IP-Adapter",

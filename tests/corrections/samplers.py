@@ -16,11 +16,13 @@ from diffusers import (
 )
 from torch import Tensor
 
-from tests.sampling import pipeline, reference, seeded
+from nag.corrections import Correction
+from nag.pipelines import UNet2DPipeline
+from nag.seams import corrected
+from tests.corrections.steps import seeded
 from tests.tiny import tiny_unet
 
 STEPS, LABELS = 4, torch.tensor([0, 2])
-EVERYWHERE = (None, None)
 SCHEDULERS: dict[str, Callable[[], Any]] = {
     "ddim": lambda: DDIMScheduler(timestep_spacing="trailing", clip_sample=False),
     "dpm++": lambda: DPMSolverMultistepScheduler(),
@@ -43,15 +45,16 @@ def network(seed: int = 0, **config: Any) -> UNet2DModel:
 
 @cache
 def plain(name: str) -> Tensor:
-    return reference(network(num_class_embeds=4), SCHEDULERS[name](), STEPS, LABELS)
+    return ByHand(network(num_class_embeds=4), SCHEDULERS[name]()).run()
 
 
-def sample(unet: UNet2DModel, scheduler: Any, corrections: Any, **options: Any) -> Tensor:
-    options = {"class_labels": LABELS, "generator": seeded()} | options
-    regressor = options.pop("regressor", None)
-    pipe = pipeline(unet, scheduler, regressor=regressor)
-    options |= {"num_inference_steps": STEPS, "output_type": "latent"}
-    return pipe(corrections=corrections, **options).images
+def sample(unet: UNet2DModel, scheduler: Any, *corrections: Correction, **options: Any) -> Tensor:
+    regressor, options = options.pop("regressor", None), {"class_labels": LABELS} | options
+    pipe = UNet2DPipeline(unet, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"generator": seeded(), "num_inference_steps": STEPS, "output_type": "latent"} | options
+    with corrected(pipe, *corrections, regressor=regressor):
+        return pipe(**options).images
 
 
 def close(actual: Tensor, expected: Tensor, without: Tensor) -> None:
@@ -80,6 +83,10 @@ class ByHand:
         self.unet, self.scheduler, self.generator = unet, scheduler, seeded()
         scheduler.set_timesteps(STEPS)
         self.levels = state_levels(scheduler)
+
+    def step(self, i: int) -> int:
+        """Index of the solver's step that a call of `scheduler.step` belongs to."""
+        return i // 2 if isinstance(self.scheduler, HeunDiscreteScheduler) else i
 
     def ask(self, u: Tensor, t: Tensor, labels: Tensor = LABELS) -> Tensor:
         return self.unet(u, t, class_labels=labels).sample

@@ -7,9 +7,8 @@ import torch
 from accelerate import cpu_offload
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-from nag.branches import null_labels
 from nag.corrections import NoiseGuidance
-from nag.directions import rescale_std
+from nag.corrections.noise_guidance import MODES, PASSES
 from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
@@ -19,15 +18,13 @@ from tests.tiny import tiny_unet
 # Cost: which calls are made
 
 
-class CountingUNet(UNet2DModel):
-    def forward(self, *args, **kwargs):
-        self.batches = [*getattr(self, "batches", []), len(args[0])]
-        return super().forward(*args, **kwargs)
-
-
 def counting(unet: UNet2DModel) -> UNet2DModel:
-    unet.__class__ = CountingUNet
+    """Writes down how many rows each call has."""
     unet.batches = []
+    unet.register_forward_pre_hook(
+        lambda module, args, kwargs: module.batches.append(len(args[0] if args else kwargs["sample"])),
+        with_kwargs=True,
+    )
     return unet
 
 
@@ -53,23 +50,25 @@ def test_only_steps_inside_the_interval_pay(unet: UNet2DModel) -> None:
         assert unet.batches == ([4] if inside else [2])
 
 
-def test_batched_and_sequential_agree(class_unet: UNet2DModel) -> None:
+def test_all_null_passes_agree(class_unet: UNet2DModel) -> None:
     u, ask = real(counting(class_unet))
     settings = {"scale": 0.8, "class_labels": torch.tensor([0, 2]), "guidance_scale": 3.0}
     with torch.no_grad():
-        batched = guided(class_unet, u, ask, **settings)
-        sequential = guided(class_unet, u, ask, sequential=True, **settings)
-        ask["timestep"] = ask["timestep"].expand(2)
-        torch.testing.assert_close(guided(class_unet, u, ask, **settings), batched)
-    assert class_unet.batches == [6, 2, 2, 2, 6]
-    torch.testing.assert_close(sequential, batched, rtol=1e-5, atol=1e-5)
+        found = {way: guided(class_unet, u, ask, null_pass=way, **settings) for way in PASSES}
+        ask["timestep"] = ask["timestep"].expand(4)
+        expanded = guided(class_unet, u, ask, **settings)
+    assert class_unet.batches == [6, 6, 4, 2, 4, 4, 6]
+    assert torch.equal(found["auto"], found["batched"])
+    for way in ("sequential", "whole"):
+        torch.testing.assert_close(found[way], found["batched"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(expanded, found["batched"])
 
 
-@pytest.mark.parametrize("sequential", [False, True])
-def test_a_frozen_head_reads_the_null_pass_that_is_made_anyway(unet: UNet2DModel, sequential: bool) -> None:
+@pytest.mark.parametrize("null_pass", PASSES)
+def test_a_frozen_head_reads_the_null_pass_that_is_made_anyway(unet: UNet2DModel, null_pass: str) -> None:
     u, ask = real(counting(unet))
     regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler())
-    settings = {"scale": 0.8, "mode": "corrected", "sequential": sequential}
+    settings = {"scale": 0.8, "mode": "corrected", "null_pass": null_pass}
     with torch.no_grad():
         shared = guided(unet, u, ask, regressor=regressor, **settings)
         assert sum(unet.batches) == 4
@@ -83,74 +82,52 @@ def test_a_sample_does_not_depend_on_its_batch(unet: UNet2DModel) -> None:
     u, ask = real(unet, batch=3)
     regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler())
     for mode in ("classifier_free", "corrected", "gradient"):
-        settings = {"scale": 0.8, "mode": mode, "rescale": 0.3, "regressor": regressor}
+        settings = {"scale": 0.8, "mode": mode, "regressor": regressor}
         together = guided(unet, u, ask, **settings)
         alone = torch.cat([guided(unet, one, ask, **settings) for one in u.split(1)])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-# Class guidance, rescale, learned variance
+# Class guidance, learned variance
 
 
 def branches(unet, u, ask, labels):
     ask_plain = ask["timestep"]
-    none = null_labels(unet, labels)
+    none = torch.full_like(labels, unet.config.num_class_embeds - 1)
     told, classless = (unet(u, ask_plain, class_labels=c).sample for c in (labels, none))
     with null_level(unet):
         null, joint = (unet(u, ask_plain, class_labels=c).sample for c in (labels, none))
     return told, classless, null, joint
 
 
-def test_class_guidance_separate_and_joint() -> None:
+def test_class_guidance_and_joint() -> None:
     unet, u, ask, _ = situation("eps", classes=True)
     labels = torch.tensor([0, 1, 1])
     told, classless, null, joint = branches(unet, u, ask, labels)
     g, w = 3.0, 0.6
     expected = {
-        "separate": told + (g - 1) * (told - classless) + w * (told - null),
-        "joint": told + (g - 1 + w) * (told - joint),
+        False: told + (g - 1) * (told - classless) + w * (told - null),
+        True: told + (g - 1 + w) * (told - joint),
     }
     for way, value in expected.items():
         unet.calls = 0
-        found = guided(unet, u, ask, class_labels=labels, guidance_scale=g, scale=w, class_combination=way)
+        found = guided(unet, u, ask, class_labels=labels, guidance_scale=g, scale=w, joint=way)
         torch.testing.assert_close(found, value, **CLOSE)
         for off in ({"scale": 0.0}, {"scale": w, "interval": (20.0, None)}):
-            off |= {"class_combination": way, "class_labels": labels}
+            off |= {"joint": way, "class_labels": labels}
             plain_class = told + (g - 1) * (told - classless)
             torch.testing.assert_close(guided(unet, u, ask, guidance_scale=g, **off), plain_class, **CLOSE)
             assert torch.equal(guided(unet, u, ask, **off), told)
+    alone = guided(unet, u, ask, class_labels=labels, scale=w, joint=True)
+    torch.testing.assert_close(alone, told + w * (told - joint), **CLOSE)
 
 
-def test_joint_costs_two_predictions_and_separate_three(class_unet: UNet2DModel) -> None:
+def test_joint_costs_two_predictions_and_else_three(class_unet: UNet2DModel) -> None:
     u, ask = real(counting(class_unet))
     labels = torch.tensor([0, 1])
-    for way in ("separate", "joint"):
-        guided(class_unet, u, ask, class_labels=labels, guidance_scale=2.0, scale=1.0, class_combination=way)
+    for way in (False, True):
+        guided(class_unet, u, ask, class_labels=labels, guidance_scale=2.0, scale=1.0, joint=way)
     assert class_unet.batches == [6, 4]
-
-
-def test_null_labels_are_the_last_row(class_unet: UNet2DModel, unet: UNet2DModel) -> None:
-    assert null_labels(class_unet, torch.tensor([0, 2])).tolist() == [3, 3]
-    with pytest.raises(ValueError, match="unet must have a table of classes"):
-        null_labels(unet, torch.tensor([0]))
-    with pytest.raises(ValueError, match="unet must have a table of classes"):
-        null_labels(class_unet, None)
-
-
-def test_rescale_matches_the_standard_deviation(unet: UNet2DModel) -> None:
-    u, ask = real(unet)
-    with torch.no_grad():
-        plain = unet(u, ask["timestep"]).sample
-        free = guided(unet, u, ask, scale=5.0)
-        full = guided(unet, u, ask, scale=5.0, rescale=1.0)
-        half = guided(unet, u, ask, scale=5.0, rescale=0.5)
-    torch.testing.assert_close(full.std((1, 2, 3)), plain.std((1, 2, 3)))
-    torch.testing.assert_close(half, 0.5 * (free + full))
-
-
-def test_rescale_leaves_a_sample_without_spread_alone() -> None:
-    flat = torch.full((2, 1, 2, 2), 3.0)
-    torch.testing.assert_close(rescale_std(flat, torch.randn(2, 1, 2, 2), 0.7), flat)
 
 
 def test_learned_variance_is_the_conditional_branch_s() -> None:
@@ -170,31 +147,29 @@ def test_half_precision_is_combined_in_single_precision(unet: UNet2DModel) -> No
     assert guided(unet, u.bfloat16(), ask, scale=1.0).dtype == torch.bfloat16
 
 
-# The weight
-
-
-def test_schedules_rise_from_the_noisy_to_the_clean_end() -> None:
-    levels = situation("eps")[2]["levels"]
-    settings = {"scale": 2.0, "interval": (-2.0, 4.0)}
-    for schedule, at in {"constant": (2, 2, 2), "linear": (0, 1, 2), "cosine": (0, 1, 2)}.items():
-        guidance = NoiseGuidance(schedule=schedule, **settings)
-        assert [guidance.weight(k, levels) for k in (-2.0, 1.0, 4.0)] == pytest.approx(at)
-        assert guidance.weight(-2.1, levels) == guidance.weight(4.1, levels) == 0
-    quarter = NoiseGuidance(schedule="cosine", **settings).weight(-0.5, levels)
-    assert quarter == pytest.approx(1 - math.cos(math.pi / 4))
-    low, high = float(levels.log_snr.min()), float(levels.log_snr.max())
-    whole = NoiseGuidance(schedule="linear", scale=2.0, interval=(None, None))
-    assert [whole.weight(k, levels) for k in (low, high)] == pytest.approx([0, 2])
-    assert NoiseGuidance(schedule=lambda level: level**2, **settings).weight(3.0, levels) == 18
-    assert NoiseGuidance(scale=2.0, interval=(9.0, 9.5), schedule="linear").weight(
-        9.25, levels
-    ) == pytest.approx(1)
-
-
 def test_pure_noise_has_no_level_to_be_aware_of() -> None:
-    levels = situation("velocity")[2]["levels"]
-    assert NoiseGuidance(scale=1.0, interval=(None, None)).weight(float(levels.log_snr[0]), levels) == 0
-    assert NoiseGuidance(scale=1.0, interval=(None, None)).weight(float(levels.log_snr[1]), levels) == 1
+    unet, u, ask, posterior = situation("velocity")
+    for step, off in ((0, True), (1, False)):
+        at = ask | {"step": step, "timestep": ask["scheduler"].timesteps[step]}
+        for mode in MODES:
+            found = guided(unet, u, at, regressor=posterior, scale=1.0, mode=mode)
+            assert torch.equal(found, unet(u, at["timestep"]).sample) == off
+
+
+def test_an_untrained_null_branch_is_told_of_once(
+    unet: UNet2DModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three times the prediction without its level, and then as much as with it."""
+    u, ask = real(unet)
+    with torch.no_grad():
+        unet.time_embedding.linear_2.weight *= 100
+        guided(unet, u, ask, scale=1.0)
+        assert "Without its level UNet2DModel predicts something else by" in caplog.text
+        caplog.clear()
+        unet.time_embedding.linear_2.weight.zero_()
+        unet.time_embedding.linear_2.bias.zero_()
+        guided(unet, u, ask, scale=1.0)
+    assert not caplog.text
 
 
 # Refusals
@@ -209,14 +184,12 @@ def test_pure_noise_has_no_level_to_be_aware_of() -> None:
             {"mode": "free"},
             "noise_guidance_mode must be one of classifier_free, corrected, gradient, got 'free'",
         ),
-        ({"schedule": "square"}, "schedule must be one of constant, linear, cosine, got 'square'"),
-        ({"class_combination": "both"}, "class_combination must be one of separate, joint, got 'both'"),
-        ({"interval": (1.0, 1.0)}, r"noise_guidance_interval must have start < end, got \(1.0, 1.0\)"),
-        ({"interval": (2.0, -2.0)}, r"noise_guidance_interval must have start < end"),
-        ({"interval": (math.inf, None)}, "noise_guidance_interval must be two log-SNRs"),
-        ({"rescale": 1.5}, r"rescale must lie in \[0, 1\], got 1.5"),
+        ({"null_pass": "twice"}, "null_pass must be one of auto, batched, sequential, whole, got 'twice'"),
+        ({"interval": (1.0, 1.0)}, r"interval must have start < end, got \(1.0, 1.0\)"),
+        ({"interval": (2.0, -2.0)}, r"interval must have start < end, got \(2.0, -2.0\)"),
+        ({"interval": (math.inf, None)}, r"interval must be two log-SNRs, finite or None, got \(inf, None\)"),
         ({"max_norm": 0.0}, "max_norm must be positive and finite, got 0.0"),
-        ({"mode": "gradient", "class_combination": "joint"}, "class_combination must be 'separate'"),
+        ({"mode": "gradient", "joint": True}, "joint must be False for the mode 'gradient', got True"),
     ],
 )
 def test_settings_are_checked_at_construction(settings: dict, text: str) -> None:
@@ -224,18 +197,12 @@ def test_settings_are_checked_at_construction(settings: dict, text: str) -> None
         NoiseGuidance(**settings)
 
 
-@pytest.mark.parametrize("factor", [-1.0, math.nan])
-def test_a_schedule_function_must_give_a_weight(factor: float) -> None:
-    guidance = NoiseGuidance(scale=1.0, schedule=lambda level: factor)
-    with pytest.raises(ValueError, match="schedule must return a finite factor of at least 0"):
-        guidance.weight(0.0, situation("eps")[2]["levels"])
-
-
 @pytest.mark.parametrize("mode", ["classifier_free", "corrected"])
 def test_x_0_networks_are_refused_where_predictions_are_compared(mode: str) -> None:
     unet, u, ask, posterior = situation("x_0")
     with pytest.raises(
-        ValueError, match="noise_guidance_mode must be 'gradient' for a network that predicts x_0"
+        ValueError,
+        match=f"noise_guidance_mode '{mode}' must not be used for a network that predicts x_0, got one",
     ):
         guided(unet, u, ask, regressor=posterior, scale=1.0, mode=mode)
     assert unet.calls == 0

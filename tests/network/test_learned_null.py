@@ -18,7 +18,7 @@ from tests.exact_unet import guided, real
 from tests.network.test_null import MODELS
 from tests.tiny import tiny_unet, write_parquet
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MASK = torch.tensor([True, False, True, False])
 
 
@@ -202,7 +202,8 @@ def test_the_table_is_what_was_measured(study, monkeypatch, tmp_path):
     assert draw.learned_null() == "Not run: `python examples/evidence/learned_null.py`."
     number = {"value": 1.234, "standard_error": 0.056}
     row = {"null": "learned", "method": "plain", "steps": 50, "frechet": number, "recall": number}
-    row |= {"minus_plain": None, "minus_zeros": number}
+    within = number | {"resampled_within_classes": True}
+    row |= {"minus_plain": None, "minus_zeros": within}
     (tmp_path / "learned_null.json").write_text(json.dumps({"rows": [row]}))
-    expected = "| learned | plain | 50 | 1.23 ± 0.06 | – | +1.23 ± 0.06 | 1.234 ± 0.056 |"
+    expected = "| learned | plain | 50 | 1.23 ± 0.06° | – | +1.23 ± 0.06 | 1.234 ± 0.056 |"
     assert draw.learned_null().splitlines()[-1] == expected

@@ -12,31 +12,21 @@ from diffusers import (
     UNet2DModel,
 )
 
-from nag.corrections.autoguidance import Autoguidance, NullBranchAutoguidance
-from nag.corrections.base import Correction
-from nag.corrections.class_interval import ClassInterval
-from nag.corrections.dcw import DifferentialCorrection
-from nag.corrections.domain_guidance import DomainGuidance
-from nag.corrections.epsilon_scaling import EpsilonScaling
-from nag.corrections.noise_level_correction import NoiseLevelCorrection
-from nag.corrections.self_guidance import SelfGuidance
-from nag.corrections.time_shift import TimeShift
-from nag.corrections.time_step_guidance import TimeStepGuidance
+from nag.corrections import (
+    Correction,
+    DifferentialCorrection,
+    EpsilonScaling,
+    NoiseGuidance,
+    NoiseLevelCorrection,
+    SelfGuidance,
+    TimeShift,
+    TimeStepGuidance,
+    WeakModel,
+)
 from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
-from tests.corrected_sampling import (
-    EVERYWHERE,
-    LABELS,
-    SCHEDULERS,
-    STEPS,
-    ByHand,
-    close,
-    network,
-    plain,
-    sample,
-)
-from tests.correction_steps import every_correction
-from tests.sampling import seeded
+from tests.corrections.samplers import LABELS, SCHEDULERS, STEPS, ByHand, close, network, plain, sample
+from tests.corrections.steps import EVERYWHERE, all_off, seeded
 
 every_scheduler = pytest.mark.parametrize("name", SCHEDULERS)
 
@@ -48,8 +38,7 @@ def class_unet() -> UNet2DModel:
 
 @every_scheduler
 def test_off_is_the_plain_sampler(class_unet: UNet2DModel, name: str) -> None:
-    corrections = every_correction(class_unet)
-    assert torch.equal(sample(class_unet, SCHEDULERS[name](), corrections), plain(name))
+    assert torch.equal(sample(class_unet, SCHEDULERS[name](), *all_off(class_unet)), plain(name))
 
 
 # On
@@ -57,8 +46,7 @@ def test_off_is_the_plain_sampler(class_unet: UNet2DModel, name: str) -> None:
 
 class Scaled(ByHand):
     def value(self, i, t, u, told):
-        calls = len(self.scheduler.timesteps)
-        divisor = 1.02 + 0.003 * (calls - 1 - i)
+        divisor = 1.02 + 0.003 * (STEPS - 1 - self.step(i))
         if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
             return told / divisor
         t = self.levels[i][1]
@@ -73,6 +61,13 @@ class Differential(ByHand):
         last = i == len(self.scheduler.timesteps) - 1
         first_stage = isinstance(self.scheduler, HeunDiscreteScheduler) and i % 2 == 0
         return reached if last or first_stage else reached + 0.02 * (reached - x_0)
+
+
+class Falling(Differential):
+    def state(self, i, reached, x_0):
+        heun = isinstance(self.scheduler, HeunDiscreteScheduler)
+        factor = 0.05 * self.levels[2 * self.step(i) if heun else i][1] / self.levels[0][1]
+        return reached + factor / 0.02 * (super().state(i, reached, x_0) - reached)
 
 
 class Shifted(ByHand):
@@ -140,13 +135,15 @@ class Guided(ByHand):
 METHODS: dict[str, tuple[Callable[[], Correction], type[ByHand]]] = {
     "epsilon scaling": (lambda: EpsilonScaling(scale=1.02, slope=0.003), Scaled),
     "differential correction": (lambda: DifferentialCorrection(scale=0.02), Differential),
+    "differential correction, sigma": (lambda: DifferentialCorrection(scale=0.05, schedule="sigma"), Falling),
+    "noise guidance": (lambda: NoiseGuidance(scale=0.4, interval=EVERYWHERE), Null),
     "self-guidance": (lambda: SelfGuidance(scale=1.5, shift=5), Shifted),
     "self-guidance, previous": (lambda: SelfGuidance(scale=0.3, previous=True), Previous),
     "time-step guidance": (lambda: TimeStepGuidance(scale=0.8, perturbation=0.2), Perturbed),
-    "autoguidance": (lambda: Autoguidance(scale=0.6, network=network(1, num_class_embeds=4)), Weaker),
-    "null branch": (lambda: NullBranchAutoguidance(scale=0.4, interval=EVERYWHERE), Null),
-    "domain guidance": (lambda: DomainGuidance(guidance_scale=2.0, network=network(2)), Ancestor),
-    "class guidance": (lambda: ClassInterval(guidance_scale=2.5), Guided),
+    "autoguidance": (lambda: WeakModel(scale=0.6, network=network(1, num_class_embeds=4)), Weaker),
+    "null branch": (lambda: WeakModel(scale=0.4, blind=True), Null),
+    "domain guidance": (lambda: WeakModel(scale=1.0, network=network(2), unconditional=True), Ancestor),
+    "class guidance": (lambda: WeakModel(scale=1.5, unconditional=True), Guided),
 }
 
 
@@ -157,6 +154,28 @@ def test_on_is_the_loop_by_hand(class_unet: UNet2DModel, name: str, method: str)
     ours = sample(class_unet, SCHEDULERS[name](), make())
     theirs = by_hand(class_unet, SCHEDULERS[name]()).run()
     close(ours, theirs, plain(name))
+
+
+PUSHED = [
+    name for name, (_, by_hand) in METHODS.items() if by_hand not in (Scaled, Differential, Falling, Guided)
+]
+
+
+@pytest.mark.parametrize("name", ["ddim", "flow"])
+@pytest.mark.parametrize("method", PUSHED)
+def test_class_guidance_is_the_pipelines_plus_the_direction(
+    class_unet: UNet2DModel, name: str, method: str
+) -> None:
+    """The rows' weights sum to 1: what is added to every one of them is added to their sum, whatever the scale."""
+    make, by_hand = METHODS[method]
+
+    class AndClass(by_hand):
+        def value(self, i, t, u, told):
+            return super().value(i, t, u, told) + 2.0 * (told - self.ask(u, t, torch.tensor([3, 3])))
+
+    ours = sample(class_unet, SCHEDULERS[name](), make(), guidance_scale=3.0)
+    theirs = sample(class_unet, SCHEDULERS[name](), guidance_scale=3.0)
+    close(ours, AndClass(class_unet, SCHEDULERS[name]()).run(), theirs)
 
 
 # Corrections that set the level
