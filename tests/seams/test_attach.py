@@ -28,7 +28,7 @@ from nag.levels import read_levels
 from nag.network.null import null_level
 from nag.regressor import NoiseLevelRegressor
 from nag.seams.run import Diverged
-from tests.corrected_sampling import network
+from tests.corrections.samplers import network
 from tests.sampling import pipeline, plain, reference, seeded
 from tests.seams.zoo_unets import picture_text, stable_diffusion, text
 from tests.tiny import tiny_unet
@@ -59,9 +59,9 @@ def test_the_noise_keywords_come_after_the_pipeline_s_own(make) -> None:
     assert list(found) == [*named, *KEYWORDS, *(name for name in own if name not in named)]
     assert all(found[name].kind is inspect.Parameter.KEYWORD_ONLY for name in KEYWORDS)
     assert inspect.signature(type(pipe).__call__).parameters["self"]
-    described = inspect.getdoc(type(pipe).__call__)
-    assert described.startswith(inspect.getdoc(cls.__call__)[:200])
-    assert all(f"{name}: " in described[len(inspect.getdoc(cls.__call__)) :] for name in KEYWORDS)
+    text, described = inspect.getdoc(cls.__call__).strip(), inspect.getdoc(type(pipe).__call__)
+    assert described.startswith(text)
+    assert all(f"\n    {name}: " in described[len(text) :] for name in KEYWORDS)
 
 
 def test_detached_it_is_what_it_was(unet: UNet2DModel) -> None:
