@@ -12,14 +12,14 @@ from diffusers import SchedulerMixin, UNet2DModel
 from nag.corrections.blind import Blind
 from nag.files import read_json
 from nag.hub import fetch_beside, hub_options
+from nag.pipelines import unet2d  # a file that diffusers loads by path may show it one pipeline class only
 from nag.pipelines.base import SafePipeline
-from nag.pipelines.unet2d import UNet2DPipeline
 from nag.seams.run import corrected
 
 __all__ = ["NoiseUnconditionalPipeline"]
 
 
-class NoiseUnconditionalPipeline(UNet2DPipeline):
+class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
     """Samples from a UNet2DModel that is not told the noise level; see `nag.corrections.Blind`.
 
     Args:
