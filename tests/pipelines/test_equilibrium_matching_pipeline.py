@@ -156,6 +156,7 @@ def test_an_interruption_leaves_the_network_as_it_was(unet: UNet2DModel) -> None
         ({"gradient_norm_threshold": 0.0}, "gradient_norm_threshold must be positive and finite, got 0.0"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ({"composition": "max"}, "composition must be one of guided, sum, got 'max'"),
+        ({"latents": torch.full((1, 1, 8, 8), torch.nan)}, "latents must be finite, got inf or nan"),
     ],
 )
 def test_bad_arguments(unet: UNet2DModel, settings: dict, text: str) -> None:

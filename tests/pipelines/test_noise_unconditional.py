@@ -257,6 +257,7 @@ def test_an_interruption_leaves_the_network_as_it_was(unet: UNet2DModel) -> None
         ({"guidance_scale": 2.0}, "guidance_scale must be 1 for an unconditional network, got 2.0"),
         ({"output_type": "jpeg"}, "output_type must be one of pil, np, pt, latent, got 'jpeg'"),
         ({"latents": torch.zeros(1, 1, 4, 4)}, r"latents must have shape \(1, 1, 8, 8\), got \(1, 1, 4, 4\)"),
+        ({"latents": torch.full((1, 1, 8, 8), torch.nan)}, "latents must be finite, got inf or nan"),
     ],
 )
 def test_bad_arguments(unet: UNet2DModel, settings: dict, text: str) -> None:

@@ -19,7 +19,9 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
 import nag
+import nag.pipelines
 from nag.pipelines import UNet2DPipeline
+from nag.schedulers import EquilibriumMatchingScheduler
 from tests.sampling import pipeline, plain, seeded
 from tests.tiny import tiny_unet
 
@@ -177,6 +179,20 @@ def test_other_refusals(unet: UNet2DModel) -> None:
         plain(tiny_unet(class_embed_type="timestep"))(class_labels=0)
     with pytest.raises(TypeError, match="unet must be a UNet2DModel, got DDIMScheduler"):
         UNet2DPipeline(DDIMScheduler(), DDIMScheduler())
+
+
+@pytest.mark.parametrize("name", [name for name in nag.pipelines.__all__ if name != "UNet2DPipeline"])
+def test_other_files_load_by_path(unet: UNet2DModel, name: str, tmp_path: Path) -> None:
+    """diffusers takes the one pipeline class that a file shows."""
+    cls = getattr(nag.pipelines, name)
+    scheduler = EquilibriumMatchingScheduler() if name == "EqMPipeline" else DDIMScheduler()
+    cls(unet, scheduler).save_pretrained(tmp_path / "model")
+    pipe = DiffusionPipeline.from_pretrained(
+        tmp_path / "model", custom_pipeline=inspect.getsourcefile(cls), trust_remote_code=True
+    )
+    assert type(pipe).__name__ == name
+    pipe.set_progress_bar_config(disable=True)
+    assert len(pipe(num_inference_steps=6).images) == 1
 
 
 def test_as_custom_pipeline(unet: UNet2DModel, tmp_path: Path) -> None:

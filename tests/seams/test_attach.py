@@ -296,6 +296,8 @@ def test_other_refusals(unet: UNet2DModel) -> None:
         pipeline(unet, regressor="somewhere")
     with pytest.raises(TypeError, match="corrections must be of nag.corrections, got str"):
         pipeline(unet)(corrections=["epsilon scaling"])
+    with pytest.raises(TypeError, match="noise_guidance_scales"):
+        pipeline(unet)(noise_guidance_scales=0.5)
 
 
 def test_a_head_of_another_unet_is_refused(unet: UNet2DModel) -> None:
