@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ __all__ = [
     "hide_from_download",
     "hub_options",
     "pickle_only",
+    "refuse_pickles",
+    "safely",
 ]
 
 REGRESSOR_FOLDER = "regressor"
@@ -63,6 +66,40 @@ def pickle_only(checkpoint: str | os.PathLike[str], **options: Any) -> list[str]
         names = list_repo_files(str(checkpoint), **hub)
     pickles = sorted(name for name in names if name.endswith(_PICKLE))
     return [] if any(name.endswith(".safetensors") for name in names) else pickles
+
+
+def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:
+    """What a function loads from a checkpoint's safetensors.
+
+    Raises:
+        ValueError: if the checkpoint has pickle weights only, or they are asked for.
+    """
+    if options.setdefault("use_safetensors", True) is False:
+        raise ValueError(
+            "use_safetensors must be True, got False. Pickle weights can run code when they are loaded."
+        )
+    try:
+        return load()
+    except OSError as error:
+        pickles = pickle_only(path, **hub_options(options))
+        if pickles:
+            raise ValueError(
+                f"path must hold safetensors weights, got {', '.join(pickles)} in {path!r}. Pickle weights can run "
+                "code when they are loaded. If you trust them, load them with diffusers and save_pretrained again."
+            ) from error
+        raise
+
+
+def refuse_pickles(options: dict[str, Any]) -> None:
+    """Refuses keyword arguments of `save_pretrained` that ask for pickle weights.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if options.get("safe_serialization", True) is False:
+        raise ValueError(
+            "safe_serialization must be True, got False. from_pretrained reads safetensors only."
+        )
 
 
 def hide_from_download(folder: Path) -> None:

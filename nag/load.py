@@ -14,10 +14,9 @@ from diffusers import DiffusionPipeline
 
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.files import read_json
-from nag.hub import REGRESSOR_FOLDER, fetch_beside, hub_options
-from nag.pipelines.base import safely
+from nag.hub import REGRESSOR_FOLDER, fetch_beside, hub_options, safely
 from nag.regressor import NoiseLevelRegressor
-from nag.seams.attach import attach
+from nag.seams.attach import Attached, attach
 from nag.tuned import FILE_NAME as TUNED_FILE
 
 __all__ = ["NAGPipeline"]
@@ -86,10 +85,7 @@ class NAGPipeline:
         own = _own_class(components)
         if own is not None and own.__name__ != "UNet2DPipeline":
             if regressor is not None and regressor is not False:
-                raise ValueError(
-                    f"regressor must be None for a {own.__name__}, got {regressor!r}. It serves noise guidance, "
-                    "which needs a network that is told its level."
-                )
+                raise _without_regressor(own, regressor)
             return own.from_pretrained(path, **kwargs)
         loader = own or DiffusionPipeline
         pipe = attach(safely(path, kwargs, lambda: loader.from_pretrained(path, **kwargs)))
@@ -118,8 +114,16 @@ class NAGPipeline:
         Args:
             pipeline: any pipeline of diffusers.
             kwargs: `regressor=` (default: that of the pipeline, if it has one), and replacements of components.
+
+        Raises:
+            ValueError: if they name something else, or a regressor is given for a model without a noise condition.
         """
         regressor = kwargs.pop("regressor", getattr(pipeline, "regressor", None))
+        if not kwargs.keys() <= pipeline.components.keys():
+            raise ValueError(
+                f"kwargs must be regressor or one of {', '.join(pipeline.components)}, the components of "
+                f"{type(pipeline).__name__}, got {', '.join(kwargs)}. Move a pipeline with its own `to`."
+            )
         index = {name: (None, type(part).__name__) for name, part in pipeline.components.items()}
         own = _own_class({"_class_name": type(pipeline).__name__, **index})
         if own is not None and not isinstance(pipeline, own):
@@ -132,12 +136,21 @@ class NAGPipeline:
                 attach(new)
             for name, part in kwargs.items():
                 setattr(new, name, part)
-        if regressor is not None:
+        if isinstance(new, Attached):
             new.regressor = regressor
+        elif regressor is not None:
+            raise _without_regressor(own, regressor)
         for name in ("noise_calibration_path", "noise_guidance_path"):
             if getattr(pipeline, name, None) is not None:
                 setattr(new, name, getattr(pipeline, name))
         return new
+
+
+def _without_regressor(own: type, regressor: Any) -> ValueError:
+    return ValueError(
+        f"regressor must be None for a {own.__name__}, got {regressor!r}. It serves noise guidance, which needs a network "
+        "that is told its level."
+    )
 
 
 def _own_class(components: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import nag.schedulers  # noqa: F401 - diffusers loads a component only from a library that has been imported
 from nag.files import written_whole
-from nag.hub import hub_options, pickle_only
+from nag.hub import refuse_pickles, safely
 from nag.network.table import unwrap
 
 if TYPE_CHECKING:
@@ -52,32 +52,22 @@ class SafePipeline(_Pipeline):
         path = str(pretrained_model_name_or_path)
         return safely(path, kwargs, lambda: super(SafePipeline, cls).from_pretrained(path, **kwargs))
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """A pipeline of another one's components, in their own precision; arguments as for `DiffusionPipeline.from_pipe`."""
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", pipeline.dtype)
+        return super().from_pipe(pipeline, **kwargs)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes the checkpoint's folder, whole or not at all."""
+        """Writes the checkpoint's folder, whole or not at all.
+
+        Raises:
+            ValueError: if pickle weights are asked for.
+        """
+        refuse_pickles(kwargs)
         with written_whole(Path(save_directory)) as folder:
             super().save_pretrained(folder, **kwargs)
-
-
-def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:
-    """What a function loads from a checkpoint's safetensors.
-
-    Raises:
-        ValueError: if the checkpoint has pickle weights only, or they are asked for.
-    """
-    if options.setdefault("use_safetensors", True) is False:
-        raise ValueError(
-            "use_safetensors must be True, got False. Pickle weights can run code when they are loaded."
-        )
-    try:
-        return load()
-    except OSError as error:
-        pickles = pickle_only(path, **hub_options(options))
-        if pickles:
-            raise ValueError(
-                f"path must hold safetensors weights, got {', '.join(pickles)} in {path!r}. Pickle weights can run "
-                "code when they are loaded. If you trust them, load them with diffusers and save_pretrained again."
-            ) from error
-        raise
 
 
 def step_parameters(scheduler: Any) -> dict[str, inspect.Parameter]:

@@ -31,6 +31,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from nag.files import written_whole
+from nag.hub import refuse_pickles
 from nag.network.table import split_output, unwrap
 from nag.pipelines.base import (
     SafePipeline,
@@ -174,7 +175,12 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
         return x * first
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes a folder that plain diffusers opens, whole or not at all."""
+        """Writes a folder that plain diffusers opens, whole or not at all.
+
+        Raises:
+            ValueError: if pickle weights are asked for.
+        """
+        refuse_pickles(kwargs)
         plain = DDIMPipeline if type(self.scheduler) is DDIMScheduler else DDPMPipeline
         with written_whole(save_directory) as folder:
             plain(unet=self.unet, scheduler=self.scheduler).save_pretrained(folder, **kwargs)

@@ -1,4 +1,4 @@
-"""Plain sampling in ten lines, and pipelines to compare with it; shared by the tests of the pipeline."""
+"""Plain sampling in ten lines, and pipelines to compare with it; shared by the tests of the pipelines."""
 
 import inspect
 
@@ -7,17 +7,23 @@ from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from nag.pipelines import NAGUNet2DPipeline
+from nag.pipelines import UNet2DPipeline
+from nag.seams.attach import attach
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pipeline(unet: UNet2DModel, scheduler: object = None, **options: object) -> NAGUNet2DPipeline:
-    pipe = NAGUNet2DPipeline(unet, DDIMScheduler() if scheduler is None else scheduler, **options)
+def plain(unet: UNet2DModel, scheduler: object = None) -> UNet2DPipeline:
+    pipe = UNet2DPipeline(unet, DDIMScheduler() if scheduler is None else scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def pipeline(unet: UNet2DModel, scheduler: object = None, *, regressor: object = None) -> UNet2DPipeline:
+    """The plain pipeline with the noise arguments added to its call."""
+    return attach(plain(unet, scheduler), regressor=regressor)
 
 
 @torch.no_grad()

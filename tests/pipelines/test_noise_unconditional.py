@@ -21,7 +21,6 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from nag.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
@@ -171,9 +170,6 @@ def test_files_of_another_kind(unet: UNet2DModel, tmp_path: Path) -> None:
     ):
         NAGPipeline.from_pretrained(tmp_path / "model", regressor="mine")
     assert NAGPipeline.from_pretrained(tmp_path / "model", regressor=False).unet is not None
-    (tmp_path / "model" / CALIBRATION_FILE).write_text("{}")
-    with pytest.raises(ValueError, match=f"save_directory must not hold '{CALIBRATION_FILE}' of another"):
-        pipe.save_pretrained(tmp_path / "model")
 
 
 def test_the_index_names_what_loads_it(unet: UNet2DModel, tmp_path: Path) -> None:
