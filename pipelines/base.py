@@ -66,8 +66,8 @@ class SafePipeline(_Pipeline):
             ValueError: if pickle weights are asked for.
         """
         refuse_pickles(kwargs)
-        with written_whole(Path(save_directory)) as folder:
-            super().save_pretrained(folder, **kwargs)
+        with written_whole(save_directory) as folder:
+            super().save_pretrained(str(folder), **{"repo_id": Path(save_directory).name} | kwargs)
 
 
 def step_parameters(scheduler: Any) -> dict[str, inspect.Parameter]:

@@ -15,6 +15,7 @@ References:
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -183,7 +184,8 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
         refuse_pickles(kwargs)
         plain = DDIMPipeline if type(self.scheduler) is DDIMScheduler else DDPMPipeline
         with written_whole(save_directory) as folder:
-            plain(unet=self.unet, scheduler=self.scheduler).save_pretrained(folder, **kwargs)
+            pipe = plain(unet=self.unet, scheduler=self.scheduler)
+            pipe.save_pretrained(str(folder), **{"repo_id": Path(save_directory).name} | kwargs)
 
 
 def learned_variance(unet: Any, scheduler: Any) -> bool:

@@ -203,7 +203,8 @@ def _attached_class(cls: type) -> type:
             "__doc__": cls.__doc__,
             "__call__": __call__,
         }
-        __call__.__doc__ = f"{cls.__call__.__doc__ or ''}\n{Attached.__call__.__doc__}"
+        texts = (inspect.cleandoc(text or "") for text in (cls.__call__.__doc__, Attached.__call__.__doc__))
+        __call__.__doc__ = "\n\n".join(texts).strip()
         __call__.__signature__ = own.replace(parameters=[*parameters[:place], *ours, *parameters[place:]])  # type: ignore[attr-defined]
         _CLASSES[cls] = type(cls.__name__, (Attached, cls), namespace)
     return _CLASSES[cls]

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import importlib
+import inspect
 import json
 import re
 import shutil
@@ -16,15 +17,22 @@ from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
+    DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    StableDiffusionPipeline,
     UNet2DModel,
 )
 from huggingface_hub.utils import _http
 
 from nag.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.load import NAGPipeline
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 from nag.regressor import NoiseLevelRegressor
+from nag.schedulers import EquilibriumMatchingScheduler
+from nag.seams.attach import Attached
+from tests.sampling import pipeline, plain
+from tests.seams.zoo_unets import stable_diffusion, text
 from tests.tiny import tiny_unet
 
 # diffusers' own, whenever a model's configuration is fetched by itself
@@ -58,7 +66,7 @@ class SimulatedHub:
         path, method = request.url.path, request.method
         if method == "POST" and path == "/api/repos/create":
             body = json.loads(request.content)
-            repo = "/".join(filter(None, (body.get("organization"), body["name"])))
+            repo = f"{body.get('organization') or 'someone'}/{body['name']}"
             self.order.append("create")
             self.files.setdefault(repo, {})
             return self.response(200, json={"url": f"https://huggingface.co/{repo}"})
@@ -137,25 +145,128 @@ PLAIN = ["model_index.json", "scheduler/scheduler_config.json", "unet/config.jso
 REGRESSOR = ["regressor/config.json", "regressor/diffusion_pytorch_model.safetensors"]
 
 
+# Pipelines of diffusers
+
+
+def test_stable_diffusion_comes_back_as_itself_with_the_keywords(tmp_path: Path) -> None:
+    made = stable_diffusion()
+    made.save_pretrained(tmp_path / "model")
+    pipe = NAGPipeline.from_pretrained(tmp_path / "model")
+    assert isinstance(pipe, StableDiffusionPipeline)
+    assert type(pipe).plain_class is StableDiffusionPipeline
+    expected = made(**text()).images
+    # Memory alignment of loaded weights changes the order of sums in some kernels.
+    torch.testing.assert_close(pipe(**text()).images, expected, rtol=1e-3, atol=1e-3)
+    guided = pipe(noise_guidance_scale=0.5, **text()).images
+    assert float((guided - expected).abs().max()) > 1e-2
+
+    pipe.regressor = NoiseLevelRegressor.from_unet(pipe.unet, pipe.scheduler)
+    pipe.noise_calibration_path = tmp_path / "given.json"
+    pipe.noise_calibration_path.write_text("{}")
+    pipe.save_pretrained(tmp_path / "again")
+    added = {*REGRESSOR, CALIBRATION_FILE}
+    assert set(tree(tmp_path / "again")) == {*tree(tmp_path / "model"), *added}
+    index = json.loads((tmp_path / "again" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    for opened in (
+        DiffusionPipeline.from_pretrained(tmp_path / "again"),
+        StableDiffusionPipeline.from_pretrained(tmp_path / "again"),
+    ):
+        assert type(opened) is StableDiffusionPipeline
+        assert same_weights(opened.unet, pipe.unet)
+    found = NAGPipeline.from_pretrained(tmp_path / "again")
+    assert same_weights(found.regressor, pipe.regressor)
+    assert found.regressor.network is found.unet
+    assert found.noise_calibration_path == tmp_path / "again" / CALIBRATION_FILE
+
+
+def test_from_pipe_leaves_the_given_pipeline_plain() -> None:
+    for given in (stable_diffusion(), DDPMPipeline(tiny_unet().to(torch.bfloat16), DDPMScheduler())):
+        cls, config, scheduler = type(given), dict(given.config), given.scheduler
+        pipe = NAGPipeline.from_pipe(given)
+        assert isinstance(pipe, Attached)
+        assert type(pipe).plain_class is (UNet2DPipeline if cls is DDPMPipeline else cls)
+        assert pipe.components.keys() == given.components.keys()
+        assert all(pipe.components[name] is part for name, part in given.components.items())
+        assert pipe.dtype == given.dtype
+        pipe.regressor = NoiseLevelRegressor.from_unet(pipe.unet, pipe.scheduler)
+        pipe.scheduler = EulerDiscreteScheduler()
+        assert type(given) is cls
+        assert dict(given.config) == config
+        assert given.scheduler is scheduler
+        assert not hasattr(given, "regressor")
+        assert "noise_guidance_scale" not in inspect.signature(given.__call__).parameters
+
+
+def test_from_pipe_keeps_or_replaces_what_is_attached(unet: UNet2DModel) -> None:
+    regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler())
+    pipe = pipeline(unet, regressor=regressor)
+    pipe.noise_calibration_path = Path("somewhere.json")
+    again = NAGPipeline.from_pipe(pipe)
+    assert again is not pipe
+    assert again.regressor is regressor
+    assert again.noise_calibration_path == pipe.noise_calibration_path
+    assert NAGPipeline.from_pipe(pipe, regressor=None).regressor is None
+    assert pipe.regressor is regressor
+    given = DDIMPipeline(unet, DDIMScheduler())
+    assert NAGPipeline.from_pipe(given, regressor=regressor).regressor is regressor
+    for one in (pipe, given):
+        scheduler = EulerDiscreteScheduler()
+        assert NAGPipeline.from_pipe(one, scheduler=scheduler).scheduler is scheduler
+        assert type(one.scheduler) is DDIMScheduler
+        with pytest.raises(
+            ValueError, match="kwargs must be regressor or one of unet, scheduler.*, got dtype"
+        ):
+            NAGPipeline.from_pipe(one, dtype=torch.float16)
+
+
+def test_models_without_a_level_come_back_plain(unet: UNet2DModel) -> None:
+    regressor = full(unet)
+    for pipe in (
+        NoiseUnconditionalPipeline(unet, DDIMScheduler()),
+        EqMPipeline(unet, EquilibriumMatchingScheduler()),
+    ):
+        assert type(NAGPipeline.from_pipe(pipe)) is type(pipe)
+        with pytest.raises(
+            ValueError, match=f"regressor must be None for a {type(pipe).__name__}, got NoiseLevel"
+        ):
+            NAGPipeline.from_pipe(pipe, regressor=regressor)
+
+
+def test_nag_pipeline_is_not_made_directly() -> None:
+    with pytest.raises(TypeError, match="NAGPipeline must be made by NAGPipeline.from_pretrained"):
+        NAGPipeline()
+
+
+def test_a_path_without_a_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="path must hold a diffusers pipeline, got .* without a model_index.json"
+    ):
+        NAGPipeline.from_pretrained(tmp_path)
+
+
 # Folders
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "plain"),
+    ("scheduler", "cls"),
     [(DDIMScheduler(), DDIMPipeline), (EulerDiscreteScheduler(), DDPMPipeline)],
 )
 def test_plain_diffusers_opens_a_saved_folder(
-    unet: UNet2DModel, tmp_path: Path, scheduler, plain: type
+    unet: UNet2DModel, tmp_path: Path, scheduler, cls: type
 ) -> None:
-    pipe = NAGUNet2DPipeline(unet, scheduler, regressor=full(unet))
+    pipe = pipeline(unet, scheduler, regressor=full(unet))
     pipe.save_pretrained(tmp_path / "model")
+    plain(unet, scheduler).save_pretrained(tmp_path / "plain")
+    assert tree(tmp_path / "plain") == PLAIN
+    shutil.rmtree(tmp_path / "plain")
     assert tree(tmp_path / "model") == sorted(PLAIN + REGRESSOR)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     for opened in (
         DiffusionPipeline.from_pretrained(tmp_path / "model"),
-        plain.from_pretrained(tmp_path / "model"),
+        cls.from_pretrained(tmp_path / "model"),
     ):
-        assert type(opened) is plain
+        assert type(opened) is cls
         assert type(opened.scheduler) is type(scheduler)
         assert same_weights(opened.unet, unet)
 
@@ -163,7 +274,7 @@ def test_plain_diffusers_opens_a_saved_folder(
 def test_a_plain_folder_has_no_regressor(unet: UNet2DModel, tmp_path: Path) -> None:
     DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "model")
     pipe = NAGPipeline.from_pretrained(tmp_path / "model")
-    assert type(pipe) is NAGUNet2DPipeline
+    assert type(pipe).plain_class is UNet2DPipeline
     assert type(pipe.scheduler) is DDIMScheduler
     assert same_weights(pipe.unet, unet)
     assert pipe.regressor is None
@@ -176,7 +287,7 @@ def test_a_plain_folder_has_no_regressor(unet: UNet2DModel, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["frozen", "encoder", "full"])
 def test_regressor_saved_and_found_again(unet: UNet2DModel, tmp_path: Path, kind: str) -> None:
     regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler(), kind=kind)
-    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=regressor).save_pretrained(tmp_path / "model")
+    pipeline(unet, DDIMScheduler(), regressor=regressor).save_pretrained(tmp_path / "model")
     pipe = NAGPipeline.from_pretrained(tmp_path / "model")
     assert same_weights(pipe.regressor, regressor)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -192,7 +303,7 @@ def test_regressor_saved_and_found_again(unet: UNet2DModel, tmp_path: Path, kind
 
 def test_precision(unet: UNet2DModel, tmp_path: Path) -> None:
     """The UNet comes as asked, the regressor in single precision, in which gradients run."""
-    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
+    pipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
     pipe = NAGPipeline.from_pretrained(tmp_path / "model", dtype=torch.float16)
     assert pipe.unet.dtype == torch.float16
     assert pipe.regressor.dtype == torch.float32
@@ -212,29 +323,29 @@ def test_a_calibration_travels_with_the_checkpoint(unet: UNet2DModel, tmp_path: 
 
 
 def test_saving_again_replaces_what_is_there_and_keeps_other_files(unet: UNet2DModel, tmp_path: Path) -> None:
-    NAGUNet2DPipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path)
+    pipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path)
+    pipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path)
     assert tree(tmp_path) == sorted([*PLAIN, *REGRESSOR, "notes.txt"])
     assert same_weights(NAGPipeline.from_pretrained(tmp_path).unet, unet)
 
 
 def test_a_stale_regressor_is_not_left_beside_another_unet(unet: UNet2DModel, tmp_path: Path) -> None:
-    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path)
+    pipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
     with pytest.raises(ValueError, match="save_directory must not hold 'regressor' of another pipeline"):
-        NAGUNet2DPipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path)
+        pipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)} == before
 
 
 def test_whole_or_not_at_all(unet: UNet2DModel, tmp_path: Path) -> None:
     """A calibration that cannot be read fails after the UNet and the regressor were written."""
-    pipe = NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet))
+    pipe = pipeline(unet, DDIMScheduler(), regressor=full(unet))
     pipe.noise_calibration_path = tmp_path / "gone.json"
     with pytest.raises(FileNotFoundError):
         pipe.save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-    NAGUNet2DPipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path / "model")
+    pipeline(tiny_unet(seed=1), DDIMScheduler()).save_pretrained(tmp_path / "model")
     before = {name: (tmp_path / "model" / name).read_bytes() for name in tree(tmp_path / "model")}
     with pytest.raises(FileNotFoundError):
         pipe.save_pretrained(tmp_path / "model")
@@ -252,15 +363,16 @@ def test_a_flat_checkpoint_such_as_the_first_ddpm_ones(unet: UNet2DModel, tmp_pa
 
 
 def test_refusals(unet: UNet2DModel, tmp_path: Path) -> None:
-    pipe = NAGUNet2DPipeline(unet, DDIMScheduler())
-    with pytest.raises(ValueError, match="safe_serialization must be True, got False"):
-        pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
+    pipe = pipeline(unet, DDIMScheduler())
+    for one in (pipe, plain(unet)):
+        with pytest.raises(ValueError, match="safe_serialization must be True, got False"):
+            one.save_pretrained(tmp_path / "model", safe_serialization=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="save_directory must be a folder, got the file"):
         pipe.save_pretrained(tmp_path / "file")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(ValueError, match="use_safetensors must be True, got False"):
-        NAGUNet2DPipeline.from_pretrained(tmp_path, use_safetensors=False)
+        UNet2DPipeline.from_pretrained(tmp_path, use_safetensors=False)
 
 
 def pickled(unet: UNet2DModel, folder: Path) -> Path:
@@ -292,7 +404,7 @@ def test_an_incomplete_folder_fails_as_in_diffusers(unet: UNet2DModel, tmp_path:
 
 def test_pushed_pulled_and_opened_by_plain_diffusers(unet: UNet2DModel, hub: SimulatedHub) -> None:
     regressor = full(unet)
-    pipe = NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=regressor)
+    pipe = pipeline(unet, DDIMScheduler(), regressor=regressor)
     pipe.push_to_hub("someone/model", token="hf_x")
     assert sorted(hub.files["someone/model"]) == sorted([*PLAIN, *REGRESSOR, "README.md"])
     index = json.loads(hub.files["someone/model"]["model_index.json"])
@@ -307,7 +419,7 @@ def test_pushed_pulled_and_opened_by_plain_diffusers(unet: UNet2DModel, hub: Sim
 def test_a_plain_user_does_not_download_the_regressor(
     unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path
 ) -> None:
-    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
+    pipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
     hub.upload("someone/model", tmp_path / "model")
     opened = DiffusionPipeline.from_pretrained("someone/model")
     assert type(opened) is DDIMPipeline
@@ -316,11 +428,24 @@ def test_a_plain_user_does_not_download_the_regressor(
 
 
 def test_save_and_push_uploads_the_final_index(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
-    pipe = NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet))
+    pipe = pipeline(unet, DDIMScheduler(), regressor=full(unet))
     pipe.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="someone/model", token="hf_x")
     assert hub.order == ["create", "commit"]
     local = {name: (tmp_path / "model" / name).read_bytes() for name in tree(tmp_path / "model")}
     assert hub.files["someone/model"] == local
+
+
+def test_plain_pipelines_are_pushed_too(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
+    for k, pipe in enumerate((plain(unet), NoiseUnconditionalPipeline(unet, DDIMScheduler()))):
+        pipe.push_to_hub(f"someone/pushed{k}", token="hf_x")
+        pipe.save_pretrained(
+            tmp_path / f"saved{k}", push_to_hub=True, repo_id=f"someone/saved{k}", token="hf_x"
+        )
+        pipe.save_pretrained(tmp_path / f"named{k}", push_to_hub=True, token="hf_x")
+        assert f"someone/named{k}" in hub.files
+        for name in ("pushed", "saved"):
+            assert sorted(hub.files[f"someone/{name}{k}"]) == sorted([*PLAIN, "README.md"])
+            assert same_weights(NAGPipeline.from_pretrained(f"someone/{name}{k}").unet, unet)
 
 
 def test_beside_a_checkpoint_on_the_hub(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
@@ -340,7 +465,7 @@ def test_beside_a_checkpoint_on_the_hub(unet: UNet2DModel, hub: SimulatedHub, tm
 
 
 def test_offline_from_the_cache(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
-    NAGUNet2DPipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
+    pipeline(unet, DDIMScheduler(), regressor=full(unet)).save_pretrained(tmp_path / "model")
     hub.upload("someone/model", tmp_path / "model")
     NAGPipeline.from_pretrained("someone/model")
     shutil.rmtree(tmp_path / "model")
