@@ -1,7 +1,6 @@
 """nag.calibration: the table of measured levels, what it is for and its file."""
 
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -20,7 +19,7 @@ from nag.calibration import (
     FILE_NAME,
     NoiseCalibration,
 )
-from nag.corrections import NoiseGuidance
+from nag.corrections import EpsilonScaling, NoiseGuidance
 from nag.levels import read_levels
 
 
@@ -124,83 +123,54 @@ def test_check_sees_levels_that_the_configuration_does_not_name() -> None:
         longer.check(scheduler)
 
 
-def test_check_compares_guidance_where_it_is_on() -> None:
+GUIDANCE = NoiseGuidance(scale=0.5, interval=(-1.0, None))
+
+
+def test_check_compares_the_sampler_where_it_is_known() -> None:
     scheduler = start(DDIMScheduler())
-    plain = table(scheduler)
-    guided = table(scheduler, noise_guidance_scale=0.5, noise_guidance_interval=(-1.0, None))
-    plain.check(
-        scheduler, eta=0.0, guidance_scale=1.0, noise_guidance_scale=0.0, noise_guidance_mode="gradient"
-    )
-    plain.check(scheduler, **NoiseGuidance(schedule=lambda level: 1.0, rescale=0.5).settings())
-    guided.check(scheduler, noise_guidance_scale=0.5, noise_guidance_interval=[-1.0, None])
-    guided.check(scheduler, **NoiseGuidance(scale=0.5, interval=(-1.0, None), sequential=True).settings())
-    by_gradient = table(scheduler, **NoiseGuidance(scale=0.5, mode="gradient").settings())
-    for calibration, settings, named in (
-        (plain, {"eta": 1.0}, "eta = 0.0 where eta is 1.0"),
-        (plain, {"guidance_scale": 2.0}, "guidance_scale = 1.0 where guidance_scale is 2.0"),
-        (
-            plain,
-            {"noise_guidance_scale": 0.5},
-            "noise_guidance_scale = 0.0 where noise_guidance_scale is 0.5",
-        ),
-        (guided, {"noise_guidance_mode": "corrected"}, "noise_guidance_mode = 'classifier_free'"),
-        (guided, {"noise_guidance_interval": (None, None)}, r"noise_guidance_interval = \(-1.0, None\)"),
-        (
-            guided,
-            NoiseGuidance(scale=0.5, interval=(-1.0, None), schedule="cosine").settings(),
-            "noise_guidance_schedule = 'constant'",
-        ),
-        (
-            guided,
-            NoiseGuidance(scale=0.5, interval=(-1.0, None), rescale=0.5).settings(),
-            "noise_guidance_rescale = 0.0",
-        ),
-        (
-            guided,
-            NoiseGuidance(scale=0.5, interval=(-1.0, None), class_combination="joint").settings(),
-            "noise_guidance_class_combination = 'separate'",
-        ),
-        (
-            by_gradient,
-            NoiseGuidance(scale=0.5, mode="gradient", max_norm=None).settings(),
-            "noise_guidance_max_norm = 0.25",
-        ),
-        (
-            by_gradient,
-            NoiseGuidance(scale=0.5, mode="gradient", project=False).settings(),
-            "noise_guidance_project = True",
-        ),
+    plain, guided = table(scheduler), table(scheduler, corrections=(GUIDANCE.settings(),))
+    for calibration in (plain, guided):
+        calibration.check(scheduler)
+        calibration.check(scheduler, eta=0.0, guidance_scale=1.0)
+    plain.check(scheduler, corrections=[])
+    for same in (GUIDANCE, dataclasses.replace(GUIDANCE, null_pass="whole")):
+        guided.check(scheduler, corrections=[same.settings()])
+    for settings, named in (
+        ({"eta": 1.0}, "eta = 0.0 where eta is 1.0"),
+        ({"guidance_scale": 2.0}, "guidance_scale = 1.0 where guidance_scale is 2.0"),
+        ({"corrections": (GUIDANCE.settings(),)}, r"corrections = \(\) where corrections is .*'scale': 0.5"),
     ):
         with pytest.raises(ValueError, match=f"got a table for {named}"):
-            calibration.check(scheduler, **settings)
+            plain.check(scheduler, **settings)
 
 
-def rising(log_snr: float) -> float:
-    return 1 / (1 + math.exp(-log_snr))
+@pytest.mark.parametrize(
+    "other",
+    [
+        (),
+        (GUIDANCE, EpsilonScaling(scale=1.01)),
+        *((dataclasses.replace(GUIDANCE, **change),) for change in (
+            {"scale": 0.6}, {"mode": "corrected"}, {"interval": (None, None)}, {"joint": True}, {"max_norm": None},
+            {"project": False},
+        )),
+    ],
+)  # fmt: skip
+def test_a_table_of_other_corrections_is_refused(other: tuple[Any, ...]) -> None:
+    scheduler = start(DDIMScheduler())
+    guided = table(scheduler, corrections=(GUIDANCE.settings(),))
+    with pytest.raises(ValueError, match="got a table for corrections = .*'NoiseGuidance', 'scale': 0.5"):
+        guided.check(scheduler, corrections=[one.settings() for one in other])
 
 
-def test_settings_are_all_fields_that_change_a_sample(tmp_path: Path) -> None:
-    settings = NoiseGuidance().settings()
-    assert {f"noise_guidance_{field.name}" for field in dataclasses.fields(NoiseGuidance)} == {
-        *settings,
-        "noise_guidance_sequential",
-    }
-    defaults = {field.name: field.default for field in dataclasses.fields(NoiseCalibration)}
-    assert settings == {name: defaults[name] for name in settings}
-    scheduler, guidance = start(DDIMScheduler()), NoiseGuidance(scale=0.5, schedule=rising)
-    measured = table(scheduler, **guidance.settings())
-    assert measured.noise_guidance_schedule == f"{__name__}.rising"
+def test_corrections_survive_the_file(tmp_path: Path) -> None:
+    scheduler = start(DDIMScheduler())
+    settings = (GUIDANCE.settings(), EpsilonScaling(scale=1.01).settings())
+    measured = table(scheduler, corrections=settings)
     measured.save(tmp_path)
-    assert NoiseCalibration.load(tmp_path, scheduler, **guidance.settings()) == measured
-
-
-@pytest.mark.parametrize("schedule", [lambda log_snr: 1.0, functools.partial(rising)])
-def test_a_schedule_without_a_name_is_refused(schedule: Any) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"schedule must be a function at the top of a module for noise_calibration, got .*<.*>\. A table could",
-    ):
-        NoiseGuidance(scale=0.5, schedule=schedule).settings()
+    table(scheduler).save(tmp_path)
+    assert NoiseCalibration.load(tmp_path, scheduler, corrections=settings) == measured
+    with pytest.raises(ValueError, match="has corrections = "):
+        NoiseCalibration.load(tmp_path, scheduler, corrections=settings[::-1])
 
 
 def test_tables_must_fit_and_be_finite() -> None:
@@ -226,7 +196,7 @@ def test_broken_files_are_refused_and_left_alone(tmp_path: Path) -> None:
         (json.dumps({"format": "another"}), "must be a noise calibration file, got something else"),
         (
             json.dumps(good | {"version": 99}),
-            "must have version 1, got 99. It was written by another version of nag",
+            "must have version 2, got 99. It was written by another version of nag",
         ),
         (
             json.dumps(good | {"tables": [missing]}),

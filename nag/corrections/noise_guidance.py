@@ -140,11 +140,7 @@ class NoiseGuidance(Correction):
         if self.mode == "classifier_free":
             return
         regressor, levels = at.regressor, at.levels
-        if isinstance(at.level, Tensor) and at.level.ndim > 0:
-            raise ValueError(
-                f"noise_guidance_mode must be 'classifier_free' where each sample has a level of its own, got {self.mode!r}. "
-                "Use it, or leave out the correction that sets the level."
-            )
+        _refuse_levels_per_sample(at, self.mode)
         require_regressor(regressor, levels, f"noise_guidance_mode {self.mode!r}")
         if self.mode == "gradient":
             network = getattr(regressor, "network", None)
@@ -161,6 +157,8 @@ class NoiseGuidance(Correction):
         """w times the direction of the mode, `(B, C, *shape)`."""
         if at.pure_noise or not at.acts(self.interval, told=True):
             return None
+        if self.mode != "classifier_free":
+            _refuse_levels_per_sample(at, self.mode)  # the first step may have none yet
         if self.mode == "gradient":
             return self._gradient(at)
         head = _head_of(at) if self.mode == "corrected" else None
@@ -174,12 +172,12 @@ class NoiseGuidance(Correction):
             else:
                 state = at.posterior(at.regressor)
             moment = partial(at.regressor.posterior_moment, state)
-            null = corrected_null(null, at.u.to(exact), _scalar(at), at.levels, moment)
+            null = corrected_null(null, at.u.to(exact), float(at.log_snr), at.levels, moment)
         return self.scale * (told - null)
 
     def _gradient(self, at: At) -> Tensor:
         exact = torch.promote_types(at.told.dtype, torch.float32)
-        u, level = at.u.to(exact), _scalar(at)
+        u, level = at.u.to(exact), float(at.log_snr)
         _, eps_hat = at.levels.x_0_and_eps(at.told.to(exact), u, log_snr=level)
         _, slope, sigma = (float(k) for k in affine_form(at.levels, torch.tensor(level).double()))
         gradient = level_gradient(
@@ -229,8 +227,12 @@ def require_regressor(regressor: Any, levels: SchedulerLevels, name: str) -> Non
         )
 
 
-def _scalar(at: At) -> float:
-    return at.nominal if isinstance(at.log_snr, Tensor) and at.log_snr.ndim > 0 else float(at.log_snr)
+def _refuse_levels_per_sample(at: At, mode: str) -> None:
+    if isinstance(at.level, Tensor) and at.level.ndim > 0:
+        raise ValueError(
+            f"noise_guidance_mode must be 'classifier_free' where each sample has a level of its own, got {mode!r}. "
+            "Use it, or leave out the correction that sets the level."
+        )
 
 
 def _head_of(at: At) -> NoiseLevelRegressor | None:

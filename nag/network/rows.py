@@ -78,7 +78,14 @@ _VIDEO_UNET = replace(  # no features: the frames are rows of the last layers
 )
 _UNETS = [
     replace(_UNET, refused=_divides),
-    replace(_UNET, name="UNet2DConditionModel", rows=(*_CONDITIONED, *_ADDED, *_GLIGEN, *_RESIDUALS)),
+    replace(
+        _UNET,
+        name="UNet2DConditionModel",
+        rows=(*_CONDITIONED, *_ADDED, *_GLIGEN, *_RESIDUALS),
+        null_class=lambda unet: (
+            None
+        ),  # its labels need not be classes: those of the x4 upscaler are noise levels
+    ),
     replace(
         _VIDEO_UNET,
         name="Kandinsky3UNet",

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers import CMStochasticIterativeScheduler, SchedulerMixin  # noqa: F401 - diffusers looks for the mixin here
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    SchedulerMixin,  # noqa: F401 - by this name in the module, diffusers knows how to load a component
+)
 from diffusers.configuration_utils import register_to_config
 
 __all__ = ["ConsistencyScheduler"]

@@ -185,6 +185,8 @@ class _Question:
 
     def null(self, *, form: str, joint: bool = False, head: Any = None) -> tuple[Tensor, Tensor | None]:
         call, mixed = self.call, self.run.layout.rows_mix
+        if self.hidden:
+            self.whole()  # nobody is told the level
         if joint and self.several and self.answer is None:
             mask = torch.ones(len(call.sample), dtype=torch.bool, device=call.sample.device)
             mask[self.block] = False
@@ -196,7 +198,7 @@ class _Question:
         if joint:
             return self.ask(unconditional=True, null=True, head=head)
         batched = self.answer is None and not mixed and call.can_be_batched()
-        if form == "batched" and not batched:
+        if form == "batched" and not batched and not self.hidden:
             raise ValueError(
                 f"null_pass must be 'auto', 'sequential' or 'whole' for this call of {type(unwrap(self.network)).__name__}, got "
                 "'batched'. It is not known which of its arguments have one row per sample, or its rows may not be joined."
@@ -247,7 +249,7 @@ class _Question:
             label=label,
             network=network,
             changes=changes,
-            null=null,
+            null=null or (self.hidden and label is None),
             head=head,
             whole=self.run.layout.rows_mix,
         )

@@ -9,6 +9,7 @@ Runs where DIFFUSERS_SOURCE names a source tree of diffusers:
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,8 @@ from tests.seams.traces import traces
 
 SOURCE = os.environ.get("DIFFUSERS_SOURCE", "")
 PASSED = "yes"
-SMALLER: dict[str, dict[str, Any]] = {}
+SMALLER: dict[str, dict[str, Any]] = {"animatediff.AnimateDiffPipelineSDXLFastTests": {"num_frames": 2}}
+LARGE = ("bria_fibo.BriaFiboPipelineFastTests", "bria_fibo_edit.BriaFiboPipelineFastTests")
 PURE_NOISE = -60.0  # a log-SNR at which float32 holds no trace of the data
 
 pytestmark = [
@@ -47,7 +49,7 @@ pytestmark = [
 FOUND: list[Found] = []
 ABSENT: dict[str, str] = {}
 if SOURCE:
-    with standing_in():
+    with standing_in(), warnings.catch_warnings(action="ignore"):  # as the tests themselves; see above
         FOUND, ABSENT = find(Path(SOURCE))
 
 
@@ -199,6 +201,9 @@ def law(holds: Callable[[Subject], str], subject: Subject) -> str:
 @pytest.mark.parametrize("found", FOUND, ids=lambda found: found.name)
 def test_laws(found: Found) -> None:
     verdict = VERDICTS[found.name] = Verdict(found.name, found.cls.pipeline_class.__name__)  # type: ignore[attr-defined]
+    if found.name in LARGE:
+        verdict.runs = "its text encoder is a large one"
+        pytest.skip(verdict.runs)
     try:
         subject = Subject(found)
     except AbsentFile as absent:

@@ -240,5 +240,6 @@ FLOWS = [
         calls=2,
         nominal=False,
         noise_first=True,
+        slow=True,
     ),
 ]

@@ -175,6 +175,7 @@ PIXELS = [
             "output_type": "latent",
         },
         channels=4,
+        slow=True,
     ),
     Case(
         name="Kandinsky 2.2 prior",
@@ -189,10 +190,5 @@ PIXELS = [
         levels={"prior": "time_embedding"},
         refused="a network that predicts x_0 carries no level in the difference",
     ),
-    sd(
-        "Stable unCLIP",
-        stable_unclip,
-        lambda: text(prior_num_inference_steps=2),
-        callback=False,
-    ),
+    sd("Stable unCLIP", stable_unclip, lambda: text(prior_num_inference_steps=2), callback=False, slow=True),
 ]

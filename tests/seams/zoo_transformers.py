@@ -229,6 +229,7 @@ TRANSFORMERS = [
         r"time_text_embed\.timestep_embedder",
         calls=2,
         noise_first=True,
+        slow=True,
     ),
     transformer(
         "Flux, distilled guidance",

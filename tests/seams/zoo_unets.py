@@ -168,10 +168,11 @@ def sd(name: str, build: Any = stable_diffusion, arguments: Any = text, **facts:
 UNETS = [
     sd("Stable Diffusion", images="num_images_per_prompt"),
     sd("Stable Diffusion, no guidance", arguments=lambda: text(guidance_scale=1.0), rows="c"),
-    sd("Stable Diffusion, rescaled", arguments=lambda: text(guidance_rescale=0.7), linear=False),
+    sd("Stable Diffusion, rescaled", arguments=lambda: text(guidance_rescale=0.7), linear=False, slow=True),
     sd(
         "Stable Diffusion, DPM-Solver++",
         lambda: stable_diffusion(scheduler=DPMSolverMultistepScheduler(**latent_schedule())),
+        slow=True,
     ),
     sd(
         "Stable Diffusion, Heun",
@@ -181,16 +182,19 @@ UNETS = [
     sd(
         "Stable Diffusion, Euler ancestral",
         lambda: stable_diffusion(scheduler=EulerAncestralDiscreteScheduler(**latent_schedule())),
+        slow=True,
     ),
     sd(
         "Stable Diffusion, PNDM",
         lambda: stable_diffusion(scheduler=PNDMScheduler(skip_prk_steps=True, **latent_schedule())),
         uncalibratable="discards the state that it is handed",
+        slow=True,
     ),
     sd(
         "Stable Diffusion, UniPC",
         lambda: stable_diffusion(scheduler=UniPCMultistepScheduler(**latent_schedule())),
         uncalibratable="discards the state that it is handed",
+        slow=True,
     ),
     sd(
         "image to image",
@@ -206,6 +210,7 @@ UNETS = [
         "inpaint, four channels",
         lambda: stable_diffusion(StableDiffusionInpaintPipeline),
         lambda: text(image=picture(), mask_image=picture(gray=True)),
+        slow=True,
     ),
     sd("ControlNet", controlnet, lambda: text(image=picture(1)), images="num_images_per_prompt"),
     sd("T2I-Adapter", adapter, lambda: text(image=picture(1)), callback=False),
@@ -232,5 +237,6 @@ UNETS = [
         "SDXL image to image",
         lambda: sdxl(StableDiffusionXLImg2ImgPipeline),
         lambda: picture_text(strength=0.7, num_inference_steps=4),
+        slow=True,
     ),
 ]

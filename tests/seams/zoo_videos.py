@@ -279,6 +279,7 @@ VIDEOS = [
         build=animate_diff,
         arguments=lambda: sampling(prompt="a cat", negative_prompt="dull", num_frames=2, height=16, width=16),
         levels={"unet": "time_embedding"},
+        slow=True,
     ),
     Case(
         name="Stable Video Diffusion",
@@ -295,6 +296,7 @@ VIDEOS = [
             "output_type": "latent",
         },
         levels={"unet": "time_embedding"},
+        slow=True,
     ),
     video(
         "Wan",
@@ -324,6 +326,7 @@ VIDEOS = [
         rows="c",
         calls=2,
         uncalibratable="discards the state that it is handed",
+        slow=True,
     ),
     video(
         "Wan, a label for each token",
@@ -333,6 +336,7 @@ VIDEOS = [
         rows="c",
         calls=2,
         noise_first=True,
+        slow=True,
     ),
     video(
         "LTX",
@@ -354,6 +358,7 @@ VIDEOS = [
         lambda: embedded(height=32, width=32, num_frames=7),
         r"time_embed\.timestep_embedder",
         noise_first=True,
+        slow=True,
     ),
     video(
         "Latte",
@@ -363,12 +368,14 @@ VIDEOS = [
         ),
         r"adaln_single\.emb\.timestep_embedder",
         channels=4,
+        slow=True,
     ),
     video(
         "Allegro",
         allegro,
         lambda: embedded(height=64, width=64, num_frames=8, negative_prompt=None, clean_caption=False),
         r"adaln_single\.emb\.timestep_embedder",
+        slow=True,
     ),
     video(
         "Hunyuan video",
