@@ -13,7 +13,7 @@ from nag.load import NAGPipeline
 from nag.pipelines import UNet2DPipeline
 from nag.seams import attach
 from nag.tuned import FILE_NAME, Entry, Sampler, load_tuned, read_entries, save_entry
-from tests.test_hub import SimulatedHub, hub  # noqa: F401
+from tests.simulated_hub import SimulatedHub
 
 GUIDANCE = NoiseGuidance(scale=0.7, interval=(-1.5, 4.0))
 STEPS = 4
@@ -197,7 +197,7 @@ def test_it_is_saved_with_the_pipeline(model, unet, ddim_scheduler, tmp_path):
         attach(UNet2DPipeline(unet, ddim_scheduler)).save_pretrained(tmp_path / "copy")
 
 
-def test_it_comes_from_the_hub(model, ddim_scheduler, hub: SimulatedHub):  # noqa: F811
+def test_it_comes_from_the_hub(model, ddim_scheduler, hub: SimulatedHub):
     save_entry(model, entry(ddim_scheduler))
     hub.upload("someone/tuned", model)
     pipe = NAGPipeline.from_pretrained("someone/tuned")
