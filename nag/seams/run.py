@@ -448,6 +448,7 @@ class Run:
             if level is None or self._levels() is None:
                 return plain(*args, **kwargs)
             at = self._seen(call)
+            self.question_count = None  # its rows are not those of the denoiser
             self._check(at, setting=True)
             at.memory = self.memories[self.corrections.index(level)]
             at.level = level.level(at)  # type: ignore[assignment]
