@@ -7,22 +7,30 @@ is solved for the weights of guidance by least squares; the conditional rows hav
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nag.levels import read_levels
 from tests.seams.reference import answer_of
 
 __all__ = ["DENOISERS", "Layout", "NotFound", "Seen", "layout_of", "level_paths", "look"]
 
 INNERMOST = r"(.*\.)?(time_embedding|timestep_embedder|time_embedder|t_embedder|time_step_proj|time_token)"
 OUTERMOST = r"time_embed|time_embed_r|base_time_embedding|timestep_proj|time_in|timestep_features|t_embedding"
-OTHERS = {"ChromaTransformer2DModel": r"time_text_embed\.time_proj"}
+OTHERS = {
+    "ChromaTransformer2DModel": r"time_text_embed\.time_proj",
+    **dict.fromkeys(  # the level at which a step ends tells where it begins
+        ("AnyFlowTransformer3DModel", "AnyFlowFARTransformer3DModel"),
+        r"condition_embedder\.(time|delta)_embedder",
+    ),
+}
+PURE_NOISE = -60.0
 DENOISERS = r"(unet|transformer|prior|decoder)(_\d)?|bbox_unet"
 
 
@@ -32,16 +40,17 @@ class NotFound(Exception):
 
 @dataclass
 class Seen:
-    """What was heard in a plain call on a copy of a pipeline.
+    """What was heard in a plain call.
 
     Args:
-        pipe: the copy.
+        pipe: the pipeline.
         output: what `run` returned.
         states: what the scheduler was handed, one for each step.
         values: the predictions that it was handed.
         answers: the rows that the networks answered, call by call, for each step.
         prepared: how many images the pipeline has made initial states for.
         heard: the names of the networks that were asked.
+        noise: the steps whose state is nominally pure noise.
     """
 
     pipe: Any
@@ -51,6 +60,7 @@ class Seen:
     answers: list[list[Tensor]] = field(default_factory=lambda: [[]])
     prepared: list[int] = field(default_factory=list)
     heard: set[str] = field(default_factory=set)
+    noise: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +97,26 @@ def listen(owner: Any, name: str, heard: Callable[[tuple[Any, ...], dict[str, An
     setattr(owner, name, method)
 
 
+def is_pure_noise(scheduler: Any, timestep: Any) -> bool:
+    """Whether nothing of the data is left at a step's nominal level, in float32."""
+    try:
+        levels = read_levels(scheduler).log_snr
+    except (ValueError, RuntimeError):
+        return False
+    places = (scheduler.timesteps.cpu() == torch.as_tensor(timestep).cpu()).nonzero()
+    return len(places) > 0 and int(places[0]) < len(levels) and bool(levels[int(places[0])] < PURE_NOISE)
+
+
 def look(pipe: Any, run: Callable[[Any], Tensor]) -> Seen:
-    """Calls a copy of a pipeline and listens."""
-    seen = Seen(copy.deepcopy(pipe))
+    """Calls a pipeline that nobody needs any more, and listens."""
+    seen = Seen(pipe)
     for name, component in seen.pipe.components.items():
         if isinstance(component, nn.Module) and re.fullmatch(DENOISERS, name):
 
             def answered(arguments: Any, options: Any, output: Any, name: str = name) -> None:
                 seen.heard.add(name)
-                seen.answers[-1].append(answer_of(output).detach().clone())
+                with suppress(TypeError):  # a call that only fills a cache
+                    seen.answers[-1].append(answer_of(output).detach().clone())
 
             listen(component, "forward", answered)
     for name in ("prepare_latents", "prepare_intermediate_images"):
@@ -110,6 +131,8 @@ def look(pipe: Any, run: Callable[[Any], Tensor]) -> Seen:
             value = options["model_output"] if "model_output" in options else arguments[0]
             state = options["sample"] if "sample" in options else arguments[2]
             seen.values.append(value.detach().clone())
+            if is_pure_noise(scheduler, options["timestep"] if "timestep" in options else arguments[1]):
+                seen.noise.add(len(seen.states))
             seen.states.append(state.detach().clone())
             seen.answers.append([])
             return step(*arguments, **options)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,9 +76,12 @@ def hidden_level(network: nn.Module, pattern: str) -> list[Any]:
     return [module.register_forward_hook(zero) for module in found]
 
 
-def guided_by_hand(pipe: Any, case: Case, scale: float, *, copied: bool = True) -> Guided:
-    """A copy of the pipeline, guided everywhere; a scale of 0 only looks."""
+def guided_by_hand(
+    pipe: Any, case: Case, scale: float, *, copied: bool = True, untouched: Collection[int] | None = None
+) -> Guided:
+    """A copy of the pipeline (or itself), guided in all steps but the untouched ones; a scale of 0 only looks."""
     pipe = copy.deepcopy(pipe) if copied else pipe
+    untouched = range(int(case.noise_first)) if untouched is None else untouched
     guided = Guided(pipe)
     first, k = True, len(case.rows)
     d = torch.zeros(())
@@ -90,6 +93,8 @@ def guided_by_hand(pipe: Any, case: Case, scale: float, *, copied: bool = True) 
             nonlocal d, first
             kept = plain_copy((arguments, options))
             output = plain(*arguments, **options)
+            if isinstance(output, tuple) and output[0] is None:  # a call that only fills a cache
+                return output
             told = answer_of(output)
             if first:
                 guided.told.append([])
@@ -104,7 +109,7 @@ def guided_by_hand(pipe: Any, case: Case, scale: float, *, copied: bool = True) 
                 guided.changes.append(d)
                 first = False
             guided.told[-1].append(told)
-            if scale == 0 or (case.noise_first and not guided.states):
+            if scale == 0 or len(guided.states) in untouched:
                 return output
             value = told.clone()
             value[:, : case.channels] += scale * d.repeat(len(value) // len(d), *[1] * (d.ndim - 1))
