@@ -108,6 +108,11 @@ def require_calibratable(scheduler: Any) -> None:
             f"scheduler must have step(model_output, timestep, sample) for noise_calibration, got {name} with "
             f"{', '.join(needed) or 'no step'}. Use DDIMScheduler."
         )
+    if name == "DDPMWuerstchenScheduler":
+        raise ValueError(
+            f"scheduler must name its levels by its timesteps for noise_calibration, got {name}, whose first ones name a cleaner "
+            "level than pure noise. Use DDIMScheduler where the network allows it."
+        )
     step = _discarding_step(scheduler)
     if step is not None:
         raise ValueError(

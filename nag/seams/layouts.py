@@ -28,6 +28,7 @@ class Layout:
         sign: -1 where the pipeline turns the sign of the network's output.
         questions: blocks of one call, where the pipeline does not say how many images there are; 0 if it may be one or two.
         rows_mix: whether its attention goes by the layout of the batch, so that the call can only be repeated whole.
+        state: which of the tensors that it prepares is the state.
         refused: why it cannot be corrected, or None.
     """
 
@@ -36,6 +37,7 @@ class Layout:
     sign: int = 1
     questions: int = 0
     rows_mix: bool = False
+    state: int = 0
     refused: str | None = None
 
 
@@ -45,6 +47,7 @@ LAYOUTS = (
     Layout(names=r"(DiT|AceStep|StableCascade\w*|Wuerstchen\w*|.*InstructPix2Pix)Pipeline", conditional=0),
     Layout(names=r"(Lumina|LuminaText2Img|ZImage\w*)Pipeline", conditional=0, sign=-1),
     Layout(names=r"(Lumina2|Lumina2Text2Img|HiDream\w*|Nucleus\w*|LTXCondition)Pipeline", sign=-1),
+    Layout(names=r"Marigold\w*", state=1),
     Layout(names=r".*PAG.*", conditional=-2, rows_mix=True),  # while its guidance is on
     Layout(names=r"LTX2\w*|Kandinsky6\w*|Cosmos3\w*", refused=_MODALITIES),
     Layout(names=r"SkyReelsV2DiffusionForcing\w*", refused="each of its frames has a schedule of its own"),

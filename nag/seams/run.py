@@ -268,6 +268,19 @@ class _Question:
         return self.block.stop - self.block.start
 
 
+class _Unheard(_Question):
+    """Stands for the question of a step that was not heard."""
+
+    def __init__(self) -> None:
+        self.block, self.questions = slice(0, 0), 1
+
+    def _asked(self, **_: Any) -> Any:  # type: ignore[override]
+        raise RuntimeError("no question of this step was heard, so none can be repeated.")
+
+    def whole(self) -> Any:
+        return self._asked()
+
+
 def _unconditional(call: Call) -> bool:
     names = ("encoder_hidden_states", "class_labels", "pooled_projections")
     return all(call.arguments.get(name) is None for name in names)
@@ -328,7 +341,8 @@ class Run:
             ]
         self._step_signature = inspect.signature(self.scheduler.step)
         self._restart()
-        self.heard_steps = self.heard_questions = 0
+        self.heard_steps = self.heard_questions = self.unheard = 0
+        self.foreign = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -367,7 +381,7 @@ class Run:
     def prepared(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The pipeline has prepared its images: so many there are, of this shape."""
         output = plain(*args, **kwargs)
-        first = output[0] if isinstance(output, tuple | list) else output
+        first = output[self.layout.state] if isinstance(output, tuple | list) else output
         if isinstance(first, Tensor):
             self.batch, self.state_shape = len(first), tuple(first.shape)
         if self.generator is None:
@@ -406,6 +420,7 @@ class Run:
     def _answered(self, module: nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         call = Call(module, plain, args, kwargs)
         if not self._of_this_step(call):
+            self.foreign = True
             return plain(*args, **kwargs)
         self.heard_questions += 1
         first = self.at is None
@@ -467,10 +482,10 @@ class Run:
             return plain(*args, **kwargs)
         self.heard_steps += 1
         at = self.at
-        if at is None:  # no question was heard since the last step: there is nothing to correct
-            self.done += 1
-            return plain(*args, **kwargs)
-        at.x, at.rows = x, self.rows / len(at.question)  # type: ignore[arg-type]
+        if at is None:  # no question was heard since the last step: it can only be watched
+            self.unheard += self.foreign
+            at = self._watched(x)
+        at.x, at.rows = x, self.rows / max(len(at.question), 1)  # type: ignore[arg-type]
         at.last = at.last or at.i == len(self.scheduler.timesteps) - 1
         self._check_rows(at, x)
         self._check_eta(bound)
@@ -512,7 +527,7 @@ class Run:
                 reached = moved
         at.level = level
         self.finite.append((at.i, torch.stack([x.isfinite().all(), reached.isfinite().all()])))
-        self.done, self.at, self.directed, self.rows = self.done + 1, None, None, 0
+        self.done, self.at, self.directed, self.rows, self.foreign = self.done + 1, None, None, 0, False
         return output
 
     def ended(self) -> None:
@@ -536,7 +551,13 @@ class Run:
                 "raise an image-to-image strength.",
                 ", ".join(type(one).__name__ for one in self.corrections if overrides(one, "direction")),
             )
-        if self.heard_steps and not self.heard_questions:
+        acts = any(overrides(one, place) for one in self.corrections for place in ("direction", "level"))
+        if acts and self.unheard:
+            raise RuntimeError(
+                f"{type(self.pipe).__name__} must tell its network a level that follows from its scheduler's timesteps, got "
+                f"another one in {self.unheard} of {self.heard_steps} steps, which were not corrected. It cannot be corrected yet."
+            )
+        if acts and self.heard_steps and not self.heard_questions:
             raise RuntimeError(
                 f"{type(self.pipe).__name__} must call its {', '.join(self.modules)} to be corrected, got steps "
                 "without a question. Does it copy its network?"
@@ -625,6 +646,22 @@ class Run:
                 equal = rows % 2 == 0 and torch.equal(call.sample[:half], call.sample[half:])
                 self.question_count = 2 if equal else 1
         return self.question_count
+
+    def _watched(self, x: Tensor) -> At:
+        """A step of which no question was heard."""
+        self._levels()
+        assert self.found is not None
+        timesteps, i = self.scheduler.timesteps, self._index(None)
+        return At(
+            i=i,
+            question=_Unheard(),
+            u=x,
+            scheduler=self.scheduler,
+            found=self.found,
+            regressor=self.regressor,
+            timestep=timesteps[min(i, len(timesteps) - 1)],
+            last=i == len(timesteps) - 1,
+        )
 
     def _seen(self, call: Call) -> At:
         """A step, before anything is asked."""
