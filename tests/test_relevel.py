@@ -188,7 +188,6 @@ KEEPERS = [
     (DDIMScheduler, {"thresholding": True}),
     (DDPMScheduler, {}),
     (DDPMScheduler, {"variance_type": "learned_range"}),
-    (DDPMWuerstchenScheduler, {}),
     (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
     (EulerAncestralDiscreteScheduler, {}),
     (LMSDiscreteScheduler, {}),
@@ -238,6 +237,16 @@ def test_schedulers_that_discard_the_state_are_refused(cls: Any, options: dict[s
     ):
         require_calibratable(scheduler)
     assert {name: str(value) for name, value in vars(scheduler).items()} == before
+
+
+def test_a_scheduler_whose_timesteps_name_other_levels_is_refused() -> None:
+    """It keeps the state, but its first label is clamped to a cleaner level: a nominal table would change the label told."""
+    scheduler = start(DDPMWuerstchenScheduler())
+    assert not discards_passed_state(scheduler)
+    with pytest.raises(
+        ValueError, match="scheduler must name its levels by its timesteps .*, got DDPMWuerstchen"
+    ):
+        require_calibratable(scheduler)
 
 
 def test_the_experiment_decides_and_not_a_name() -> None:

@@ -274,7 +274,7 @@ class _Unheard(_Question):
     def __init__(self) -> None:
         self.block, self.questions = slice(0, 0), 1
 
-    def _asked(self, **_: Any) -> Any:  # type: ignore[override]
+    def _asked(self, **_: Any) -> Any:
         raise RuntimeError("no question of this step was heard, so none can be repeated.")
 
     def whole(self) -> Any:
