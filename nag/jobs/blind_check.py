@@ -14,7 +14,7 @@ from nag.analysis.blind_check import BlindCheck
 from nag.analysis.blind_exact import both_schedules, drift_rows, know
 from nag.analysis.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
 from nag.analysis.blind_report import check_output, reading, write_blind_check
-from nag.analysis.calls import main_network
+from nag.analysis.calls import main_network, takes
 from nag.feature_network import extract_features
 from nag.files import read_json
 from nag.hub import fetch_beside
@@ -43,6 +43,11 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     check_output(options.output_dir, overwrite=options.overwrite)
     _refuse_unconditional(options.model)
     pipe = load_pipeline(options.model, options.regressor, options.device)
+    if getattr(pipe, "vae", None) is not None or takes(pipe, "prompt"):
+        raise ValueError(
+            f"model must sample pixels, with classes or without, got a {type(pipe).__name__}. The exact posteriors are "
+            "those of images; `nag shift` measures latent and text-to-image models."
+        )
     scheduler = make_scheduler(options.scheduler, pipe.scheduler)
     scheduler.set_timesteps(options.steps)
     levels = read_levels(scheduler)

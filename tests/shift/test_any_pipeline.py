@@ -101,6 +101,15 @@ def test_a_pipeline_that_needs_prompts_says_so(tmp_path):
     assert "prompts must be given for a StableDiffusionPipeline, got none" in done.output
 
 
+def test_blind_check_is_for_pixels(tmp_path):
+    model, data = saved(dit(), tmp_path / "model"), captioned(tmp_path / "data")
+    done = CliRunner().invoke(
+        app, ["blind-check", str(model), "--data", str(data), "--output_dir", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 2
+    assert "model must sample pixels, with classes or without, got a DiTPipeline" in done.output
+
+
 def test_latents_are_those_of_the_vae():
     """Against the VAE's own posterior mean, with its noise taken away."""
     pipe = stable_diffusion()
