@@ -193,7 +193,7 @@ def record(
                 levels = at.levels
                 check_coordinates(regressor, levels)
                 bar.reset(total=num_samples * len(levels))  # order 2: more states than steps asked for
-            u = u[: len(at.question)]  # type: ignore[arg-type]
+            u = u[: len(at.question)]
             rows.append(finite_estimate(at.posterior(regressor, u.to(*place(regressor))), f"step {at.i}"))
             bar.update(len(u))
 

@@ -48,6 +48,9 @@ class Question(Protocol):
 
     network: nn.Module
 
+    def __len__(self) -> int:
+        """How many conditional rows there are."""
+
     @property
     def several(self) -> bool:
         """Whether the pipeline asks without the condition too, in this very call."""
