@@ -23,6 +23,14 @@ Each pipeline below was built of tiny parts, with the components and the call th
 - calibrated: with a table of its nominal levels, which changes nothing
 - recorded: the states that a correction sees are those that the scheduler is handed
 
+```bash
+export DIFFUSERS_SOURCE=path/to/diffusers NAG_COMPATIBILITY=compatibility.json
+python -m pytest -m slow tests/seams/test_diffusers_source.py
+python -m tests.seams.compatibility compatibility.json > docs/compatibility.md
+```
+
+diffusers 0.42.1 with the test cases of its source tree at 0.40.0.dev0, on a machine without the Hub and without torchvision.
+
 | pipeline | network | off | classifier-free | calibrated | recorded |
 | --- | --- | --- | --- | --- | --- |
 """
@@ -36,7 +44,7 @@ def table(report: dict[str, Any]) -> str:
         if case["off"] == "yes":
             rows[case["pipeline"]].append(case)
         else:
-            untried.append(f"- {case['pipeline']} ({case['case']}): {case['off'] or case['runs']}")
+            untried.append(f"- {case['pipeline']} ({case['case']}): {_short(case['off'] or case['runs'])}")
     notes: list[str] = []
     lines = []
     for pipeline in sorted(rows):
@@ -47,10 +55,17 @@ def table(report: dict[str, Any]) -> str:
     parts = [
         HEAD + "\n".join(lines),
         f"{len(rows)} pipeline classes, {ran} cases.",
-        "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1)),
+        "\n".join(f"{i}. {_short(note)}" for i, note in enumerate(notes, 1)),
         "## Not tried\n\n" + "\n".join(untried),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _short(reason: str) -> str:
+    """A reason in one line of a page."""
+    if "huggingface.co" in reason or "OSError" in reason:
+        return "plain diffusers: needs files from the Hub"
+    return reason if len(reason) < 260 else reason[:256] + " ..."
 
 
 def _cell(verdicts: list[str], notes: list[str]) -> str:
