@@ -13,15 +13,14 @@ from nag.network.table import unwrap
 __all__ = ["encoded", "image_size"]
 
 
-def image_size(pipe: Any, state: Tensor | None = None) -> tuple[int, int]:
+def image_size(pipe: Any) -> tuple[int, int]:
     """Channels, and height and width in pixels, of the images of a pipeline.
 
     Args:
         pipe: a square one.
-        state: `(B, C, H, W)`, what its network is asked about, where its configuration does not say.
     """
     config = unwrap(main_network(pipe)).config
-    size = state.shape[-1] if state is not None and state.ndim == 4 else config.get("sample_size")
+    size = config.get("sample_size")
     size = size[-1] if isinstance(size, list | tuple) else size
     if size is None:
         raise ValueError(
@@ -89,5 +88,5 @@ def _normalised(config: Any, latents: Tensor) -> Tensor:
     if mean is not None and std is not None:
         shape = (1, -1, *[1] * (latents.ndim - 2))
         centre, spread = (torch.tensor(v, device=latents.device).reshape(shape) for v in (mean, std))
-        return (latents - centre) / spread * (scale if scale != 1.0 else 1.0)
+        return (latents - centre) / spread * scale
     return (latents - (config.get("shift_factor") or 0.0)) * scale

@@ -15,10 +15,7 @@ from nag.process import GaussianProcess
 from nag.regressor import NoiseEstimate
 from nag.seams.run import first_question
 
-__all__ = ["TOLD", "Told", "told_by"]
-
-TOLD = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "class_labels")
-"""Arguments that say what an image shows."""
+__all__ = ["Told", "told_by"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +61,7 @@ def told_by(
     Args:
         pipe: whose own call encodes the captions.
         regressor: the estimator.
-        arguments: of that call; of `TOLD` one entry for each of the images.
+        arguments: of that call; of `nag.analysis.calls.PER_SAMPLE` one entry for each of the images.
         count: how many images there are.
         num_inference_steps: of the call, which ends at its first question.
     """

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from nag.network.architecture import Architecture
 from nag.network.rows import REFUSED, ROWS
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "level_modules", "split_output", "unwrap"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "architecture_of",
+    "level_modules",
+    "row_of",
+    "split_output",
+    "unwrap",
+]
 
 ARCHITECTURES = {row.name: row for row in ROWS}
 
@@ -28,6 +36,12 @@ def unwrap(model: Any) -> Any:
             model = model.module
         else:
             return model
+
+
+def row_of(model: Any) -> Architecture | None:
+    """The row of a network's class or of the nearest of its bases that has one, refused or not."""
+    names = (cls.__name__ for cls in type(unwrap(model)).__mro__)
+    return next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
 
 
 def architecture_of(model: nn.Module) -> Architecture:

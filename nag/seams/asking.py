@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nag.network.null import null_level
-from nag.network.table import ARCHITECTURES, architecture_of, unwrap
+from nag.network.table import architecture_of, row_of, unwrap
 
 __all__ = ["Call", "output_with", "rows_of"]
 
@@ -101,10 +101,7 @@ class Call:
     ) -> None:
         self.network, self.plain, self.args, self.kwargs = network, plain, args, kwargs
         inner = unwrap(network)
-        self.row = next(
-            (ARCHITECTURES.get(cls.__name__) for cls in type(inner).__mro__ if cls.__name__ in ARCHITECTURES),
-            None,
-        )
+        self.row = row_of(network)
         cls: Any = type(inner)
         bound = _signature(cls).bind(*args, **kwargs)
         self.arguments: dict[str, Any] = {name: _copied(value) for name, value in bound.arguments.items()}

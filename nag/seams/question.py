@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nag.network.table import ARCHITECTURES, split_output, unwrap
+from nag.network.table import row_of, split_output, unwrap
 from nag.seams.asking import Call, rows_of
 
 __all__ = ["AskedQuestion", "Unheard", "split_prediction"]
@@ -29,6 +29,11 @@ class AskedQuestion:
     def several(self) -> bool:
         """Whether the pipeline asks without the condition too, in this very call."""
         return self.questions > 1
+
+    @property
+    def other(self) -> slice:
+        """Rows of the call that are asked without the condition."""
+        return slice(0, len(self)) if self.block.start else slice(len(self), 2 * len(self))
 
     @property
     def class_labels(self) -> Tensor | None:
@@ -64,8 +69,7 @@ class AskedQuestion:
             self.answer = call.hidden(mask)
             self.run.count(len(call.sample))
             rows = rows_of(self.answer)
-            other = slice(0, len(self)) if self.block.start else slice(len(self), 2 * len(self))
-            return self._value(rows[other]), None
+            return self._value(rows[self.other]), None
         if joint:
             return self.ask(unconditional=True, null=True, head=head)
         batched = self.answer is None and not mixed and call.can_be_batched()
@@ -94,14 +98,12 @@ class AskedQuestion:
         block, changes = self.block, dict[str, Any]()
         asked = unwrap(self.network if network is None else network)
         if unconditional:
-            row = next(
-                (ARCHITECTURES[c.__name__] for c in type(asked).__mro__ if c.__name__ in ARCHITECTURES), None
-            )
+            row = row_of(asked)
             null_class = None if row is None else row.null_class(asked)
             if null_class is not None:
                 changes["class_labels"] = torch.full((len(self),), null_class, device=self.call.sample.device)
             elif self.several:
-                block = slice(0, len(self)) if self.block.start else slice(len(self), 2 * len(self))
+                block = self.other
                 labelled = "class_labels" in self.call.arguments
                 if labelled and network is not None and getattr(asked, "class_embedding", True) is None:
                     changes["class_labels"] = None  # an unconditional ancestor
@@ -113,7 +115,7 @@ class AskedQuestion:
                     "Switch class guidance on."
                 )
         if label is not None:
-            label = self.run.told(label, self.call)
+            label = self.run.told(label)
         return self._asked(
             block=block,
             u=u,
@@ -159,6 +161,6 @@ def _unconditional(call: Call) -> bool:
 
 def split_prediction(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     """Separates a learned variance, which doubles the channels, from a prediction of any layout."""
-    if output.ndim >= 3 and output.shape[1] == 2 * channels and output.ndim > 3:
+    if output.ndim > 3 and output.shape[1] == 2 * channels:
         return split_output(output, channels)
     return output, None

@@ -27,7 +27,7 @@ from nag.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.base import HIDDEN, At, Correction, overrides
 from nag.corrections.calibrated import Calibrated
 from nag.levels import SchedulerLevels, read_levels
-from nag.network.table import ARCHITECTURES, unwrap
+from nag.network.table import row_of, unwrap
 from nag.relevel import discards_passed_state, relevel
 from nag.seams.asking import Call, output_with, rows_of
 from nag.seams.layouts import TOLD, Layout, layout_of, same_label
@@ -51,7 +51,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     parts = {name: part for name, part in pipe.components.items() if isinstance(unwrap(part), nn.Module)}
 
     def asked(name: str, part: Any) -> bool:
-        known = any(cls.__name__ in ARCHITECTURES for cls in type(unwrap(part)).__mro__)
+        known = row_of(part) is not None
         own_scheduler = f"{name}_scheduler" in pipe.components
         return (
             not own_scheduler and not _BESIDE.fullmatch(name) and (known or bool(_DENOISER.fullmatch(name)))
@@ -453,7 +453,7 @@ class Run:
     def _of_this_step(self, call: Call) -> bool:
         """Whether a call is told this step's level; finds out at the first one how it is told."""
         if call.label is None or call.label.numel() == 0:
-            return self.rule is None and self.at is None and not isinstance(call.row, type(None))
+            return self.rule is None and self.at is None and call.row is not None
         timesteps = torch.as_tensor(self.scheduler.timesteps)
         if self.rule is None:
             hint = getattr(call.row, "label", "t")
@@ -474,7 +474,7 @@ class Run:
         nominal = self.rule(timesteps[i].double(), self._count())
         return bool(same_label(call.label, nominal.expand_as(call.label)).any())
 
-    def told(self, timestep: Tensor, call: Call) -> Tensor:
+    def told(self, timestep: Tensor) -> Tensor:
         """A timestep of the scheduler as this pipeline tells it."""
         assert self.rule is not None
         return self.rule(timestep.double(), self._count()).float()
@@ -568,7 +568,7 @@ class Run:
         assert self.rule is not None
         nominal = self.rule(torch.as_tensor(self.scheduler.timesteps)[at.i].double(), self._count())
         level = at.levels.timestep_of(torch.as_tensor(at.level)).float()
-        told = self.rule(level.double(), self._count()).float()
+        told = self.told(level)
 
         def change(label: Tensor) -> Tensor:
             new = told.to(label.device)
