@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check clean
+.PHONY: help demo test slow check stats clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: $(INSTALLED) ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+stats: $(INSTALLED) ## the size of the house: files, lines, floors, arrows
+	$(BIN)/python -m tests.house
 
 clean: ## remove what was built and written, but not .venv
 	rm -rf build dist *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache

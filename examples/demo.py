@@ -33,10 +33,10 @@ def main() -> None:
     start = time.monotonic()
     print("Loading torch and diffusers ...", flush=True)
 
+    from nag.cli import calibrate, shift
+    from nag.cli.measuring import CalibrateOptions, ShiftOptions
     from nag.finetune import regressor
     from nag.finetune.options import RegressorOptions
-    from nag.jobs import calibrate, shift
-    from nag.jobs.options import CalibrateOptions, ShiftOptions
 
     out: Path = options.output_dir
     if options.fresh and out.exists():

@@ -4,7 +4,7 @@
     accelerate launch finetune/denoiser.py --help
 
 Loss per sample: w_t |network(x_t, level, class) - r|^2 averaged over pixels, with r = c x_0 + d eps the target of the
-objective (`nag.objectives`; consistency models: `nag.consistency`). With probability `level_dropout` the level is hidden
+objective (`nag.blind.objectives`, `nag.blind.consistency`). With probability `level_dropout` the level is hidden
 (`nag.network.null`), and independently with `class_dropout` the class becomes the null class. One network thus learns
 E[r | x_t, t] and E[r | x_t], the latter over the prior of levels it is trained on; with level dropout 1 it is
 noise-unconditional and learns the latter only.
@@ -226,8 +226,8 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     """
     import torch
 
-    from nag.finetune.images import load_images
     from nag.finetune.loop import check_output_dir, mix, train
+    from nag.shift.images import load_images
 
     if (options.pretrained_model_name_or_path is None) == (options.model_config_name_or_path is None):
         raise ValueError(

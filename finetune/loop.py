@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from nag.files import read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
-from nag.finetune.images import ImageTable
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
+from nag.shift.images import ImageTable
 
 __all__ = ["Draws", "Task", "check_output_dir", "command_line", "mix", "train", "weight_dtype"]
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from nag.consistency import ConsistencyTraining
-from nag.discrete_process import DiscreteVP
-from nag.objectives import Objective
-from nag.process import expand
+from nag.blind.consistency import ConsistencyTraining
+from nag.blind.objectives import Objective
+from nag.noise.discrete import DiscreteVP
+from nag.noise.process import expand
 
 __all__ = ["Ask", "Consistency", "ExplicitEnergy", "LearnedVariance", "Loss", "Regression"]
 
@@ -70,7 +70,7 @@ class ExplicitEnergy(Regression):
         self.kind = kind
 
     def value(self, ask: Ask, x_t: Tensor, label: Tensor) -> Tensor:
-        from nag.energy import gradient_of
+        from nag.blind.energy import gradient_of
 
         return gradient_of(lambda x: ask(x, label), x_t, self.kind, create_graph=True).float()
 
@@ -88,7 +88,7 @@ class LearnedVariance:
         self.objective = objective
 
     def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
-        from nag.learned_variance import variational_bound
+        from nag.blind.learned_variance import variational_bound
 
         process: Any = self.objective.process
         assert isinstance(process, DiscreteVP)
@@ -100,7 +100,7 @@ class LearnedVariance:
 
 
 class Consistency:
-    """A pair of points of one trajectory, the lower of them without gradient; see `nag.consistency`."""
+    """A pair of points of one trajectory, the lower of them without gradient; see `nag.blind.consistency`."""
 
     outputs = 1
 

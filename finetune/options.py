@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nag.options import command, option
+from nag.cli.options import command, option
 
 __all__ = ["DenoiserOptions", "RegressorOptions", "TrainingOptions", "command", "option"]
 

@@ -22,8 +22,8 @@ from nag.finetune.options import RegressorOptions, command
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from nag.finetune.images import ImageTable
     from nag.finetune.loop import Draws
+    from nag.shift.images import ImageTable
 
 __all__ = ["RegressorTask", "calibrate_regressor", "main", "run"]
 
@@ -50,7 +50,7 @@ class RegressorTask:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
-        from nag.objectives import uniform_level
+        from nag.blind.objectives import uniform_level
 
         process = self.model.process
         if self.model.config.kind == "frozen":
@@ -72,10 +72,10 @@ class RegressorTask:
         """Calibrates, writes the regressor with a model card and its figures, and uploads it if asked."""
         import torch
 
-        from nag.analysis.accuracy import measure_accuracy
         from nag.files import written_whole
         from nag.finetune.loop import command_line, weight_dtype
         from nag.finetune.model_card import upload, write_model_card
+        from nag.shift.accuracy import measure_accuracy
 
         half = len(self.heldout) // 2
         calibrate_regressor(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
@@ -114,7 +114,7 @@ def calibrate_regressor(
     """
     import torch
 
-    from nag.objectives import uniform_level
+    from nag.blind.objectives import uniform_level
 
     generator = torch.Generator().manual_seed(seed)
     regressor.eval()
@@ -149,11 +149,11 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     """
     import torch
 
-    from nag.finetune.images import load_images
     from nag.finetune.loop import check_output_dir, mix, train
     from nag.load import NAGPipeline
+    from nag.network.regressor import NoiseLevelRegressor
     from nag.network.table import architecture_of
-    from nag.regressor import NoiseLevelRegressor
+    from nag.shift.images import load_images
 
     if not options.pretrained_model_name_or_path:
         raise ValueError(

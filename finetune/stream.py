@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nag.finetune.images import ImageTable
 from nag.finetune.options import TrainingOptions
+from nag.shift.images import ImageTable
 
 __all__ = ["Draws", "batches", "mix"]
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from nag.finetune.options import DenoiserOptions
 
 if TYPE_CHECKING:
+    from nag.blind.objectives import Objective
     from nag.finetune.losses import Loss
-    from nag.objectives import Objective
 
 __all__ = [
     "PREDICTIONS",
@@ -42,9 +42,9 @@ def read_network(scheduler: Any) -> tuple[str, Any]:
     """What the network of a diffusers scheduler predicts, and its training process.
 
     Raises:
-        ValueError: if `nag.levels` does not know the scheduler.
+        ValueError: if `nag.noise.read` does not know the scheduler.
     """
-    from nag.levels import read_levels
+    from nag.noise.read import read_levels
 
     copy = type(scheduler).from_config(scheduler.config)
     copy.set_timesteps(10)
@@ -58,9 +58,9 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
     Raises:
         ValueError: if they fit no objective.
     """
-    from nag.discrete_process import DiscreteVP
-    from nag.objectives import Objective, make_objective
-    from nag.process import Flow
+    from nag.blind.objectives import Objective, make_objective
+    from nag.noise.discrete import DiscreteVP
+    from nag.noise.process import Flow
 
     name = options.objective
     if name == "eqm":
@@ -97,7 +97,7 @@ def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
     Raises:
         ValueError: if two options do not go together.
     """
-    from nag.consistency import CONSISTENCY, ConsistencyTraining
+    from nag.blind.consistency import CONSISTENCY, ConsistencyTraining
     from nag.finetune.losses import Consistency, ExplicitEnergy, LearnedVariance, Regression
 
     if options.energy is not None and options.objective != "eqm":
@@ -158,17 +158,17 @@ def new_scheduler(options: DenoiserOptions) -> Any:
             f"prediction_type must fit the objective {name}, got {options.prediction_type!r}. Leave it out."
         )
     if name == "eqm":
-        from nag.schedulers import EquilibriumMatchingScheduler
+        from nag.blind import EquilibriumMatchingScheduler
 
         return EquilibriumMatchingScheduler(objective=objective_of(None, options).to_config())
     if name == "uedm":
-        from nag.schedulers import UnifiedScheduler
+        from nag.blind import UnifiedScheduler
 
         return UnifiedScheduler(objective=objective_of(None, options).to_config())
     if name == "edm":
         return EDMEulerScheduler(sigma_data=options.sigma_data, num_train_timesteps=options.ddpm_num_steps)
     if name in ("ict", "ecm"):
-        from nag.schedulers import ConsistencyScheduler
+        from nag.blind import ConsistencyScheduler
 
         return ConsistencyScheduler(num_train_timesteps=options.ddpm_num_steps, sigma_data=options.sigma_data)
     if name == "flow":
@@ -195,12 +195,12 @@ def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
     """
     from diffusers import DDPMScheduler
 
-    from nag.discrete_process import DiscreteVP
-    from nag.process import Flow
+    from nag.noise.discrete import DiscreteVP
+    from nag.noise.process import Flow
 
     try:
         prediction, process = read_network(scheduler)
-    except ValueError:  # not a scheduler that `nag.levels` knows
+    except ValueError:  # not a scheduler that `nag.noise.read` knows
         return new_scheduler(options)
     same = options.prediction_type is None or PREDICTIONS[options.prediction_type] == prediction
     name = options.objective

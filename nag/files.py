@@ -1,16 +1,40 @@
-"""Files written whole or not at all, and JSON that a user may have written."""
+"""Files, here or on the Hub: written whole or not at all, JSON that a user may have written, and what lies beside a checkpoint.
+
+diffusers fetches from the Hub what `model_index.json` names. A regressor is not named there, so that plain diffusers
+opens the checkpoint; it is fetched by its own `from_pretrained`. `_ignore_files` in the index keeps its weights out of
+a plain user's download.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "read_json", "written_file", "written_whole"]
+from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+__all__ = [
+    "REGRESSOR_FOLDER",
+    "fetch_beside",
+    "hide_from_download",
+    "hub_options",
+    "parse_json",
+    "pickle_only",
+    "read_json",
+    "refuse_pickles",
+    "safely",
+    "written_file",
+    "written_whole",
+]
+
+REGRESSOR_FOLDER = "regressor"
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_PICKLE = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -90,3 +114,83 @@ def written_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s keyword arguments that say where and how to fetch a file."""
+    return {name: options[name] for name in _HUB_OPTIONS if options.get(name) is not None}
+
+
+def fetch_beside(checkpoint: str | os.PathLike[str], name: str, **options: Any) -> Path | None:
+    """The local path of a file of a checkpoint, fetched where necessary; None if the checkpoint has no such file.
+
+    Args:
+        checkpoint: folder or Hub id.
+        name: path of the file in it, with forward slashes.
+        options: as for `from_pretrained`: cache_dir, force_download, local_files_only, revision, token.
+    """
+    if os.path.isdir(checkpoint):
+        path = Path(checkpoint, name)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(str(checkpoint), name, **hub_options(options)))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+
+
+def pickle_only(checkpoint: str | os.PathLike[str], **options: Any) -> list[str]:
+    """The pickle weights of a checkpoint that has no safetensors, as file names; empty if it has any."""
+    if os.path.isdir(checkpoint):
+        names = [
+            path.relative_to(checkpoint).as_posix() for path in Path(checkpoint).rglob("*") if path.is_file()
+        ]
+    else:
+        hub = {name: value for name, value in hub_options(options).items() if name in ("revision", "token")}
+        names = list_repo_files(str(checkpoint), **hub)
+    pickles = sorted(name for name in names if name.endswith(_PICKLE))
+    return [] if any(name.endswith(".safetensors") for name in names) else pickles
+
+
+def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:
+    """What a function loads from a checkpoint's safetensors.
+
+    Raises:
+        ValueError: if the checkpoint has pickle weights only, or they are asked for.
+    """
+    if options.setdefault("use_safetensors", True) is False:
+        raise ValueError(
+            "use_safetensors must be True, got False. Pickle weights can run code when they are loaded."
+        )
+    try:
+        return load()
+    except OSError as error:
+        pickles = pickle_only(path, **hub_options(options))
+        if pickles:
+            raise ValueError(
+                f"path must hold safetensors weights, got {', '.join(pickles)} in {path!r}. Pickle weights can run "
+                "code when they are loaded. If you trust them, load them with diffusers and save_pretrained again."
+            ) from error
+        raise
+
+
+def refuse_pickles(options: dict[str, Any]) -> None:
+    """Refuses keyword arguments of `save_pretrained` that ask for pickle weights.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if options.get("safe_serialization", True) is False:
+        raise ValueError(
+            "safe_serialization must be True, got False. from_pretrained reads safetensors only."
+        )
+
+
+def hide_from_download(folder: Path) -> None:
+    """Tells diffusers not to fetch the regressor's weights with the pipeline, in a saved `model_index.json`."""
+    weights = sorted(
+        path.relative_to(folder).as_posix() for path in folder.glob(f"{REGRESSOR_FOLDER}/*.safetensors")
+    )
+    path = folder / "model_index.json"
+    index = read_json(path)
+    index["_ignore_files"] = weights
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -12,12 +12,11 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from nag.calibration import FILE_NAME as CALIBRATION_FILE
-from nag.files import read_json
-from nag.hub import REGRESSOR_FOLDER, fetch_beside, hub_options, safely
-from nag.regressor import NoiseLevelRegressor
+from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.corrections.tuned import FILE_NAME as TUNED_FILE
+from nag.files import REGRESSOR_FOLDER, fetch_beside, hub_options, read_json, safely
+from nag.network.regressor import NoiseLevelRegressor
 from nag.seams.attach import Attached, attach
-from nag.tuned import FILE_NAME as TUNED_FILE
 
 __all__ = ["NAGPipeline"]
 

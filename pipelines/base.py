@@ -15,9 +15,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-import nag.schedulers  # noqa: F401 - diffusers loads a component only from a library that has been imported
-from nag.files import written_whole
-from nag.hub import refuse_pickles, safely
+import nag.blind  # noqa: F401 - diffusers loads a component only from a library that has been imported
+from nag.files import refuse_pickles, safely, written_whole
 from nag.network.table import unwrap
 
 if TYPE_CHECKING:

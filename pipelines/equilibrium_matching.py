@@ -5,9 +5,9 @@
         f = n f(ask, none) + sum_i g w_i f(ask, y_i)         # the state or a point ahead; no level
         x = x - eta f
 
-A single class without class guidance is f(ask, y); see `nag.composition` for g, w and n. With an explicit energy each field is
-the gradient of one (`nag.energy`), so that composing fields composes energies. The state is kept in single precision, for
-updates are small.
+A single class without class guidance is f(ask, y); see `nag.pipelines.composition` for g, w and n. With an explicit energy each
+field is the gradient of one (`nag.blind.energy`), so that composing fields composes energies. The state is kept in single
+precision, for updates are small.
 
 References:
     Equilibrium Matching, Wang 2025, arXiv 2510.02300.
@@ -23,11 +23,11 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from nag.composition import Conditions, read_conditions
-from nag.energy import checked_energy, equilibrium_field, explicit_energy
+from nag.blind import EquilibriumMatchingScheduler
+from nag.blind.energy import checked_energy, equilibrium_field, explicit_energy
 from nag.network.table import architecture_of, unwrap
 from nag.pipelines.base import SafePipeline, checked_callback, checked_shape, images_of, starting_noise
-from nag.schedulers import EquilibriumMatchingScheduler
+from nag.pipelines.composition import Conditions, read_conditions
 
 __all__ = ["EqMPipeline", "EqMPipelineOutput"]
 
@@ -116,7 +116,7 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
                 name makes N - 1.
             guidance_scale: class guidance g; 1 is off.
             condition_weights: w of each class of each image, or one list for all images; None is 1 for each.
-            composition: "guided" or "sum" of several classes; see `nag.composition`.
+            composition: "guided" or "sum" of several classes; see `nag.pipelines.composition`.
             image: `(B, C, H, W)` in [-1, 1], to start from instead of pure noise.
             data_fraction: gamma in [0, 1), its share in the state to start from; the rest is noise. The network finds out.
             gradient_norm_threshold: stop each image where |f| is at most this, instead of the scheduler's own threshold;

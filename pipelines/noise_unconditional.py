@@ -10,8 +10,7 @@ from typing import Any, Self
 from diffusers import SchedulerMixin, UNet2DModel
 
 from nag.corrections.blind import Blind
-from nag.files import read_json
-from nag.hub import fetch_beside, hub_options
+from nag.files import fetch_beside, hub_options, read_json
 from nag.pipelines import unet2d  # a file that diffusers loads by path may show it one pipeline class only
 from nag.pipelines.base import SafePipeline
 from nag.seams.run import corrected
@@ -24,7 +23,7 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
 
     Args:
         unet: the denoiser, as of `UNet2DPipeline`.
-        scheduler: one of diffusers, or of `nag.schedulers` (consistency models' among them).
+        scheduler: one of diffusers, or of `nag.blind` (consistency models' among them).
         noise_condition: whether to tell the network its level where the call does not say; saved with the pipeline. True is
             for a network that was trained with its level and has a scheduler that only this pipeline serves.
 

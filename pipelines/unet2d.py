@@ -31,8 +31,7 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from nag.files import written_whole
-from nag.hub import refuse_pickles
+from nag.files import refuse_pickles, written_whole
 from nag.network.table import split_output, unwrap
 from nag.pipelines.base import (
     SafePipeline,
@@ -170,7 +169,7 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
         x = starting_noise(self.unet, shape, generator, latents, device)
         first = getattr(self.scheduler, "init_noise_sigma", None)
         if first is None:
-            from nag.levels import read_levels
+            from nag.noise.read import read_levels
 
             first = read_levels(self.scheduler).sigma[0].item()
         return x * first

@@ -13,10 +13,10 @@ from diffusers import (
 from torch import Tensor
 
 from nag.corrections import Correction, NoiseGuidance
-from nag.directions import affine_form
-from nag.levels import read_levels
+from nag.corrections.directions import affine_form
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_levels
 from nag.pipelines import UNet2DPipeline
-from nag.scheduler_levels import SchedulerLevels
 from nag.seams import corrected
 from nag.theory.posterior import FiniteData, LevelPrior
 

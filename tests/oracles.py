@@ -5,8 +5,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from nag.discrete_process import DiscreteVP
-from nag.process import (
+from nag.noise.discrete import DiscreteVP
+from nag.noise.process import (
     EDM,
     Cosine,
     Flow,

@@ -10,21 +10,21 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
-from nag.analysis.blind_check import BlindCheck
-from nag.analysis.trajectory import Trajectory
-from nag.calibration import NoiseCalibration
-from nag.feature_network import load_feature_network
+from nag.cli.blind_check import _refuse_unconditional
+from nag.cli.compare import _read
+from nag.corrections.calibration import NoiseCalibration
+from nag.corrections.tuned import read_entries
 from nag.files import parse_json, read_json, written_whole
 from nag.finetune.checkpoints import load_checkpoint
 from nag.finetune.denoiser import _from_scratch
 from nag.finetune.options import DenoiserOptions
-from nag.jobs.bench import read_assignments
-from nag.jobs.blind_check import _refuse_unconditional
-from nag.jobs.compare import _read
-from nag.jobs.stage import _refuse_other
-from nag.reference_features import ReferenceFeatures
-from nag.tuned import read_entries
-from nag.tuning_journal import Journal
+from nag.quality.bench import read_assignments
+from nag.quality.blind_check import BlindCheck
+from nag.quality.feature_network import load_feature_network
+from nag.quality.reference import ReferenceFeatures
+from nag.quality.stage import _refuse_other
+from nag.quality.tuning_journal import Journal
+from nag.shift.trajectory import Trajectory
 
 DEEP = 200_000 * "["
 

@@ -19,11 +19,11 @@ from diffusers import (
     UNet2DModel,
 )
 
-from nag.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.blind import EquilibriumMatchingScheduler
+from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.load import NAGPipeline
+from nag.network.regressor import NoiseLevelRegressor
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
-from nag.regressor import NoiseLevelRegressor
-from nag.schedulers import EquilibriumMatchingScheduler
 from nag.seams.attach import Attached
 from tests.sampling import pipeline, plain
 from tests.seams.zoo_unets import stable_diffusion, text

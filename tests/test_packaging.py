@@ -83,10 +83,8 @@ def test_a_public_name_does_not_hide_a_module():
     assert not modules & set(nag.__all__)
 
 
-def test_unknown_name_lists_the_public_ones():
-    with pytest.raises(
-        AttributeError, match=r"module 'nag' has no attribute 'NAG'. Its public names are .*NAGPipeline"
-    ):
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="NAG"):
         _ = nag.NAG
     assert set(nag.__all__) <= set(dir(nag))
 
@@ -97,19 +95,6 @@ def test_import_nag_alone_imports_nothing_heavy():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
-
-
-def test_arrows_point_one_way():
-    """No module of nag/ imports pipelines or finetune at import time, but for the command line, which nothing imports."""
-    shell = {"cli", "jobs"}
-    beyond = ("nag.pipelines", "nag.finetune", *(f"nag.{name}" for name in shell))
-    parts = {path: path.relative_to(ROOT).with_suffix("").parts for path in sources()}
-    core = [path for path in sources() if parts[path][0] == "nag" and parts[path][1] not in shell]
-    for path in core:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.startswith(beyond)], path
 
 
 def test_imported_distributions_are_declared():

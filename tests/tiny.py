@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
-from nag.regressor import NoiseLevelRegressor
+from nag.network.regressor import NoiseLevelRegressor
 
 
 def tiny_unet(seed: int = 0, **overrides: object) -> UNet2DModel:

@@ -187,7 +187,7 @@ def do(run: Run, stage: str, minutes: float) -> int:
     Returns:
         0, or the exit code of its command: 130 if it was stopped and can go on.
     """
-    from nag.cli import app
+    from nag.cli.main import app
 
     words = run.stages()[stage]
     print(f"\n[{stage}] {shlex.join(['nag', *words]) if words else ''}", flush=True)

@@ -25,9 +25,9 @@ from nag.files import read_json, written_file
 
 def stage_of(settings: dict[str, Any], methods: list[str], data: Path, output: Path) -> Any:
     """What `nag compare` loads for a study, without what measures shifts."""
-    from nag.jobs.options import CompareOptions
-    from nag.jobs.stage import load_stage
-    from nag.methods import parse_methods
+    from nag.cli.measuring import CompareOptions
+    from nag.corrections.text import parse_methods
+    from nag.quality.stage import load_stage
 
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
@@ -39,9 +39,9 @@ def stage_of(settings: dict[str, Any], methods: list[str], data: Path, output: P
 
 def measured(stage: Any, row: dict[str, Any], folder: Path) -> Any:
     """The cell of a row, read if it was sampled before."""
-    from nag.analysis.compare import Cell, cell_name
-    from nag.jobs.cells import measure_cell
-    from nag.methods import parse_method
+    from nag.corrections.text import parse_method
+    from nag.quality.cells import measure_cell
+    from nag.quality.comparison import Cell, cell_name
 
     path = folder / "cells" / f"{cell_name(row['scheduler'], row['budget'], row['chosen'])}.json"
     if path.exists():
@@ -65,7 +65,7 @@ def measured(stage: Any, row: dict[str, Any], folder: Path) -> Any:
 
 def publish(study: str, cells: dict[str, Any]) -> None:
     """New errors, z and p of the rows that were sampled again, and of differences both of whose sides were."""
-    from nag.analysis.compare import degrees_of_freedom, difference, holm, tested
+    from nag.quality.comparison import degrees_of_freedom, difference, holm, tested
 
     found = read_json(RESULTS / f"{study}.json")
     rows = [row for row in found["rows"] if row["refused"] is None]

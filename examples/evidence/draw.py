@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "fashion_mnist")]
 from published import DIFFERENCES, RESAMPLED, picked, resampled, shown, tuned  # noqa: E402
 from run import RESULTS, STUDIES, command  # noqa: E402
 
-from nag.methods import parse_method  # noqa: E402
+from nag.corrections.text import parse_method  # noqa: E402
 
 HEADLINE = (
     *(f"{name}_100" for name in ("ddim", "dpm++", "heun")),

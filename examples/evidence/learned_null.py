@@ -30,8 +30,8 @@ from run import RESULTS, STUDIES  # noqa: E402
 from train import COMMON, MODELS, call  # noqa: E402
 
 if TYPE_CHECKING:
-    from nag.analysis.compare import Cell
     from nag.finetune.options import DenoiserOptions
+    from nag.quality.comparison import Cell
 
 STUDY, ZERO = "dropout_10_800", "small_ft_10_800"
 LEARNED, AGAIN = f"{ZERO}_learned", f"{ZERO}_seed_1"
@@ -88,10 +88,10 @@ def options_of(models: Path, data: Path, **changes: Any) -> DenoiserOptions:
 def train_model(models: Path, data: Path) -> None:
     """Fine-tunes with a learned null embedding; returns at once if that was done."""
     from nag.finetune.denoiser import DenoiserTask
-    from nag.finetune.images import load_images
     from nag.finetune.loop import check_output_dir, train
     from nag.load import NAGPipeline
     from nag.network.null import learn_null_embedding
+    from nag.shift.images import load_images
 
     if (models / LEARNED / "model_index.json").exists():
         return
@@ -121,8 +121,8 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
     import torch
 
     from nag.finetune.denoiser import DenoiserTask
-    from nag.finetune.images import load_images
     from nag.finetune.stream import Draws
+    from nag.shift.images import load_images
 
     unet = pipes["learned"].unet
     table = load_images(
@@ -170,10 +170,10 @@ def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
     Raises:
         ValueError: if the output folder holds results of other settings.
     """
+    from nag.cli.measuring import CompareOptions
+    from nag.corrections.text import parse_methods
     from nag.files import written_file
-    from nag.jobs.options import CompareOptions
-    from nag.jobs.stage import SETTINGS_FILE, load_stage
-    from nag.methods import parse_methods
+    from nag.quality.stage import SETTINGS_FILE, load_stage
 
     setting = {key: value for key, value in (SHARED | STUDIES[STUDY]).items() if value is not None}
     for key in ("data", "features"):
@@ -197,10 +197,10 @@ def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
 
 def measured_cell(stage: Any, method: str, folder: Path) -> Cell:
     """One row, read if it was measured before."""
-    from nag.analysis.compare import Cell, cell_name
+    from nag.corrections.text import parse_method
     from nag.files import written_file
-    from nag.jobs.cells import measure_cell
-    from nag.methods import parse_method
+    from nag.quality.cells import measure_cell
+    from nag.quality.comparison import Cell, cell_name
 
     path = folder / f"{cell_name('ddim', 50, method)}.json"
     if path.exists():
@@ -218,7 +218,7 @@ def row(null: str, cell: Cell, plain: Cell, zeros: Cell) -> dict[str, Any]:
     """What is published of a cell, with its own model's plain cell and that of zeros to compare with."""
     from dataclasses import asdict
 
-    from nag.analysis.compare import difference
+    from nag.quality.comparison import difference
 
     def minus(other: Cell) -> dict[str, float] | None:
         if other is cell:

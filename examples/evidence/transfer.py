@@ -47,16 +47,16 @@ def main(
     import numpy as np
     import torch
 
-    from nag.analysis.calibrate import calibrate
-    from nag.analysis.sampling import sample_features
-    from nag.feature_network import extract_features, load_feature_network
     from nag.files import written_file
-    from nag.finetune.images import load_images
     from nag.load import NAGPipeline
-    from nag.metrics import frechet_distance
-    from nag.named_schedulers import make_scheduler
-    from nag.regressor import NoiseLevelRegressor
-    from nag.resampling import bootstrap_difference
+    from nag.network.regressor import NoiseLevelRegressor
+    from nag.noise.named import make_scheduler
+    from nag.quality.distances import frechet_distance
+    from nag.quality.feature_network import extract_features, load_feature_network
+    from nag.quality.resampling import bootstrap_difference
+    from nag.quality.sampling import sample_features
+    from nag.shift.calibrate import calibrate
+    from nag.shift.images import load_images
 
     pipe = NAGPipeline.from_pretrained(FASHION / "model", regressor=False)
     pipe.unet.float().eval()
@@ -136,7 +136,7 @@ def main(
         if steps != measured.get("steps", STEPS):
             nominal = np.array(found.nominal_log_snr)
             pipe.scheduler.set_timesteps(steps)
-            from nag.levels import read_levels
+            from nag.noise.read import read_levels
 
             wanted = read_levels(pipe.scheduler).log_snr.numpy()
             shift = np.interp(wanted, nominal, shift)

@@ -31,11 +31,11 @@ def main(
     from diffusers import DDIMScheduler
     from torch.nn.functional import conv2d, pad
 
-    from nag.analysis import forward_reference
-    from nag.analysis.response import ResponseCurve
-    from nag.finetune.images import load_images
-    from nag.levels import read_levels
-    from nag.regressor import NoiseLevelRegressor
+    from nag.network.regressor import NoiseLevelRegressor
+    from nag.noise.read import read_levels
+    from nag.shift import forward_reference
+    from nag.shift.images import load_images
+    from nag.shift.response import ResponseCurve
 
     loaded = load_images(
         train_data_dir=HERE / "data" / "test.parquet", channels=1, resolution=16, label_column="label"

@@ -74,7 +74,7 @@ def draw(folder: Path, path: Path) -> None:
     from diffusers import DDIMScheduler
     from matplotlib import pyplot as plt
 
-    from nag.levels import read_levels
+    from nag.noise.read import read_levels
 
     cells = {
         (c["setting"], c["method"]): c

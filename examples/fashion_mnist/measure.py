@@ -60,10 +60,10 @@ class Bench:
     ) -> None:
         import torch
 
-        from nag.feature_network import SmallClassifier, extract_features
-        from nag.finetune.images import load_images
         from nag.load import NAGPipeline
-        from nag.regressor import NoiseLevelRegressor
+        from nag.network.regressor import NoiseLevelRegressor
+        from nag.quality.feature_network import SmallClassifier, extract_features
+        from nag.shift.images import load_images
 
         self.output = output
         self.pipe = NAGPipeline.from_pretrained(MODEL, regressor=False)
@@ -99,7 +99,7 @@ class Bench:
 
     def use(self, name: str) -> None:
         """Puts a fresh scheduler of a setting into the pipeline."""
-        from nag.named_schedulers import make_scheduler
+        from nag.noise.named import make_scheduler
 
         setting = SETTINGS[name]
         base = type(self.base).from_config({**self.base.config, **PLAIN, **setting.get("config", {})})
@@ -107,8 +107,8 @@ class Bench:
 
     def shift(self, name: str, steps: int, seed: int, samples: int, judge: bool, **arguments: Any) -> Any:
         """The noise shift of one run, by the judge on the test images or by the regressor on the calibration images."""
-        from nag.analysis import forward_reference, measure_shift, record
-        from nag.jobs.bench import balanced_labels
+        from nag.quality.bench import balanced_labels
+        from nag.shift import forward_reference, measure_shift, record
 
         estimator = self.judge if judge else self.regressor
         images = self.test_images if judge else self.calibration_images
@@ -137,9 +137,9 @@ class Bench:
         """Features of `count` samples, `(count, F)`."""
         import torch
 
-        from nag.analysis.calls import sample_generators
-        from nag.feature_network import extract_features
-        from nag.jobs.bench import balanced_labels
+        from nag.quality.bench import balanced_labels
+        from nag.quality.feature_network import extract_features
+        from nag.shift.calls import sample_generators
 
         self.use(name)
         labels, found = balanced_labels(10, count), []
@@ -161,7 +161,7 @@ class Bench:
 
 def tune(bench: Bench, name: str) -> float:
     """The weight for a setting, chosen on the tuning seed; see the module's text."""
-    from nag.metrics import frechet_distance
+    from nag.quality.distances import frechet_distance
 
     name = SETTINGS[name].get("tuned_on", name)
     path = bench.output / f"tune-{file_name(name)}.json"
@@ -202,8 +202,8 @@ def file_name(name: str) -> str:
 
 def calibration_table(bench: Bench, name: str, steps: int) -> Path:
     """The file that holds the calibration of a sampler, measured once on the table's seed."""
-    from nag.analysis.calibrate import calibrate
-    from nag.jobs.bench import balanced_labels
+    from nag.quality.bench import balanced_labels
+    from nag.shift.calibrate import calibrate
 
     path = bench.output / f"calibration-{file_name(name)}.json"
     if not path.exists():
@@ -234,7 +234,7 @@ def arguments_of(bench: Bench, name: str, steps: int, method: str) -> tuple[int,
 
 def evaluations(bench: Bench, name: str, steps: int, arguments: dict[str, Any]) -> int:
     """Network evaluations per sample."""
-    from nag.levels import read_levels
+    from nag.noise.read import read_levels
 
     bench.use(name)
     bench.pipe.scheduler.set_timesteps(steps)
@@ -246,7 +246,7 @@ def evaluations(bench: Bench, name: str, steps: int, arguments: dict[str, Any]) 
 
 def run_cell(bench: Bench, name: str, method: str, count: int) -> None:
     """Measures one cell and writes it."""
-    from nag.metrics import frechet_distance, manifolds
+    from nag.quality.distances import frechet_distance, manifolds
 
     path = bench.output / f"cell-{file_name(name)}-{file_name(method)}.json"
     if path.exists():

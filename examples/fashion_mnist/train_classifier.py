@@ -23,8 +23,8 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from nag.feature_network import SmallClassifier, extract_features
-from nag.metrics import frechet_distance
+from nag.quality.distances import frechet_distance
+from nag.quality.feature_network import SmallClassifier, extract_features
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -36,11 +36,11 @@ tags: [feature-network, {tag}]
 
 # Feature network for {name} at {size}x{size}
 
-A `nag.feature_network.SmallClassifier` with {parameters:,} parameters (stored in fp16), for {colour} images of shape
+A `nag.quality.feature_network.SmallClassifier` with {parameters:,} parameters (stored in fp16), for {colour} images of shape
 ({channels}, {size}, {size}) in [-1, 1]. Its 64 features serve Frechet distances and the like; its logits name the {classes}.
 
 ```python
-from nag.feature_network import extract_features, load_feature_network
+from nag.quality.feature_network import extract_features, load_feature_network
 
 network = load_feature_network("{folder}")
 features = extract_features(network, images)  # (N, 64)

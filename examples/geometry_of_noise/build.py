@@ -17,7 +17,7 @@ import jinja2
 
 from nag import __version__
 from nag.files import written_file
-from nag.process import EDM, Flow, GaussianProcess, VariancePreserving
+from nag.noise.process import EDM, Flow, GaussianProcess, VariancePreserving
 from nag.theory import LevelPrior
 
 HERE = Path(__file__).resolve().parent

@@ -4,7 +4,7 @@
 //   f_t(u) = E[r | u, t] when it is told the level,  f(u) = E_{t|u}[f_t(u)] when it is not
 //
 // On finite data all of this is a double sum, over data and over the levels of a prior. It is the computation of
-// nag.theory.FiniteData, and tests/test_geometry_of_noise.py compares the two.
+// nag.theory.FiniteData, and tests/examples/test_geometry_of_noise.py compares the two.
 "use strict";
 
 var Geometry = (() => {

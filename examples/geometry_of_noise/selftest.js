@@ -1,5 +1,5 @@
 // The page tests itself when it is opened with #selftest: every control of every figure is moved as a user would, and what
-// the figure then shows is written to the document for tests/test_geometry_of_noise_page.py.
+// the figure then shows is written to the document for tests/examples/test_geometry_of_noise_page.py.
 "use strict";
 
 if (location.hash === "#selftest") {

@@ -22,9 +22,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from nag.blind import UnifiedScheduler
+from nag.blind.objectives import Objective, make_objective
 from nag.files import written_file
-from nag.objectives import Objective, make_objective
-from nag.schedulers import UnifiedScheduler
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

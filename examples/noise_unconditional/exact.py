@@ -18,9 +18,9 @@ import torch
 import typer
 from torch import Tensor
 
+from nag.blind import UnifiedScheduler
+from nag.blind.objectives import make_objective
 from nag.files import written_file
-from nag.objectives import make_objective
-from nag.schedulers import UnifiedScheduler
 from nag.theory import FiniteData, LevelPrior
 from nag.theory.bound import accumulated_bound
 from nag.theory.concentration import concentration_table
@@ -41,7 +41,7 @@ DataDir = Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_1
 
 def images(data_dir: Path, count: int | None) -> Tensor:
     """Training images `(N, 1, 16, 16)` in [-1, 1]."""
-    from nag.finetune.images import load_images
+    from nag.shift.images import load_images
 
     table = load_images(
         train_data_dir=data_dir / "fashion_mnist_16" / "train.parquet",

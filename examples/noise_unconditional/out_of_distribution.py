@@ -3,7 +3,7 @@
     python examples/noise_unconditional/out_of_distribution.py --models outputs/noise_unconditional/models --data_dir data
 
 1,000 test images against as many of MNIST, of noise, inverted and with permuted pixels. Energy of the EqM-E models,
-gradient norm of the EqM models, surprise of the embedded regressor (`nag.out_of_distribution`).
+gradient norm of the EqM models, surprise of the embedded regressor (ood.py).
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ def main(
     / "out_of_distribution.json",
 ) -> None:
     """AUROC of energy, gradient norm and surprise."""
+    from ood import auroc, ood_scores, other_images, shifted_sets
+
     from nag.files import written_file
-    from nag.finetune.images import load_images
     from nag.load import NAGPipeline
-    from nag.out_of_distribution import auroc, ood_scores, other_images, shifted_sets
     from nag.pipelines import EqMPipeline
+    from nag.shift.images import load_images
 
     def images(split: str, number: int) -> Any:
         path = data_dir / "fashion_mnist_16" / f"{split}.parquet"

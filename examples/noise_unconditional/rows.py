@@ -23,19 +23,19 @@ def _ddim() -> Any:
 
 
 def _unified(name: str, solver: str) -> Any:
-    from nag.schedulers import UnifiedScheduler
+    from nag.blind import UnifiedScheduler
 
     return UnifiedScheduler(objective={"name": name}, solver=solver)
 
 
 def _consistency() -> Any:
-    from nag.schedulers import ConsistencyScheduler
+    from nag.blind import ConsistencyScheduler
 
     return ConsistencyScheduler()
 
 
 def _descent(decay: str, **config: Any) -> Any:
-    from nag.schedulers import EquilibriumMatchingScheduler
+    from nag.blind import EquilibriumMatchingScheduler
 
     parameters: dict[str, Any] = {"decay": decay} | ({"start": 1.4} if decay == "piecewise" else {})
     return EquilibriumMatchingScheduler(objective={"name": "eqm", **parameters}, **config)

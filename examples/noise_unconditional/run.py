@@ -41,10 +41,10 @@ def measure(row: Row, models: Path, network: Any, reference: Any, settings: dict
     """One row: quality with the level (if there is such a network), without it, and their difference."""
     import torch
 
-    from nag.analysis.reference import Diverged
-    from nag.analysis.sampling import sample_features
     from nag.pipelines import NoiseUnconditionalPipeline
-    from nag.quality import frechet_difference, measure_quality
+    from nag.quality.measures import frechet_difference, measure_quality
+    from nag.quality.sampling import sample_features
+    from nag.shift.forward import Diverged
 
     count = settings["num_samples"]
     labels = torch.arange(count) % 10
@@ -114,9 +114,9 @@ def main(
     """Sample the models of docs/noise_unconditional.md."""
     from tqdm.auto import tqdm
 
-    from nag.feature_network import load_feature_network
-    from nag.finetune.images import load_images
-    from nag.reference_features import reference_features
+    from nag.quality.feature_network import load_feature_network
+    from nag.quality.reference import reference_features
+    from nag.shift.images import load_images
 
     unknown = sorted(set(tables or []) - set(TABLES))
     if unknown:

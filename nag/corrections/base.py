@@ -9,7 +9,7 @@ Every sampler does two things per step: it asks its network, once or several tim
 and a correction may act at four places of it, none of which changes the network, the scheduler or the pipeline:
 
     level       before the first question: the log-SNR at which the state really is. The network is told that level, and
-                state and prediction are put back to the nominal one before `scheduler.step` (`nag.relevel`). Or HIDDEN:
+                state and prediction are put back to the nominal one before `scheduler.step` (`nag.noise.relevel`). Or HIDDEN:
                 the network is told none.
     direction   what is added to *every* row of the step. The weights by which a pipeline combines its rows sum to 1
                 (or to -1, where it turns the sign), so its own arithmetic gives exactly value + direction, whatever it is.
@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nag.corrections.interval import PURE_NOISE, Interval, inside
-from nag.levels import SchedulerLevels
+from nag.noise.read import SchedulerLevels
 
 __all__ = ["HIDDEN", "At", "Correction", "Level", "Question", "overrides"]
 
@@ -283,7 +283,7 @@ class Correction:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, nn.Module):
-        from nag.regressor import fingerprint
+        from nag.network.regressor import fingerprint
 
         return fingerprint(value)
     if isinstance(value, tuple | list):

@@ -4,7 +4,7 @@ Only the network is blind: the scheduler, and preconditioning by the level, keep
 `nag finetune denoiser --level_dropout 1`), or with some level dropout: there this is noise guidance of weight -1.
 
 How much that costs depends on the sampler: errors of the blind field add up along the trajectory with the factors of the
-scheduler's kappa and eta (`nag.schedulers.UnifiedScheduler`). They are large for deterministic DDIM and small for flow
+scheduler's kappa and eta (`nag.blind.UnifiedScheduler`). They are large for deterministic DDIM and small for flow
 matching and uEDM.
 
 References:

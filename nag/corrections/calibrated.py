@@ -1,7 +1,7 @@
 """Schedule calibration: each step is taken from the level at which its states were measured to be.
 
 The network is told that level, x_0 and eps are read at it, and the state goes back to the nominal level before
-`scheduler.step` (`nag.relevel`). One level per step and not one per sample: an estimate's own error would come back.
+`scheduler.step` (`nag.noise.relevel`). One level per step and not one per sample: an estimate's own error would come back.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nag.calibration import NoiseCalibration
 from nag.corrections.base import At, Correction, Level
-from nag.relevel import require_calibratable
+from nag.corrections.calibration import NoiseCalibration
+from nag.noise.relevel import require_calibratable
 
 __all__ = ["Calibrated"]
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nag.corrections.base import At, Correction
-from nag.process import expand
+from nag.noise.process import expand
 
 __all__ = ["EpsilonScaling"]
 

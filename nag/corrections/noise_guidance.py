@@ -45,8 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from nag.corrections.base import At, Correction
-from nag.corrections.interval import Interval, check_interval
-from nag.directions import (
+from nag.corrections.directions import (
     affine_form,
     along,
     bounded,
@@ -54,9 +53,10 @@ from nag.directions import (
     level_gradient,
     refuse_swapped_weights,
 )
-from nag.levels import SchedulerLevels
+from nag.corrections.interval import Interval, check_interval
+from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
-from nag.regressor import NoiseLevelRegressor
+from nag.noise.read import SchedulerLevels
 
 __all__ = ["MODES", "PASSES", "NoiseGuidance", "require_null_branch"]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from nag.corrections.base import At, Correction
 from nag.corrections.interval import Interval, check_interval
 from nag.corrections.noise_guidance import require_regressor
-from nag.relevel import require_calibratable
+from nag.noise.relevel import require_calibratable
 
 __all__ = ["NoiseLevelCorrection"]
 

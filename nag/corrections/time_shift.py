@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from nag.corrections.base import At, Correction
-from nag.levels import SchedulerLevels
-from nag.relevel import require_calibratable
+from nag.noise.read import SchedulerLevels
+from nag.noise.relevel import require_calibratable
 
 __all__ = ["TimeShift", "train_timesteps"]
 

@@ -36,9 +36,9 @@ import torch
 from torch import Tensor, nn
 
 from nag.corrections.base import At, Correction
+from nag.corrections.directions import along
 from nag.corrections.interval import EVERYWHERE, Interval, check_interval
 from nag.corrections.noise_guidance import require_null_branch
-from nag.directions import along
 from nag.network.table import architecture_of, unwrap
 
 __all__ = ["COMPONENTS", "WeakModel"]

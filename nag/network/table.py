@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
+from nag.files import fetch_beside, read_json, safely
 from nag.network.architecture import Architecture
 from nag.network.rows import REFUSED, ROWS
 
@@ -19,6 +21,7 @@ __all__ = [
     "Architecture",
     "architecture_of",
     "level_modules",
+    "load_network",
     "row_of",
     "split_output",
     "unwrap",
@@ -84,6 +87,26 @@ def level_modules(model: nn.Module) -> list[nn.Module]:
             f"model must have a module named {architecture.level_modules!r}, got a {architecture.name} without one."
         )
     return found
+
+
+def load_network(pipeline: str) -> nn.Module:
+    """The denoiser of a saved pipeline, a folder or a Hub id, without the pipeline's other parts.
+
+    Raises:
+        ValueError: if there is no pipeline, or none of its parts is in the table.
+    """
+    index = fetch_beside(pipeline, "model_index.json")
+    parts = read_json(index) if index is not None else {}
+    for name, part in parts.items():
+        if isinstance(part, list) and part[1] in {*ARCHITECTURES, *REFUSED}:
+            cls = getattr(diffusers, part[1])
+            options: dict[str, Any] = {"subfolder": name}
+            model: nn.Module = safely(pipeline, options, lambda: cls.from_pretrained(pipeline, **options))  # noqa: B023
+            return model
+    raise ValueError(
+        f"network must be named by a pipeline's folder or Hub id, got {pipeline!r} with "
+        f"{', '.join(parts) or 'no model_index.json'}."
+    )
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:

@@ -13,18 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nag.calibration import FILE_NAME as CALIBRATION_FILE
-from nag.calibration import NoiseCalibration
 from nag.corrections.base import Correction
 from nag.corrections.calibrated import Calibrated
+from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.interval import Interval
 from nag.corrections.noise_guidance import NoiseGuidance
-from nag.files import written_whole
-from nag.hub import REGRESSOR_FOLDER, hide_from_download
-from nag.regressor import NoiseLevelRegressor
+from nag.corrections.tuned import FILE_NAME as TUNED_FILE
+from nag.corrections.tuned import load_tuned
+from nag.files import REGRESSOR_FOLDER, hide_from_download, written_whole
+from nag.network.regressor import NoiseLevelRegressor
 from nag.seams.run import corrected, denoisers
-from nag.tuned import FILE_NAME as TUNED_FILE
-from nag.tuned import load_tuned
 
 __all__ = ["Attached", "attach", "detach", "sampler_of", "split_arguments"]
 

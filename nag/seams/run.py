@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nag.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.base import HIDDEN, At, Correction, overrides
 from nag.corrections.calibrated import Calibrated
-from nag.levels import SchedulerLevels, read_levels
+from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.network.table import row_of, unwrap
-from nag.relevel import discards_passed_state, relevel
+from nag.noise.read import SchedulerLevels, read_levels
+from nag.noise.relevel import discards_passed_state, relevel
 from nag.seams.asking import Call, output_with, rows_of
 from nag.seams.layouts import TOLD, Layout, layout_of, same_label
 from nag.seams.listening import heard, is_heard, tapped

@@ -176,7 +176,7 @@ def accumulated_bound(
 
     Args:
         x: `(B, *shape)`, initial states.
-        kappa: `(N,)`, factor of the state in each step (`nag.objectives.affine_update` makes the three).
+        kappa: `(N,)`, factor of the state in each step (`nag.blind.objectives.affine_update` makes the three).
         eta: `(N,)`, factor of the field.
         zeta: `(N,)`, factor of the noise.
         told: R(x | t_i) as a function of the state and the step's index i: an exact field or a network.

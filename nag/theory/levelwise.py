@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nag.process import GaussianProcess
+from nag.noise.process import GaussianProcess
 from nag.theory.posterior import FiniteData
 from nag.theory.prior import log_normalised
 
@@ -176,7 +176,7 @@ def fisher_information(
         norm_squared: |x_0|^2, broadcast against t.
 
     Example:
-        >>> from nag.process import Flow
+        >>> from nag.noise.process import Flow
         >>> float(1 / fisher_information(Flow(), torch.tensor(0.5), 8))  # t^2 / 2 D
         0.015625
     """

@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nag.process import GaussianProcess
+from nag.noise.process import GaussianProcess
 from nag.theory.prior import LevelPrior, log_normalised
 from nag.theory.targets import Target, coefficients
 
@@ -68,7 +68,7 @@ class FiniteData:
         ValueError: if data or weights are malformed, or the process has no noise at a level of the prior.
 
     Example:
-        >>> from nag.process import Flow
+        >>> from nag.noise.process import Flow
         >>> flow = Flow()
         >>> oracle = FiniteData(data=torch.zeros(1, 8), process=flow, prior=LevelPrior.quadrature(flow))
         >>> oracle.eps(torch.ones(2, 8), 0.5)[:, 0]  # x / sigma
@@ -174,7 +174,7 @@ class FiniteData:
     def prediction(
         self, x: Float[Tensor, "batch *shape"], t: Tensor | float, prediction: Target
     ) -> Float[Tensor, "batch *shape"]:
-        """f_t(x) = E[c_t x_0 + d_t eps | x, t] for a prediction type of `nag.process.PREDICTIONS`, or t -> (c, d)."""
+        """f_t(x) = E[c_t x_0 + d_t eps | x, t] for a prediction type of `nag.noise.process.PREDICTIONS`, or t -> (c, d)."""
         x = self._query(x)
         level = self._level(x, t)
         log_weight = -self._log_likelihoods(x, level)  # turns p(x, n | t) into p(n | x, t)
@@ -204,7 +204,7 @@ class FiniteData:
 
         Args:
             x: `(B, *shape)`.
-            prediction: one of `nag.process.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`.
+            prediction: one of `nag.noise.process.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`.
             loss_weight: w(t), `(K,)` to `(K,)`, the weight of level t's squared error in training.
 
         Raises:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nag.discrete_process import DiscreteVP
-from nag.process import GaussianProcess
+from nag.noise.discrete import DiscreteVP
+from nag.noise.process import GaussianProcess
 
 __all__ = ["LevelPrior", "log_normalised"]
 

@@ -43,7 +43,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nag.process import Flow, GaussianProcess, expand
+from nag.noise.process import Flow, GaussianProcess, expand
 from nag.theory.concentration import Measured, check_table
 from nag.theory.levelwise import NEGLIGIBLE, average, check_levels, levelwise
 from nag.theory.posterior import FiniteData

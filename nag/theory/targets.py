@@ -31,12 +31,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nag.process import GaussianProcess
+from nag.noise.process import GaussianProcess
 
 __all__ = ["Target", "TargetForm", "coefficients", "target_form", "target_rate"]
 
 Target = str | Callable[[Tensor], tuple[Tensor, Tensor]]
-"""A prediction type of `nag.process.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`."""
+"""A prediction type of `nag.noise.process.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`."""
 
 _STEP = 1e-5  # of a central difference, as a share of t's distance to 0 or 1
 
@@ -96,7 +96,7 @@ def target_form(process: GaussianProcess, target: Target, t: Tensor) -> TargetFo
         ValueError: if the process has no signal at a level, or the target is a multiple of the state there.
 
     Example:
-        >>> from nag.process import Flow
+        >>> from nag.noise.process import Flow
         >>> form = target_form(Flow(), "velocity", torch.tensor([0.5]))
         >>> float(form.slope), float(form.offset), float(form.gain)
         (1.0, -2.0, 1.0)

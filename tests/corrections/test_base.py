@@ -32,10 +32,10 @@ from nag.corrections import (
     WeakModel,
 )
 from nag.corrections.base import overrides
-from nag.levels import read_levels
-from nag.regressor import fingerprint
+from nag.corrections.tuned import correction_from_json, correction_to_json
+from nag.network.regressor import fingerprint
+from nag.noise.read import read_levels
 from nag.seams import corrected
-from nag.tuned import correction_from_json, correction_to_json
 from tests.corrections.samplers import SCHEDULERS, STEPS, close, network, sample
 from tests.corrections.steps import (
     EVERYWHERE,
@@ -48,8 +48,8 @@ from tests.corrections.steps import (
     set_timesteps,
     step_of,
 )
+from tests.corrections.test_calibration import table
 from tests.exact_unet import answered, real
-from tests.test_calibration import table
 from tests.tiny import tiny_unet
 
 

@@ -24,7 +24,7 @@ from nag.corrections import (
     WeakModel,
 )
 from nag.network.null import null_level
-from nag.regressor import NoiseLevelRegressor
+from nag.network.regressor import NoiseLevelRegressor
 from tests.corrections.samplers import LABELS, SCHEDULERS, STEPS, ByHand, close, network, plain, sample
 from tests.corrections.steps import EVERYWHERE, all_off, seeded
 

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from nag.calibration import FILE_NAME, NoiseCalibration
 from nag.corrections import Calibrated, Correction, CostCounter, EpsilonScaling, NoiseGuidance, SelfGuidance
-from nag.levels import read_levels
+from nag.corrections.calibration import FILE_NAME, NoiseCalibration
+from nag.noise.read import read_levels
 from nag.pipelines import UNet2DPipeline
 from nag.seams import corrected
 from tests.corrections.samplers import LABELS, SCHEDULERS, STEPS, close, network, plain, sample
 from tests.corrections.steps import seeded, set_timesteps
-from tests.test_calibration import table
+from tests.corrections.test_calibration import table
 
 UNIT = network(num_class_embeds=4)
 GUIDANCE = NoiseGuidance(scale=0.5)

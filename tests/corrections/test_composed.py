@@ -17,9 +17,9 @@ from nag.corrections import (
     TimeStepGuidance,
     WeakModel,
 )
-from nag.levels import read_levels
 from nag.network.null import null_level
-from nag.regressor import NoiseLevelRegressor
+from nag.network.regressor import NoiseLevelRegressor
+from nag.noise.read import read_levels
 from tests.corrections.samplers import LABELS, SCHEDULERS, STEPS, ByHand, close, network, plain, sample
 from tests.corrections.steps import EVERYWHERE, seeded, set_timesteps
 from tests.tiny import tiny_unet

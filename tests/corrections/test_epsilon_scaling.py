@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from nag.corrections import EpsilonScaling
-from nag.levels import read_levels
+from nag.noise.read import read_levels
 from tests.corrections.steps import draw, set_timesteps, step_of
 from tests.exact_unet import CLOSE, SCHEDULERS, real, situation
 from tests.tiny import tiny_unet

@@ -6,9 +6,9 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from nag.corrections import Calibrated, NoiseGuidance
-from nag.directions import affine_form, along, bounded, corrected_null, level_gradient
+from nag.corrections.directions import affine_form, along, bounded, corrected_null, level_gradient
 from nag.network.null import null_level
-from nag.regressor import NoiseLevelRegressor
+from nag.network.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
 from tests.exact_unet import CLOSE, COMPARABLE, SCHEDULERS, answered, exact, guided, situation
 

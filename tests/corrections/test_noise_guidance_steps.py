@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DMode
 from nag.corrections import NoiseGuidance
 from nag.corrections.noise_guidance import MODES, PASSES
 from nag.network.null import null_level
-from nag.regressor import NoiseLevelRegressor
+from nag.network.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
 from tests.exact_unet import CLOSE, guided, real, situation
 from tests.tiny import tiny_unet

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from nag.corrections import NoiseLevelCorrection
-from nag.levels import read_levels
-from nag.regressor import NoiseLevelRegressor
-from nag.relevel import relevel
+from nag.network.regressor import NoiseLevelRegressor
+from nag.noise.read import read_levels
+from nag.noise.relevel import relevel
 from nag.theory import FiniteData, LevelPrior
 from tests.corrections.steps import EVERYWHERE, seeded, set_timesteps, step_of
 from tests.exact_unet import CLOSE, ExactPosterior, real, situation

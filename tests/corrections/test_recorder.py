@@ -18,7 +18,7 @@ from nag.corrections import (
     TimeStepGuidance,
     WeakModel,
 )
-from nag.levels import read_levels
+from nag.noise.read import read_levels
 from tests.corrections.samplers import SCHEDULERS, STEPS, ByHand, network, plain, sample
 from tests.corrections.steps import EVERYWHERE, set_timesteps
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from nag.corrections import NoiseGuidance, SelfGuidance, TimeStepGuidance, WeakModel
-from nag.levels import read_levels
 from nag.network.null import null_level
-from nag.process import VarianceExploding
+from nag.noise.process import VarianceExploding
+from nag.noise.read import read_levels
 from nag.theory import FiniteData, LevelPrior
 from tests.corrections.steps import saying, seeded, set_timesteps, step_of
 from tests.exact_unet import CLOSE, COMPARABLE, answered, guided, real, situation

@@ -8,10 +8,10 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
+from nag.blind import EquilibriumMatchingScheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline
-from nag.schedulers import EquilibriumMatchingScheduler
 from tests.sampling import seeded
 from tests.tiny import tiny_unet
 

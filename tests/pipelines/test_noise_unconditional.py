@@ -21,10 +21,10 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from nag.blind import EquilibriumMatchingScheduler, UnifiedScheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
-from nag.schedulers import EquilibriumMatchingScheduler, UnifiedScheduler
 from tests.sampling import reference, seeded
 from tests.tiny import tiny_unet
 
@@ -177,7 +177,7 @@ def test_the_index_names_what_loads_it(unet: UNet2DModel, tmp_path: Path) -> Non
     pipeline(unet, UnifiedScheduler()).save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
     assert index["_class_name"] == "NoiseUnconditionalPipeline"
-    assert index["scheduler"] == ["nag.schedulers.unified", "UnifiedScheduler"]
+    assert index["scheduler"] == ["nag.blind.unified", "UnifiedScheduler"]
     assert index["noise_condition"] is False
 
 
@@ -282,7 +282,7 @@ def test_wrong_components(unet: UNet2DModel) -> None:
 
 
 def test_measurements_of_noise_guidance_refuse_it(tmp_path):
-    from nag.jobs.bench import load_pipeline
+    from nag.quality.bench import load_pipeline
 
     NoiseUnconditionalPipeline(tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path / "blind")
     with pytest.raises(

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from nag.levels import SUPPORTED
+from nag.noise.read import SUPPORTED
 from tests.sampling import pipeline, plain, reference, seeded
 
 # Off is bit-identical

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import nag
 import nag.pipelines
+from nag.blind import EquilibriumMatchingScheduler
 from nag.pipelines import UNet2DPipeline
-from nag.schedulers import EquilibriumMatchingScheduler
 from tests.sampling import pipeline, plain, seeded
 from tests.tiny import tiny_unet
 

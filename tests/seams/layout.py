@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nag.levels import read_levels
+from nag.noise.read import read_levels
 from tests.seams.reference import answer_of
 
 __all__ = ["DENOISERS", "Layout", "NotFound", "Seen", "layout_of", "level_paths", "look"]

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import nag
 from nag.corrections import Correction, NoiseGuidance
-from nag.levels import read_levels
 from nag.network.null import null_level
-from nag.regressor import NoiseLevelRegressor
+from nag.network.regressor import NoiseLevelRegressor
+from nag.noise.read import read_levels
 from nag.seams.run import Diverged
 from tests.corrections.samplers import network
 from tests.sampling import pipeline, plain, reference, seeded

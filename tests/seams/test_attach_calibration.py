@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DModel
 
-from nag.calibration import NoiseCalibration
 from nag.corrections import EpsilonScaling, NoiseGuidance
-from nag.levels import read_levels
+from nag.corrections.calibration import NoiseCalibration
 from nag.load import NAGPipeline
+from nag.noise.read import read_levels
 from tests.sampling import pipeline, seeded
 from tests.tiny import tiny_unet
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import nag
 from nag.corrections import Calibrated, Correction
-from nag.levels import read_levels
+from nag.noise.read import read_levels
 from tests.seams.case import Case
 from tests.seams.diffusers_cases import Found, find
 from tests.seams.exhibit import SCALE, Watch, everywhere

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import nag
 from nag.corrections import Calibrated, Correction
-from nag.levels import read_levels
+from nag.noise.read import read_levels
 from tests.seams.case import Case, call
 from tests.seams.exhibit import DIFFUSERS_WARNS, SCALE, Exhibit, Watch, everywhere
 from tests.seams.reference import guided_by_hand

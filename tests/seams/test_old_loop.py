@@ -23,9 +23,9 @@ from nag.corrections import (
     WaveletCorrection,
     WeakModel,
 )
-from nag.levels import read_levels
+from nag.network.regressor import NoiseLevelRegressor
+from nag.noise.read import read_levels
 from nag.pipelines import UNet2DPipeline
-from nag.regressor import NoiseLevelRegressor
 from tests.tiny import tiny_unet
 
 KEPT = load_file(Path(__file__).parents[1] / "fixtures" / "old_loop.safetensors")

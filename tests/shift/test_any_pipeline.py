@@ -11,11 +11,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from typer.testing import CliRunner
 
-from nag.analysis.calls import main_network
-from nag.analysis.latents import encoded
-from nag.cli import app
+from nag.cli.main import app
 from nag.load import NAGPipeline
-from nag.regressor import NoiseLevelRegressor
+from nag.network.regressor import NoiseLevelRegressor
+from nag.shift.calls import main_network
+from nag.shift.latents import encoded
 from tests.seams.zoo_transformers import dit
 from tests.seams.zoo_unets import stable_diffusion
 

@@ -1,0 +1,1 @@
+"""The command `nag`: one file per command. Nobody imports this wing."""

@@ -1,0 +1,56 @@
+"""`nag accuracy`: regressors against the Fisher floor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nag.cli.measuring import AccuracyOptions
+from nag.files import written_file
+from nag.quality.bench import load_bench
+from nag.shift.accuracy import measure_accuracy, plot_accuracy
+
+__all__ = ["run"]
+
+
+def run(options: AccuracyOptions) -> None:
+    """Measures regressors against the Fisher floor; writes accuracy.json and accuracy.png.
+
+    Raises:
+        FileExistsError: if the output files exist and may not be replaced.
+    """
+    model, data, output_dir = options.model, options.data, options.output_dir
+    num_images, seed, batch_size = options.num_images, options.seed, options.batch_size
+    targets = [output_dir / "accuracy.json", output_dir / "accuracy.png"]
+    for target in targets:
+        if target.exists() and not options.overwrite:
+            raise FileExistsError(
+                f"output_dir must not hold {target.name}, got {output_dir}. Pass --overwrite."
+            )
+    results = {}
+    for regressor in options.regressors or (None,):
+        bench = load_bench(model, data, regressor, num_images, options.device)
+        name = Path(regressor or "regressor").name
+        results[name] = measure_accuracy(
+            bench.regressor, bench.images, class_labels=bench.image_labels, seed=seed, batch_size=batch_size
+        )
+        found = results[name]
+        print(
+            f"{name} ({bench.regressor.config.kind})\n{'log-SNR':>8} {'RMSE':>8} {'floor':>8} {'ratio':>6} {'bias':>8}"
+        )
+        for row in zip(found.log_snr, found.rmse, found.floor, found.ratio, found.bias, strict=True):
+            print(f"{row[0]:8.1f} {row[1]:8.4f} {row[2]:8.4f} {row[3]:6.2f} {row[4]:+8.4f}")
+        print(
+            f"90 % interval covers {100 * found.coverage_90:.1f} ± {100 * found.coverage_standard_error:.1f} %"
+        )
+    settings = {"model": model, "data": str(data), "num_images": num_images, "seed": seed}
+    text = json.dumps(
+        {"settings": settings, "regressors": {k: v.to_dict() for k, v in results.items()}}, indent=1
+    )
+    for target, write in (
+        (targets[0], lambda path: path.write_text(text + "\n")),
+        (targets[1], lambda path: plot_accuracy(results, path)),
+    ):
+        with written_file(target) as part:
+            write(part)
+    print(f"Written: {targets[0]}, {targets[1]}")

@@ -1,0 +1,197 @@
+"""`nag blind-check`: whether a checkpoint needs its noise condition, and where its null branch can be trusted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nag.cli.blind_check_options import BlindCheckOptions
+from nag.files import fetch_beside, read_json
+from nag.noise.named import make_scheduler
+from nag.noise.read import read_levels
+from nag.quality.bench import (
+    balanced_labels,
+    classes_of,
+    feature_network,
+    held_out_images,
+    load_pipeline,
+    scheduler_line,
+)
+from nag.quality.blind_check import BlindCheck
+from nag.quality.blind_exact import both_schedules, drift_rows, know
+from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
+from nag.quality.blind_report import check_output, reading, write_blind_check
+from nag.quality.feature_network import extract_features
+from nag.shift.calls import main_network, takes
+
+__all__ = ["run"]
+
+
+def run(options: BlindCheckOptions) -> BlindCheck:
+    """Measures, writes blind_check.json, blind_check.html and blind_check.png, and prints the verdict.
+
+    Raises:
+        ValueError: if a setting is wrong, the model has no noise condition, or the output folder is in use.
+    """
+    _check(options)
+    check_output(options.output_dir, overwrite=options.overwrite)
+    _refuse_unconditional(options.model)
+    pipe = load_pipeline(options.model, options.regressor, options.device)
+    if getattr(pipe, "vae", None) is not None or takes(pipe, "prompt"):
+        raise ValueError(
+            f"model must sample pixels, with classes or without, got a {type(pipe).__name__}. The exact posteriors are "
+            "those of images; `nag shift` measures latent and text-to-image models."
+        )
+    scheduler = make_scheduler(options.scheduler, pipe.scheduler)
+    scheduler.set_timesteps(options.steps)
+    levels = read_levels(scheduler)
+    t = check_log_snr(levels.training, options.levels or default_log_snr(levels.training))
+    features = _features(options, pipe)
+    classes = classes_of(pipe)
+    images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes is not None)
+    where = pipe.device if pipe.device.type == "cuda" else torch.device("cpu")  # others have no float64
+    kept = images[: options.num_posterior_images].to(where)
+    kept_labels = None if labels is None else labels[: options.num_posterior_images].to(where)
+    known = know(levels.training, kept, kept_labels, panels=options.panels)
+    known.check(t)
+    reference = None
+    if features is not None:
+        reference = _reference(features, images, options, pipe.device)
+
+    generator = torch.Generator().manual_seed(options.seed)
+    chosen = torch.randperm(len(kept), generator=generator)[: options.num_states].to(where)
+    x_0 = kept[chosen].double()
+    shown = None if kept_labels is None else kept_labels[chosen]
+    eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float64).to(where)
+    network = Network(unet=main_network(pipe), levels=levels)
+    print(scheduler_line(scheduler))
+    rows = level_rows(network, known, x_0, shown, eps, t, regressor=pipe.regressor, progress=True)
+    schedules = both_schedules(known, kept, kept_labels)
+    drift = drift_rows(schedules, x_0, shown, eps, [row.log_snr for row in rows], progress=True)
+    noise = torch.randn((options.num_samples, *images.shape[1:]), generator=generator)
+    found = [
+        walk(
+            network,
+            noise,
+            balanced_labels(classes, options.num_samples),
+            stochasticity=stochasticity,
+            seed=options.seed + 1,
+            init_noise_sigma=float(getattr(scheduler, "init_noise_sigma", levels.sigma[0])),
+            batch_size=options.batch_size,
+            features=features,
+            reference=reference,
+            resamples=options.resamples,
+            progress=True,
+        )
+        for stochasticity in (0.0, 1.0)
+    ]
+    result = BlindCheck(
+        prediction=levels.prediction,
+        process=type(levels.training).__name__,
+        dimension=x_0[0].numel(),
+        num_posterior_images=len(kept),
+        num_states=len(x_0),
+        num_samples=options.num_samples,
+        threshold=options.threshold,
+        max_width=options.max_width,
+        tolerance=options.tolerance,
+        levels=tuple(rows),
+        drift=tuple(drift),
+        walks=tuple(one for one, _ in found),
+        settings=_settings(options) | {"scheduler": scheduler_line(scheduler), "classes": classes},
+    )
+    sheets = {}
+    for one, ends in found:
+        if ends is not None:
+            sheets[f"{one.name}, told its level"] = ends.sheet("told")
+            sheets[f"{one.name}, blind"] = ends.sheet("blind")
+    path = write_blind_check(
+        result,
+        options.output_dir,
+        sheets=sheets,
+        title=f"Is the noise condition needed? {Path(options.model).name}",
+        overwrite=options.overwrite,
+    )
+    for sentence in reading(result):
+        print(sentence)
+    print(f"Report: {path}")
+    return result
+
+
+def _check(options: BlindCheckOptions) -> None:
+    """Refuses numbers that cannot work."""
+    for name, least, use in (
+        ("num_images", 2, "A posterior over images needs some hundreds"),
+        ("num_posterior_images", 2, "Some hundreds are usual"),
+        ("num_states", 2, "One state has no standard error"),
+        ("num_samples", 2, "One sample has no standard error"),
+        ("steps", 1, "20 are usual"),
+        ("batch_size", 1, "64 are usual"),
+        ("resamples", 2, "Some 50 give the error to about a tenth"),
+    ):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}. {use}.")
+    if not 0 < options.threshold <= 1:
+        raise ValueError(
+            f"threshold must lie in (0, 1], got {options.threshold}. It is the share of the deviation to be explained."
+        )
+    for name in ("max_width", "tolerance"):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(
+                f"{name} must be positive and finite, got {value}. Leave it out for the usual one."
+            )
+
+
+def _refuse_unconditional(model: str) -> None:
+    index = fetch_beside(model, "model_index.json")
+    name = None if index is None else read_json(index).get("_class_name")
+    if name in ("NoiseUnconditionalPipeline", "EqMPipeline"):
+        raise ValueError(
+            f"model must be told its noise level, got a {name} in {model!r}. It has no noise condition that could be "
+            "dropped: sample it."
+        )
+
+
+def _features(options: BlindCheckOptions, pipe: Any) -> Any | None:
+    """The feature network that is named or lies beside the model; None without one."""
+    if options.features is None and not Path(options.model, "classifier").is_dir():
+        return None
+    return feature_network(
+        options.model,
+        options.features,
+        size=options.feature_size,
+        channels=options.feature_channels,
+        device=pipe.device,
+    )
+
+
+def _reference(features: Any, images: Tensor, options: BlindCheckOptions, device: Any) -> Tensor:
+    """Features of the held-out images.
+
+    Raises:
+        ValueError: if there are too few of them, or of the samples, for a Frechet distance.
+    """
+    reference = extract_features(features, images, batch_size=options.batch_size, device=device)
+    size = reference.shape[1]
+    for name, count in (("num_samples", options.num_samples), ("num_images", len(images))):
+        if count <= size:
+            raise ValueError(
+                f"{name} must be more than the {size} features of the network for a Frechet distance, got {count}. Use at "
+                f"least {size + 1}, or a network with fewer features."
+            )
+    return reference
+
+
+def _settings(options: BlindCheckOptions) -> dict[str, Any]:
+    """The options as JSON can hold them."""
+    values = {item.name: getattr(options, item.name) for item in fields(options)}
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,282 @@
+"""The calibrated levels of a sampler: measured once per step, kept beside the checkpoint, used when asked for.
+
+A sampled state of step i is on average not at the scheduler's level but at another one, because a step's errors add
+or remove noise. The table holds that level for every step of one scheduler at one step count, with all that it
+depends on; `nag.noise.relevel` moves the step there. Its shift, in log(sigma/alpha), is
+
+    shift_i = (nominal_log_snr_i - log_snr_i) / 2,        positive: noisier than nominal.
+
+One level per step, not one per sample: an estimate's own error would feed back through the loop. A table applies to
+nothing by itself, and `check` refuses any other sampler than the one it was measured with.
+
+References:
+    Noise Awareness Guidance, arXiv 2510.12497 (the shift that is corrected).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nag.files import read_json
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_levels, read_settings
+from nag.noise.relevel import Relevelled, discards_passed_state, relevel, require_calibratable
+
+__all__ = [
+    "FILE_NAME",
+    "NoiseCalibration",
+    "Relevelled",
+    "discards_passed_state",
+    "relevel",
+    "require_calibratable",
+]
+
+FILE_NAME = "noise_calibration.json"
+_FORMAT, _VERSION = "nag noise calibration", 2
+_MEASURE = "Measure one with `nag calibrate`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseCalibration:
+    """The measured level of every step of one scheduler, with all that it depends on.
+
+    Args:
+        log_snr: N levels, log-SNR: where the state handed to step i really is.
+        standard_error: N standard errors of these.
+        nominal_log_snr: N levels at which the scheduler takes the states to be.
+        timesteps: N labels of the scheduler.
+        num_inference_steps: what `set_timesteps` was called with; N is larger for schedulers of order 2.
+        scheduler: the scheduler's class name.
+        settings: its whole configuration.
+        eta: DDIM's eta.
+        guidance_scale: class guidance, 1 is off.
+        corrections: `Correction.settings()` of the corrections that ran with it, in their order.
+        samples: how many samples were averaged.
+        seed: of these samples.
+        regressor: fingerprint of the regressor that measured.
+
+    Raises:
+        ValueError: if the tables differ in length or hold a number that is not finite.
+    """
+
+    log_snr: tuple[float, ...]
+    standard_error: tuple[float, ...]
+    nominal_log_snr: tuple[float, ...]
+    timesteps: tuple[float, ...]
+    num_inference_steps: int
+    scheduler: str
+    settings: dict[str, Any]
+    samples: int
+    seed: int
+    regressor: str
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    corrections: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("log_snr", "standard_error", "nominal_log_snr"):
+            table = getattr(self, name)
+            if len(table) != len(self.timesteps):
+                raise ValueError(
+                    f"{name} must have one value for each of the {len(self.timesteps)} timesteps, got {len(table)}. "
+                    "Measure every step of one scheduler."
+                )
+            if not all(math.isfinite(value) for value in table):
+                raise ValueError(
+                    f"{name} must be finite, got {table}. Keep the nominal level where none is measured."
+                )
+
+    @classmethod
+    def for_scheduler(
+        cls, scheduler: Any, log_snr: Iterable[float], standard_error: Iterable[float], **measured: Any
+    ) -> NoiseCalibration:
+        """A table for a scheduler whose timesteps are set.
+
+        Args:
+            scheduler: a supported diffusers scheduler.
+            log_snr: N measured levels; tensors are taken too.
+            standard_error: N standard errors.
+            measured: the other arguments of the class.
+
+        Raises:
+            ValueError: if the scheduler is not supported or the tables do not fit it.
+            RuntimeError: if its timesteps are not set.
+        """
+        levels = read_levels(scheduler)
+        return cls(
+            log_snr=_floats(log_snr),
+            standard_error=_floats(standard_error),
+            nominal_log_snr=_floats(levels.log_snr),
+            timesteps=_floats(levels.timesteps),
+            num_inference_steps=_steps(scheduler, levels),
+            scheduler=type(scheduler).__name__,
+            settings=read_settings(scheduler),
+            **measured,
+        )
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """Measured minus nominal level of each step in log(sigma/alpha); positive is noisier than nominal."""
+        return tuple((a - b) / 2 for a, b in zip(self.nominal_log_snr, self.log_snr, strict=True))
+
+    def check(self, scheduler: Any, **sampler: Any) -> None:
+        """Raises unless the table was measured for this scheduler, its settings and its steps.
+
+        Args:
+            scheduler: a supported scheduler whose timesteps are set.
+            sampler: those of `eta`, `guidance_scale` and `corrections` that are known; they must agree as well.
+
+        Raises:
+            ValueError: naming the first setting that differs.
+            RuntimeError: if the scheduler's timesteps are not set.
+        """
+        found = self._difference(scheduler, sampler)
+        if found is not None:
+            name, measured, given = found
+            raise ValueError(
+                f"noise_calibration must be measured for this sampler, got a table for {name} = {measured} "
+                f"where {name} is {given}. {_MEASURE}"
+            )
+
+    def _difference(self, scheduler: Any, sampler: dict[str, Any]) -> tuple[str, Any, Any] | None:
+        """Name, measured and given value of the first setting that differs."""
+        levels, settings = read_levels(scheduler), read_settings(scheduler)
+        if self.scheduler != type(scheduler).__name__:
+            return "scheduler", self.scheduler, type(scheduler).__name__
+        for name in sorted({*self.settings, *settings}):
+            measured, given = self.settings.get(name), settings.get(name)
+            if measured != given:
+                return name, repr(measured), repr(given)
+        steps = _steps(scheduler, levels)
+        if steps != self.num_inference_steps:
+            return "num_inference_steps", self.num_inference_steps, steps
+        for name, now in (("timesteps", levels.timesteps), ("nominal_log_snr", levels.log_snr)):
+            then = torch.tensor(getattr(self, name), dtype=torch.float64)
+            if len(then) != len(now):
+                return f"len({name})", len(then), len(now)
+            apart = (then - now).abs() > 1e-4 * (1 + now.abs())  # float32 tables of other devices
+            if bool(apart.any()):
+                first = int(apart.nonzero()[0])
+                return f"{name}[{first}]", float(then[first]), float(now[first])
+        for name, given in sampler.items():
+            measured = getattr(self, name)
+            given = tuple(given) if isinstance(measured, tuple) else given
+            if measured != given:
+                return name, repr(measured), repr(given)
+        return None
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Adds the table to a file, in place of one for the same sampler; the file's other tables stay.
+
+        The file is replaced as a whole, so a reader never sees half of it.
+
+        Args:
+            path: a `.json` file, or the folder in which `noise_calibration.json` is meant.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: if the file exists and is not one of this library's, or of another version.
+        """
+        file = _file(path)
+        others = [table for table in (_read(file) if file.exists() else []) if table._key() != self._key()]
+        tables = [dataclasses.asdict(table) for table in (*others, self)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            with draft.open("w", encoding="utf-8") as stream:
+                json.dump({"format": _FORMAT, "version": _VERSION, "tables": tables}, stream, indent=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
+        return file
+
+    def _key(self) -> str:
+        """What the table is for, without what was measured."""
+        measured = ("log_snr", "standard_error", "samples", "seed", "regressor")
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in measured}
+        return json.dumps(fields, sort_keys=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], scheduler: Any, **sampler: Any) -> NoiseCalibration:
+        """The table of a file that was measured for a scheduler.
+
+        Args:
+            path: a `.json` file, or the folder that holds `noise_calibration.json`.
+            scheduler: a supported scheduler whose timesteps are set.
+            sampler: as in `check`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not one of this library's, or holds no table for this sampler.
+        """
+        file = _file(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"noise_calibration must name a file of tables, got {file}. {_MEASURE}")
+        tables = _read(file)
+        reasons = []
+        for table in tables:
+            found = table._difference(scheduler, sampler)
+            if found is None:
+                return table
+            reasons.append(
+                f"{table.scheduler} with {table.num_inference_steps} steps has {found[0]} = {found[1]}"
+            )
+        raise ValueError(
+            f"{file.name} must hold a table for {type(scheduler).__name__} with {_steps(scheduler, read_levels(scheduler))} "
+            f"steps and these settings, got {len(tables)} others ({'; '.join(reasons)}). {_MEASURE}"
+        )
+
+
+def _floats(values: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _steps(scheduler: Any, levels: SchedulerLevels) -> int:
+    """What `set_timesteps` was called with; some schedulers forget it."""
+    return getattr(scheduler, "num_inference_steps", None) or len(levels)
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    return file if file.suffix == ".json" else file / FILE_NAME
+
+
+def _read(file: Path) -> list[NoiseCalibration]:
+    """All tables of a file."""
+    try:
+        content = read_json(file)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"{file} must be a noise calibration file, got something else. Name another file.")
+    if content.get("version") != _VERSION:
+        raise ValueError(
+            f"{file} must have version {_VERSION}, got {content.get('version')!r}. "
+            "It was written by another version of nag: update nag, or measure again into another file."
+        )
+    fields = dataclasses.fields(NoiseCalibration)
+    names = {field.name for field in fields}
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    tables = []
+    for number, table in enumerate(content.get("tables", [])):
+        if not required <= set(table) <= names:
+            raise ValueError(
+                f"table {number} of {file} must have the fields of a NoiseCalibration, got wrong or missing "
+                f"{', '.join(sorted((required - set(table)) | (set(table) - names)))}. Delete the file and measure again."
+            )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        tables.append(NoiseCalibration(**values))
+    return tables

@@ -1,0 +1,323 @@
+"""What can be compared, as texts: "plain", "nag:scale=1", "epsilon_scaling:scale=1.002|1.005", "nag:scale=1+calibrated".
+
+    method      = part { "+" part }
+    part        = name [ ":" key "=" value { "," key "=" value } ]
+    value       = one { "|" one }                    candidates, one of which is chosen before anything is reported
+    one         = number | true | false | none | word | start ".." end (an interval, either end may be missing)
+
+A key that a part does not have goes to the one part before it that has it: "nag+calibrated:scale=2" is
+"nag:scale=2+calibrated". Keys and their types are the fields of the corrections; a key whose
+value is a network takes a folder or a Hub id.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from nag.corrections.values import is_network, read_value, shown
+
+__all__ = ["CORRECTIONS", "Method", "Part", "method_names", "parse_method", "parse_methods"]
+
+# name of a method: its class in nag.corrections, and the values that the name itself fixes
+CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nag": ("NoiseGuidance", {"mode": "classifier_free"}),
+    "nag_corrected": ("NoiseGuidance", {"mode": "corrected"}),
+    "nag_gradient": ("NoiseGuidance", {"mode": "gradient"}),
+    "blind": ("Blind", {}),
+    "epsilon_scaling": ("EpsilonScaling", {}),
+    "time_shift": ("TimeShift", {}),
+    "dcw": ("DifferentialCorrection", {}),
+    "dcw_wavelet": ("WaveletCorrection", {}),
+    "self_guidance": ("SelfGuidance", {"previous": False}),
+    "self_guidance_prev": ("SelfGuidance", {"previous": True}),
+    "time_step_guidance": ("TimeStepGuidance", {}),
+    "noise_level_correction": ("NoiseLevelCorrection", {}),
+    "null_autoguidance": ("WeakModel", {"network": None, "blind": True, "unconditional": False}),
+    "autoguidance": ("WeakModel", {"blind": False, "unconditional": False, "component": "all"}),
+    "domain_guidance": ("WeakModel", {"blind": False, "unconditional": True, "component": "all"}),
+    "class_interval": (
+        "WeakModel",
+        {"network": None, "blind": False, "unconditional": True, "component": "all"},
+    ),
+}
+FROM_ONE = ("domain_guidance", "class_interval")  # their scale is guidance_scale, which counts from 1
+NULL_INTERVAL = (-2.5, None)  # of the null branch, as for noise guidance
+STRENGTHS = ("scale", "guidance_scale", "high_scale", "slope", "window")  # what switches a part on
+GUIDANCE = ("nag", "nag_corrected", "nag_gradient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What a name stands for: its keys with their types and defaults, how it is built, where the pipeline takes it."""
+
+    keys: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    build: Callable[..., Any]
+    argument: str | None
+
+
+def _of_fields(name: str) -> _Kind:
+    """A correction, some of whose fields are fixed by its name."""
+    import nag.corrections
+
+    class_name, fixed = CORRECTIONS[name]
+    cls: Any = getattr(nag.corrections, class_name)
+    hints, free = get_type_hints(cls), [item for item in fields(cls) if item.name not in fixed]
+    keys = {item.name: hints[item.name] for item in free}
+    defaults: dict[str, Any] = {item.name: item.default for item in free}
+    if "network" in keys and name != "null_autoguidance":
+        defaults["network"] = MISSING
+    if name == "null_autoguidance":
+        defaults["interval"] = NULL_INTERVAL
+    if name in FROM_ONE:
+        keys, defaults = (
+            {"guidance_scale" if k == "scale" else k: v for k, v in d.items()} for d in (keys, defaults)
+        )
+        defaults["guidance_scale"] = 1.0
+
+    def build(**values: Any) -> Any:
+        if name in FROM_ONE:
+            values["scale"] = values.pop("guidance_scale", 1.0) - 1
+        if name == "null_autoguidance":
+            values = {"interval": NULL_INTERVAL} | values
+        return cls(**fixed, **values)
+
+    argument = "noise_guidance" if name in GUIDANCE else "corrections"
+    return _Kind(keys=keys, defaults=defaults, build=build, argument=argument)
+
+
+@cache
+def _kinds() -> dict[str, _Kind]:
+    """All methods by name."""
+    kinds = {
+        "plain": _Kind(keys={}, defaults={}, build=lambda: None, argument=None),
+        "calibrated": _Kind(keys={}, defaults={}, build=lambda: None, argument="noise_calibration"),
+        "class_guidance": _Kind(
+            keys={"scale": float},
+            defaults={"scale": 1.0},
+            build=lambda scale: scale,
+            argument="guidance_scale",
+        ),
+    }
+    return kinds | {name: _of_fields(name) for name in CORRECTIONS}
+
+
+def method_names() -> tuple[str, ...]:
+    """The names that a method may be made of; needs no heavy import."""
+    others = [name for name in CORRECTIONS if name not in GUIDANCE]
+    return ("plain", *GUIDANCE, "calibrated", *others, "class_guidance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One name with its values, or with candidates for them.
+
+    Args:
+        name: of `method_names()`.
+        values: pairs of a key and the candidates for its value; one candidate is a value.
+    """
+
+    name: str
+    values: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The part as text."""
+        given = [f"{key}={'|'.join(map(shown, found))}" for key, found in self.values]
+        return f"{self.name}:{','.join(given)}" if given else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is switched on, in the order in which it acts; see the module's text for how it is written.
+
+    Args:
+        parts: what it is made of.
+    """
+
+    parts: tuple[Part, ...]
+
+    @property
+    def label(self) -> str:
+        """The method as text, from which `parse_method` makes it again."""
+        return "+".join(part.label for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        """The method without its values."""
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs a calibration, `noise_calibration`, beside its arguments."""
+        return any(part.name == "calibrated" for part in self.parts)
+
+    def candidates(self) -> list[Method]:
+        """Every method that it stands for: the product over the candidates of its values."""
+        places = [
+            (i, key, found)
+            for i, part in enumerate(self.parts)
+            for key, found in part.values
+            if len(found) > 1
+        ]
+        made = []
+        for choice in itertools.product(*(found for _, _, found in places)):
+            picked = {(i, key): value for (i, key, _), value in zip(places, choice, strict=True)}
+            parts = [
+                Part(
+                    name=part.name,
+                    values=tuple((key, (picked.get((i, key), found[0]),)) for key, found in part.values),
+                )
+                for i, part in enumerate(self.parts)
+            ]
+            made.append(Method(parts=tuple(parts)))
+        return made
+
+    def arguments(self, device: Any = "cpu") -> dict[str, Any]:
+        """Keyword arguments for a pipeline; where `calibrated` is set, `noise_calibration` has to be added.
+
+        Args:
+            device: for networks that a correction asks, which are loaded here.
+
+        Raises:
+            ValueError: if candidates are left, or a value is out of its range.
+        """
+        kinds, found = _kinds(), dict[str, Any]()
+        corrections = []
+        for part in self.parts:
+            if any(len(values) > 1 for _, values in part.values):
+                raise ValueError(
+                    f"method must have one value for each key, got {part.label!r}. Choose one of its candidates."
+                )
+            kind = kinds[part.name]
+            if kind.argument is None or kind.argument == "noise_calibration":
+                continue
+            built = kind.build(
+                **{key: _loaded(value, kind.keys[key], device) for key, (value,) in part.values}
+            )
+            if kind.argument == "guidance_scale":
+                found[kind.argument] = built
+            else:
+                corrections.append(built)
+        return found | ({"corrections": corrections} if corrections else {})
+
+
+def _is_off(part: Part) -> bool:
+    """Whether everything that could switch a part on is at its default."""
+    kind, given = _kinds()[part.name], dict(part.values)
+    strengths = [key for key in kind.keys if key in STRENGTHS]
+    return bool(strengths) and all(
+        key not in given or given[key] == (kind.defaults[key],) for key in strengths
+    )
+
+
+def parse_methods(texts: Iterable[str]) -> list[Method]:
+    """Reads methods.
+
+    >>> [method.label for method in parse_methods(["plain", "nag+calibrated:scale=0.5|1"])]
+    ['plain', 'nag:scale=0.5|1+calibrated']
+
+    Raises:
+        ValueError: as `parse_method`, or if there is none, or one is given twice.
+    """
+    methods = [parse_method(text) for text in texts]
+    if not methods:
+        raise ValueError(f"methods must name at least one, got none. Choose of {', '.join(method_names())}.")
+    labels = [method.label for method in methods]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"methods must differ, got {', '.join(map(repr, twice))} twice. Leave one out.")
+    return methods
+
+
+def parse_method(text: str) -> Method:
+    """Reads one method and builds all its candidates once, so that whatever is wrong with one is found here.
+
+    Networks named by folders are not loaded.
+
+    Raises:
+        ValueError: if a name, key or value is wrong; a name is repeated; "plain" is joined with something; or a
+            candidate is out of its range or switches nothing on.
+    """
+    kinds = _kinds()
+    names, given = [], list[list[tuple[str, str]]]()
+    for piece in re.split(r"\+(?=[A-Za-z_]\w*(?:[:+]|$))", text.strip()):
+        name, _, rest = piece.partition(":")
+        if name not in kinds:
+            raise ValueError(
+                f"methods must be made of {', '.join(method_names())}, got {name!r} in {text!r}."
+            )
+        if name in names:
+            raise ValueError(f"methods must have each part once, got {name!r} twice in {text!r}.")
+        names.append(name)
+        given.append([])
+        for pair in re.split(r",(?=\w+=)", rest) if rest else []:
+            key, equals, value = pair.partition("=")
+            if not equals or not value:
+                raise ValueError(
+                    f"methods must give values as key=value, got {pair!r} in {text!r}. Write for example nag:scale=1."
+                )
+            owner = _owner(names, key, text)
+            given[owner].append((key, value))
+    arguments = [kinds[name].argument for name in names]
+    if "plain" in names and len(names) > 1:
+        raise ValueError(f"methods must have 'plain' alone, got {text!r}. Leave it out.")
+    for one in ("noise_guidance", "guidance_scale"):
+        if arguments.count(one) > 1:
+            clash = [name for name, argument in zip(names, arguments, strict=True) if argument == one]
+            raise ValueError(f"methods must have one of {', '.join(clash)}, got both in {text!r}.")
+    parts = []
+    for name, pairs in zip(names, given, strict=True):
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(
+                f"methods must give each key once, got {', '.join(keys)} for {name!r} in {text!r}."
+            )
+        values = tuple(
+            (key, tuple(read_value(one, kinds[name].keys[key], f"{name}:{key}") for one in value.split("|")))
+            for key, value in pairs
+        )
+        parts.append(Part(name=name, values=values))
+        missing = [
+            key for key, default in kinds[name].defaults.items() if default is MISSING and key not in keys
+        ]
+        if missing:
+            raise ValueError(
+                f"{name} must be given {', '.join(missing)}, got {text!r}. Write {name}:{missing[0]}=..."
+            )
+        if _is_off(parts[-1]):
+            raise ValueError(
+                f"methods must switch something on, got {parts[-1].label!r}, which leaves sampling as it is. "
+                f"Set {' or '.join(key for key in kinds[name].keys if key in STRENGTHS)}, or use 'plain'."
+            )
+    method = Method(parts=tuple(parts))
+    for candidate in method.candidates():
+        if not any(is_network(kinds[p.name].keys[key]) for p in candidate.parts for key, _ in p.values):
+            candidate.arguments()
+    return method
+
+
+def _owner(names: list[str], key: str, text: str) -> int:
+    """Which of the parts so far a key belongs to: the last, or the only one before it that has it."""
+    kinds = _kinds()
+    if key in kinds[names[-1]].keys:
+        return len(names) - 1
+    having = [i for i, name in enumerate(names) if key in kinds[name].keys]
+    if len(having) != 1:
+        valid = ", ".join(kinds[names[-1]].keys) or "no keys"
+        raise ValueError(f"{names[-1]} must be given {valid}, got {key!r} in {text!r}.")
+    return having[0]
+
+
+def _loaded(value: Any, hint: Any, device: Any) -> Any:
+    """The network of a pipeline's folder or Hub id; every other value as it is."""
+    if value is None or not is_network(hint):
+        return value
+    from nag.network.table import load_network
+
+    return load_network(value).float().eval().requires_grad_(False).to(device)

@@ -1,0 +1,278 @@
+"""What `nag tune` has found, kept beside the checkpoint: per sampler the corrections to use, or that none helps.
+
+A weight belongs to one sampler: the scheduler with its whole configuration, the number of steps, eta and the class
+guidance. An entry is used for exactly that sampler and for nothing by itself. An entry whose verdict is "off" holds no
+correction, so that asking for it samples plainly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nag.corrections.base import Correction
+from nag.corrections.calibration import NoiseCalibration
+from nag.files import read_json, written_file
+from nag.noise.read import read_settings
+
+__all__ = [
+    "FILE_NAME",
+    "Entry",
+    "Sampler",
+    "load_tuned",
+    "read_entries",
+    "refuse_known",
+    "save_entry",
+]
+
+FILE_NAME = "noise_guidance.json"
+_FORMAT, _VERSION = "nag tuned noise guidance", 2
+_TUNE = "Find one with `nag tune`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """What a tuned weight belongs to.
+
+    Args:
+        scheduler: the scheduler's class name.
+        settings: its whole configuration, as `nag.noise.read.read_settings` gives it.
+        num_inference_steps: what `set_timesteps` is called with.
+        eta: DDIM's stochasticity.
+        guidance_scale: class guidance, 1 is off.
+    """
+
+    scheduler: str
+    settings: dict[str, Any]
+    num_inference_steps: int
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+
+    @classmethod
+    def of(
+        cls, scheduler: Any, num_inference_steps: int, *, eta: float = 0.0, guidance_scale: float = 1.0
+    ) -> Sampler:
+        """The sampler of a diffusers scheduler."""
+        return cls(
+            scheduler=type(scheduler).__name__,
+            settings=read_settings(scheduler),
+            num_inference_steps=num_inference_steps,
+            eta=float(eta),
+            guidance_scale=float(guidance_scale),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.scheduler} with {self.num_inference_steps} steps, guidance_scale {self.guidance_scale:g}, "
+            f"eta {self.eta:g}"
+        )
+
+    def difference(self, other: Sampler) -> str | None:
+        """The first setting in which another sampler of the same words differs, as text."""
+        for name in sorted({*self.settings, *other.settings}):
+            own, given = self.settings.get(name), other.settings.get(name)
+            if own != given:
+                return f"{name} = {own!r} where it is {given!r}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One result of a search.
+
+    Args:
+        sampler: what it is for.
+        corrections: what to use, in this order; none where nothing helped.
+        helps: the verdict.
+        reason: the verdict in words.
+        evidence: what was measured, as JSON.
+    """
+
+    sampler: Sampler
+    corrections: tuple[Correction, ...]
+    helps: bool
+    reason: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+def load_tuned(
+    path: str | os.PathLike[str],
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    eta: float = 0.0,
+    guidance_scale: float = 1.0,
+) -> tuple[Correction, ...]:
+    """The corrections of a file that were tuned for a sampler; nothing is applied.
+
+    Args:
+        path: a `.json` file, or the folder that holds `noise_guidance.json`.
+        scheduler: a supported scheduler; its timesteps need not be set.
+        num_inference_steps: as for the pipeline.
+        eta: as for the pipeline.
+        guidance_scale: as for the pipeline.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not one of this library's, or holds no entry for this sampler.
+    """
+    file = _file(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"noise_guidance must name a file of tuned weights, got {file}. {_TUNE}")
+    wanted = Sampler.of(scheduler, num_inference_steps, eta=eta, guidance_scale=guidance_scale)
+    held = []
+    for entry in read_entries(file):
+        if entry.sampler == wanted:
+            return entry.corrections
+        words = str(entry.sampler)
+        if words == str(wanted):
+            words += f", but {entry.sampler.difference(wanted)}"
+        held.append(words)
+    raise ValueError(
+        f"{file.name} must hold an entry for {wanted}, and these settings of the scheduler, got "
+        f"{'; '.join(held) or 'none'}. {_TUNE}"
+    )
+
+
+def save_entry(path: str | os.PathLike[str], entry: Entry, *, overwrite: bool = False) -> Path:
+    """Adds an entry to a file; the file's other entries stay, and it is replaced as a whole.
+
+    Args:
+        path: a `.json` file, or the folder in which `noise_guidance.json` is meant.
+        entry: the result.
+        overwrite: replace an entry of the same sampler.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileExistsError: if the file holds an entry of the same sampler that may not be replaced.
+        ValueError: if the file exists and is not one of this library's, or a correction asks a network,
+            which a file cannot hold.
+    """
+    file = _file(path)
+    refuse_known(file, entry.sampler, overwrite=overwrite)
+    others = [e for e in (read_entries(file) if file.exists() else []) if e.sampler != entry.sampler]
+    content = {"format": _FORMAT, "version": _VERSION, "entries": [_to_json(e) for e in (*others, entry)]}
+    with written_file(file) as part, part.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1, allow_nan=False)
+        stream.write("\n")
+    return file
+
+
+def refuse_known(path: str | os.PathLike[str], sampler: Sampler, *, overwrite: bool = False) -> None:
+    """Raises if a file holds an entry of a sampler that may not be replaced, or is another kind of file.
+
+    Raises:
+        FileExistsError: if it holds one, without `overwrite`.
+        ValueError: if the file exists and is not one of this library's.
+    """
+    file = _file(path)
+    known = file.exists() and any(entry.sampler == sampler for entry in read_entries(file))
+    if known and not overwrite:
+        raise FileExistsError(
+            f"output must not hold an entry for {sampler}, got {file}. Pass --overwrite to replace it, or name "
+            "another file."
+        )
+
+
+def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
+    """All entries of a file.
+
+    Raises:
+        ValueError: if the file is not one of this library's, or of another version.
+    """
+    file = _file(path)
+    try:
+        content = read_json(file)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"{file} must be a file of `nag tune`, got something else. Name another file.")
+    if content.get("version") != _VERSION:
+        raise ValueError(
+            f"{file} must have version {_VERSION}, got {content.get('version')!r}. "
+            "It was written by another version of nag: update nag, or tune again into another file."
+        )
+    entries = []
+    for number, values in enumerate(content.get("entries", [])):
+        try:
+            entries.append(_from_json(values))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"entry {number} of {file} must have the fields of a tuned entry, got {error}. "
+                "Delete the file and tune again."
+            ) from error
+    return entries
+
+
+def _to_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "sampler": dataclasses.asdict(entry.sampler),
+        "helps": entry.helps,
+        "reason": entry.reason,
+        "corrections": [correction_to_json(one) for one in entry.corrections],
+        "evidence": entry.evidence,
+    }
+
+
+def _from_json(values: dict[str, Any]) -> Entry:
+    return Entry(
+        sampler=Sampler(**values["sampler"]),
+        corrections=tuple(correction_from_json(one) for one in values["corrections"]),
+        helps=values["helps"],
+        reason=values["reason"],
+        evidence=values["evidence"],
+    )
+
+
+def correction_to_json(correction: Correction) -> dict[str, Any]:
+    """A correction as JSON holds it, with the table of a calibration.
+
+    Raises:
+        ValueError: if it asks a network, or a calibration is not its own table.
+    """
+    found: dict[str, Any] = {"correction": type(correction).__name__}
+    for item in dataclasses.fields(correction):  # type: ignore[arg-type]
+        value = getattr(correction, item.name)
+        if isinstance(value, NoiseCalibration):
+            value = dataclasses.asdict(value)
+        elif value is not None and not isinstance(value, str | int | float | tuple):
+            raise ValueError(
+                f"corrections must be of numbers and words to be saved, got {item.name} of {type(correction).__name__}. "
+                "Pass them to the pipeline."
+            )
+        found[item.name] = value
+    return found
+
+
+def correction_from_json(values: dict[str, Any]) -> Correction:
+    """The correction that `correction_to_json` wrote.
+
+    Raises:
+        KeyError: if it has no known name.
+        TypeError: if its fields are not those of its class.
+    """
+    import nag.corrections
+
+    named = _tuples(values)
+    name = named.pop("correction")
+    if name not in nag.corrections.__all__:
+        raise KeyError(name)
+    if isinstance(named.get("table"), dict):
+        named["table"] = NoiseCalibration(**_tuples(named["table"]))
+    made: Correction = getattr(nag.corrections, name)(**named)
+    return made
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    return file if file.suffix == ".json" else file / FILE_NAME

@@ -1,0 +1,331 @@
+"""A pipeline, an estimator and held-out images: what the measurements are made on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nag.files import parse_json
+from nag.load import NAGPipeline
+from nag.network.regressor import NoiseLevelRegressor
+from nag.noise.named import make_scheduler
+from nag.quality.feature_network import load_feature_network
+from nag.seams.attach import sampler_of, split_arguments
+from nag.seams.run import first_question
+from nag.shift.calls import Conditions, balanced_labels, batch_of, classes_of, silent, takes
+from nag.shift.latents import encoded, image_size
+from nag.shift.told import Told, told_by
+
+__all__ = [
+    "Bench",
+    "Conditions",
+    "balanced_labels",
+    "check_sampler",
+    "classes_of",
+    "conditions_of",
+    "configured_schedulers",
+    "feature_network",
+    "given",
+    "held_out_images",
+    "image_table",
+    "load_bench",
+    "load_pipeline",
+    "read_assignments",
+    "scheduler_line",
+    "states_of",
+    "why_not",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A pipeline, an estimator and held-out images.
+
+    Args:
+        pipeline: on its device.
+        regressor: the estimator, its network attached.
+        images: `(M, *shape)`, as states of the pipeline: in [-1, 1], or encoded by its VAE.
+        image_labels: `(M,)`, or None for an unconditional model.
+        conditions: of the images and of the samples.
+    """
+
+    pipeline: Any
+    regressor: NoiseLevelRegressor
+    images: Tensor
+    image_labels: Tensor | None
+    conditions: Conditions
+
+    def told(self) -> Callable[[int, int], Told] | None:
+        """The estimator under the images' captions, for pipelines that take prompts."""
+        if self.conditions.prompts is None:
+            return None
+        prompts = {"prompt": self.conditions.of(len(self.images))["prompt"]}
+        return told_by(self.pipeline, self.regressor, prompts, len(self.images))
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those of some options that are set, and not at a value that leaves sampling as it is."""
+    off = {"eta": 0.0}
+    return {k: v for k, v in options.items() if v is not None and off.get(k) != v}
+
+
+def why_not(
+    pipe: Any, scheduler: Any, conditions: Conditions, arguments: Mapping[str, Any], *, steps: int = 10
+) -> str | None:
+    """Why a pipeline cannot run with a scheduler and these arguments, noise arguments too; None if it can.
+
+    The call is begun and ends at its first question: nothing is sampled.
+    """
+    before, pipe.scheduler = pipe.scheduler, make_scheduler(None, scheduler)
+    try:
+        rest, acting = split_arguments(pipe, {**arguments, "num_inference_steps": steps})
+        call = batch_of(pipe, rest | conditions.of(1), 0, 1, num_samples=1, seed=0)
+        with silent(pipe):
+            first_question(pipe, lambda: pipe(**call), *acting, sampler=sampler_of(pipe, rest))
+    except ValueError as error:
+        return str(error)
+    finally:
+        pipe.scheduler = before
+    return None
+
+
+def check_sampler(
+    pipe: Any, schedulers: Iterable[Any], conditions: Conditions, *, guidance_scale: float | None, eta: float
+) -> None:
+    """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes.
+
+    Raises:
+        ValueError: as the pipeline would.
+    """
+    arguments = given(guidance_scale=guidance_scale, eta=eta)
+    reasons = [why_not(pipe, scheduler, conditions, arguments) for scheduler in schedulers]
+    if all(reasons):
+        raise ValueError(reasons[0])
+
+
+def load_pipeline(model: str, regressor: str | None, device: str | torch.device | None) -> Any:
+    """A pipeline in float32 for evaluation on its device, with the regressor beside it or the one named, or without.
+
+    Raises:
+        ValueError: if the model is one without a noise condition.
+    """
+    pipeline = NAGPipeline.from_pretrained(model, regressor=regressor)
+    if not hasattr(pipeline, "regressor"):
+        raise ValueError(
+            f"model must be told its noise level, got {model!r}, a {type(pipeline).__name__}. Noise guidance, its calibration "
+            "and their comparisons have nothing to act on there."
+        )
+    pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    for network in (*parts, pipeline.regressor):
+        if network is not None:
+            network.float().eval()
+    return pipeline
+
+
+def held_out_images(
+    pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool, exact: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Images `(M, C, H, W)` in [-1, 1] at the model's size, and their classes `(M,)` where these are asked for.
+
+    Args:
+        pipeline: says channels and size.
+        data: folder or parquet file.
+        num_images: how many, at most.
+        with_labels: whether classes are needed.
+        exact: refuse images of another size instead of resizing them.
+
+    Raises:
+        ValueError: if the images cannot be read, lack classes, or have another size and `exact` is set.
+    """
+    table = image_table(pipeline, data, num_images, with_labels=with_labels)
+    if exact:
+        _check_size(table, data)
+    return table.tensor(), table.labels if with_labels else None
+
+
+def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool) -> Any:
+    """Images at the pipeline's resolution, with their captions where the data has them."""
+    from nag.shift.images import load_images
+
+    channels, resolution = image_size(pipeline)
+    return load_images(
+        train_data_dir=data,
+        split=_split_of(data),
+        channels=channels,
+        resolution=resolution,
+        label_column="label" if with_labels else None,
+        max_samples=num_images,
+    )
+
+
+CAPTIONS = ("text", "caption", "prompt")
+
+
+def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions:
+    """What a pipeline's samples are to show: prompts of a file, captions of the data, classes, or nothing.
+
+    Raises:
+        ValueError: if it needs prompts and there are none, or takes none and some are given.
+    """
+    required = takes(pipeline, "prompt")
+    if not required:
+        if prompts is not None:
+            raise ValueError(
+                f"prompts must be left out for a {type(pipeline).__name__}, got {prompts}. It takes none."
+            )
+        return Conditions(classes=classes_of(pipeline))
+    if prompts is not None:
+        lines = [line.strip() for line in Path(prompts).read_text(encoding="utf-8").splitlines()]
+        found = [line for line in lines if line]
+    else:
+        column = next((name for name in CAPTIONS if name in table.rows.column_names), None)
+        found = [] if column is None else [str(caption) for caption in table.rows[column]]
+    if not found:
+        raise ValueError(
+            f"prompts must be given for a {type(pipeline).__name__}, got none, and no column {', '.join(CAPTIONS)} in the data. "
+            "Pass --prompts FILE, one prompt in each line."
+        )
+    return Conditions(prompts=tuple(found))
+
+
+def states_of(pipeline: Any, images: Tensor, conditions: Conditions, *, seed: int = 0) -> Tensor:
+    """Images as states of the pipeline: themselves, or encoded by its VAE."""
+    if getattr(pipeline, "vae", None) is None:
+        return images
+    call = batch_of(pipeline, conditions.of(1), 0, 1, num_samples=1, seed=0) | {"num_inference_steps": 4}
+    with silent(pipeline):
+        at = first_question(pipeline, lambda: pipeline(**call))
+    return encoded(pipeline, images, at.u, seed=seed)
+
+
+def _check_size(table: Any, data: Path) -> None:
+    """Refuses images of another size: a distance would be that of the resizing."""
+    from PIL import Image
+
+    size = (table.resolution, table.resolution)
+    for cell in table.rows[table.image_column]:
+        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as image:
+            if image.size != size:
+                raise ValueError(
+                    f"{data} must hold images of the model's resolution {size[0]}x{size[1]}, got one of "
+                    f"{image.size[0]}x{image.size[1]}. Resize them as the training images were."
+                )
+
+
+def load_bench(
+    model: str,
+    data: Path,
+    regressor: str | None,
+    num_images: int,
+    device: str | None,
+    prompts: Path | None = None,
+) -> Bench:
+    """Loads model, regressor and images.
+
+    Raises:
+        ValueError: if there is no regressor, or it does not fit the model, or prompts are missing.
+    """
+    pipeline = load_pipeline(model, regressor, device)
+    if pipeline.regressor is None:
+        raise ValueError(
+            f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
+        )
+    with_labels = pipeline.regressor.config.uses_class
+    table = image_table(pipeline, data, num_images, with_labels=with_labels)
+    conditions = conditions_of(pipeline, table, prompts)
+    return Bench(
+        pipeline=pipeline,
+        regressor=pipeline.regressor,
+        images=states_of(pipeline, table.tensor(), conditions),
+        image_labels=table.labels if with_labels else None,
+        conditions=conditions,
+    )
+
+
+def _split_of(data: Path) -> str:
+    """In a folder of parquet files, the held-out ones."""
+    for split in ("heldout", "validation", "test"):
+        if Path(data).is_dir() and any(Path(data).glob(f"{split}*.parquet")):
+            return split
+    return "train"
+
+
+def feature_network(
+    model: str, features: str | None, *, size: int | None, channels: int | None, device: Any
+) -> Any:
+    """The feature network that is named, or the classifier beside the model.
+
+    Raises:
+        ValueError: if none is named and none lies there, or there is no such network.
+    """
+    beside = Path(model, "classifier")
+    if features is None and not beside.is_dir():
+        raise ValueError(
+            f"features must be given, got none and no classifier/ in {model!r}. Pass a classifier's folder, a TorchScript "
+            "file, or a vision model such as facebook/dinov2-base."
+        )
+    return load_feature_network(features or beside, size=size, channels=channels, device=device)
+
+
+def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings given as NAME=VALUE; values are JSON (numbers, true, false, null) or else words.
+
+    Raises:
+        ValueError: if one has no name or no value.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ValueError(
+                f"scheduler_config must be NAME=VALUE, got {text!r}. Write for example timestep_spacing=trailing."
+            )
+        try:
+            found[name] = parse_json({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def configured_schedulers(
+    names: Iterable[str | None], base: Any, settings: Mapping[str, Any]
+) -> dict[str | None, Any]:
+    """Schedulers by name with the configuration of another one, and with those of the settings that each of them has.
+
+    Raises:
+        ValueError: if a name is unknown, a scheduler is for another process, or no scheduler has one of the settings.
+    """
+    made = {name: make_scheduler(name, base) for name in names}
+    for key in settings:
+        if not any(key in scheduler.config for scheduler in made.values()):
+            known = sorted({key for s in made.values() for key in s.config if not key.startswith("_")})
+            raise ValueError(
+                f"scheduler_config must name settings of the schedulers, got {key!r}. They have {', '.join(known)}."
+            )
+    return {
+        name: type(scheduler).from_config(
+            {**scheduler.config, **{key: value for key, value in settings.items() if key in scheduler.config}}
+        )
+        for name, scheduler in made.items()
+    }
+
+
+def scheduler_line(scheduler: Any) -> str:
+    """The settings of a scheduler that change the shift."""
+    names = (
+        "timestep_spacing",
+        "clip_sample",
+        "clip_sample_range",
+        "thresholding",
+        "steps_offset",
+        "variance_type",
+    )
+    found = {name: scheduler.config[name] for name in names if name in scheduler.config}
+    return f"{type(scheduler).__name__}: " + ", ".join(f"{k}={v}" for k, v in found.items())

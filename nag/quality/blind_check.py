@@ -1,0 +1,306 @@
+r"""Whether a checkpoint needs to be told the noise level, and where its null branch can be trusted: the result.
+
+Two questions, two criteria, both with thresholds of the user's.
+
+**Can the noise condition be dropped?** The same noise is denoised twice, told the level and not (`Walk`), by the
+deterministic and by the stochastic first-order sampler on the levels of the chosen one. A walk allows it if
+
+    Frechet(blind) - Frechet(told) <= tolerance Frechet(told)            with a feature network,
+    mean |x_blind - x_told| / |x_told| <= tolerance                      without one (stricter than quality is).
+
+**Where can classifier-free noise guidance trust the null branch?** It guides along f(x, t) - f(x, null), which ought to be
+what not knowing t costs, f_t - f with f(x) = E[f_tau(x) | x], and not an error of the null branch's own. On states of held-out
+images, level by level, with the exact optima of the data (`nag.theory.FiniteData`),
+
+    width       std of p(log_snr | x), exact on the data
+    explained   mean |f - f_t|^2 / mean |f(x, null) - f(x, t)|^2, at most 1: the share of the null branch's deviation that
+                the posterior's width accounts for
+    alignment   mean cosine of f(x, null) - f(x, t) and f - f_t
+
+a level is trusted where
+
+    width <= max_width,      explained >= threshold,      alignment > 2 standard errors:
+
+the posterior is narrow (else the null branch says what the prior is, not where the state is), the deviation is no larger than
+it explains, and points its way. The interval is the longest run of trusted levels; its ends lie halfway to the next level that
+is not, and are open where the run reaches the last level measured. The exact posterior knows the images themselves, so it is
+narrower than any network's: `explained` errs towards too little.
+
+References:
+    Is Noise Conditioning Necessary for Denoising Generative Models?, Sun 2025, arXiv 2502.13129.
+    Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from nag.files import read_json, written_file
+from nag.quality.distances import Measured
+
+__all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelRow:
+    """One noise level: what the data say about it, and what the network does with that.
+
+    Attributes:
+        t: the level in the clock of the network's process.
+        log_snr: its log-SNR.
+        width: sqrt of the mean of Var[log_snr | x], exact on the data.
+        width_law: the same for a known image, |d log_snr/dt| / sqrt(I(t)).
+        width_regressor: the mean standard deviation that the regressor claims; None without one.
+        variance: Var[t | x], exact on the data.
+        variance_law: 1 / I(t); t^2 / (2 D + |x_0|^2) on a flow.
+        variance_law_noise: b^2 / (2 D b'^2); Sun's t^2 / 2 D on a flow.
+        square: |f(x, t)|^2 / D of the network.
+        null_error: |f(x, null) - f(x, t)|^2 / D of the network.
+        exact_error: |f - f_t|^2 / D of the exact optima, on the same states.
+        explained: exact_error / null_error, at most 1, with its standard error.
+        alignment: mean cosine of the two differences.
+    """
+
+    t: float
+    log_snr: float
+    width: float
+    width_law: float
+    width_regressor: float | None
+    variance: Measured
+    variance_law: float
+    variance_law_noise: float
+    square: float
+    null_error: Measured
+    exact_error: Measured
+    explained: Measured
+    alignment: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRow:
+    """What a blind network of one target does to the sampler's drift at one level, exact on the data.
+
+    Attributes:
+        schedule: "vp" or "flow".
+        target: prediction type.
+        log_snr: level of the states and of the clock.
+        gain: |nu|, with which the probability flow reads the target.
+        error: |f - f_t|.
+        drift: gain times error, in units of du/dt.
+        relative: the same per unit of log-SNR, divided by sigma sqrt(D): a share of the noise, and so comparable between
+            schedules.
+    """
+
+    schedule: str
+    target: str
+    log_snr: float
+    gain: float
+    error: Measured
+    drift: Measured
+    relative: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """One sampler from the same noise, told the level and blind.
+
+    Attributes:
+        stochasticity: 0 for the probability flow, 1 for ancestral noise.
+        log_snr: of the steps.
+        diverged: whether states were not finite any more; then there are no numbers.
+        bound: median over samples of sum_i A_i B_i.
+        distance: median of |x_blind - x_told| at the end.
+        relative_distance: mean of |x_blind - x_told| / |x_told| at the end.
+        amplification: per step, median A_i; likewise injection (B_i), lipschitz (L_i) and distances.
+        frechet_told: to the held-out images; None without a feature network, likewise the two others.
+        frechet_blind: the same of the blind samples.
+        frechet_difference: blind minus told, on common noise.
+    """
+
+    stochasticity: float
+    log_snr: tuple[float, ...]
+    diverged: bool = False
+    bound: float | None = None
+    distance: float | None = None
+    relative_distance: Measured | None = None
+    amplification: tuple[float, ...] = ()
+    injection: tuple[float, ...] = ()
+    lipschitz: tuple[float, ...] = ()
+    distances: tuple[float, ...] = ()
+    frechet_told: Measured | None = None
+    frechet_blind: Measured | None = None
+    frechet_difference: Measured | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return "deterministic" if self.stochasticity == 0 else "stochastic"
+
+    def margin(self, tolerance: float) -> Measured | None:
+        """Loss minus what is allowed: at most 0 where the level may be hidden. None if the walk diverged."""
+        if self.frechet_difference is not None and self.frechet_told is not None:
+            value = self.frechet_difference.value - tolerance * self.frechet_told.value
+            return Measured(value=value, standard_error=self.frechet_difference.standard_error)
+        if self.relative_distance is None:
+            return None
+        value = self.relative_distance.value - tolerance
+        return Measured(value=value, standard_error=self.relative_distance.standard_error)
+
+    def allows(self, tolerance: float) -> bool:
+        """Whether hiding the level costs no more than the tolerance."""
+        margin = self.margin(tolerance)
+        return margin is not None and margin.value <= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindCheck:
+    """What `nag blind-check` found.
+
+    Args:
+        prediction: what the network predicts.
+        process: class name of its process.
+        dimension: D, numbers per image.
+        num_posterior_images: images that the exact posterior knows.
+        num_states: states per level.
+        num_samples: samples per walk.
+        threshold: smallest `explained` of a trusted level.
+        max_width: largest `width` of a trusted level.
+        tolerance: relative loss of quality at which the level counts as dispensable.
+        levels: rows, noisy end first.
+        drift: rows of all schedules, targets and levels.
+        walks: deterministic, then stochastic.
+        settings: of the command.
+    """
+
+    prediction: str
+    process: str
+    dimension: int
+    num_posterior_images: int
+    num_states: int
+    num_samples: int
+    threshold: float
+    max_width: float
+    tolerance: float
+    levels: tuple[LevelRow, ...]
+    drift: tuple[DriftRow, ...]
+    walks: tuple[Walk, ...]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def trusts(self, row: LevelRow) -> bool:
+        """Whether classifier-free noise guidance can trust the null branch at a level."""
+        aligned = row.alignment.value > 2 * row.alignment.standard_error
+        return row.width <= self.max_width and row.explained.value >= self.threshold and aligned
+
+    @property
+    def trusted(self) -> tuple[int, int] | None:
+        """The longest run of trusted levels, as indices of its first and last row; None if no level is trusted."""
+        runs, start = [], None
+        for index, row in enumerate((*self.levels, None)):
+            inside = row is not None and self.trusts(row)
+            if inside and start is None:
+                start = index
+            elif not inside and start is not None:
+                runs.append((start, index - 1))
+                start = None
+        return max(runs, key=lambda run: run[1] - run[0]) if runs else None
+
+    @property
+    def noise_guidance_interval(self) -> tuple[float | None, float | None]:
+        """The recommended argument of the pipeline: (start, end) in log-SNR, noisy end first, None for an open side.
+
+        Raises:
+            ValueError: if the null branch can be trusted at no level, or the network predicts x_0.
+        """
+        if self.prediction == "x_0":
+            raise ValueError(
+                "noise_guidance_interval must be of a network that predicts eps, v or velocity, got one for x_0. With and "
+                "without its level it predicts the same data: use noise_guidance_mode='gradient' with a regressor."
+            )
+        if self.trusted is None:
+            narrow = [row for row in self.levels if row.width <= self.max_width]
+            aligned = [row for row in narrow if row.alignment.value > 2 * row.alignment.standard_error]
+            best = max((row.explained.value for row in aligned), default=0)
+            raise ValueError(
+                f"noise_guidance_interval must hold a level where the null branch can be trusted, got none: of "
+                f"{len(self.levels)} levels the posterior is narrow at {len(narrow)}, the null branch deviates like the exact one "
+                f"at {len(aligned)} of these, and at best {100 * best:.0f} % of that is explained where {100 * self.threshold:g} % "
+                "are asked for. Fine-tune "
+                "with `nag finetune denoiser --level_dropout`, or use noise_guidance_mode='gradient' with a regressor."
+            )
+        first, last = self.trusted
+        levels = [row.log_snr for row in self.levels]
+        start = None if first == 0 else 0.5 * (levels[first - 1] + levels[first])
+        end = None if last == len(levels) - 1 else 0.5 * (levels[last] + levels[last + 1])
+        return start, end
+
+    @property
+    def verdict(self) -> str:
+        """The noise condition "can be dropped", "only with stochastic sampling", or "not"."""
+        allowed = {walk.name: walk.allows(self.tolerance) for walk in self.walks}
+        if allowed.get("deterministic"):
+            return "can be dropped"
+        return "only with stochastic sampling" if allowed.get("stochastic") else "not"
+
+    def mean_drift(self) -> dict[tuple[str, str], float]:
+        """Mean over the levels of the relative drift error, by schedule and target."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for row in self.drift:
+            found.setdefault((row.schedule, row.target), []).append(row.relative.value)
+        return {key: sum(values) / len(values) for key, values in found.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: if that is no such result.
+        """
+        try:
+            rows = {
+                name: tuple(_row(kind, one) for one in data[name])
+                for name, kind in (("levels", LevelRow), ("drift", DriftRow), ("walks", Walk))
+            }
+            return cls(**{**data, **rows})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"data must be what BlindCheck.to_dict gave, got trouble: {error!r}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a JSON file, whole or not at all, and returns its path."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        with written_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what `save`, or `nag blind-check`, wrote.
+
+        Raises:
+            ValueError: if the file holds no such result.
+        """
+        try:
+            return cls.from_dict(read_json(path))
+        except ValueError as error:
+            raise ValueError(
+                f"path must name a blind_check.json, got {str(path)!r}: {error} Make one with `nag blind-check`."
+            ) from error
+
+
+def _row(kind: type, data: Mapping[str, Any]) -> Any:
+    """A row from its plain values: pairs of a value and its error, and lists, are made what they were."""
+    values = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            value = Measured(**value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

@@ -1,0 +1,235 @@
+"""What a noise-level estimator says about states whose level is known.
+
+Held-out images x_0 are corrupted, x = alpha x_0 + sigma eps, to a grid of levels: those of the sampler's steps, and
+enough between them that the mean estimate is known as a function of the true level,
+
+    R(log_snr) = E[estimate(alpha x_0 + sigma eps)],
+
+the *forward response curve*. An ideal estimator has R(l) = l on average over its prior only: at one fixed level it is
+drawn towards the prior wherever the posterior is wide. Each image keeps one noise eps at all levels (common random
+numbers), so that differences along the curve, and with them its slope, are far better known than its height.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from nag.network.regressor import NoiseEstimate, fingerprint
+from nag.noise.process import GaussianProcess
+from nag.seams.run import Diverged
+from nag.shift.archive import Archive
+from nag.shift.calls import sample_generators
+
+__all__ = ["Diverged", "ForwardReference", "LevelEstimator", "forward_reference", "sample_generators"]
+
+SAME_LEVEL = 1e-4  # two levels this close in log-SNR are one: far below any shift that could be measured
+
+
+@runtime_checkable
+class LevelEstimator(Protocol):
+    """Anything that estimates the log-SNR of states in network-input coordinates; see `nag.NoiseLevelRegressor`."""
+
+    @property
+    def process(self) -> GaussianProcess: ...
+
+    @property
+    def log_snr_range(self) -> tuple[float, float]: ...
+
+    def estimate(self, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate: ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ForwardReference(Archive):
+    """Estimates of M held-out images at G known levels.
+
+    Attributes:
+        log_snr: `(G,)`, the true levels, strictly rising.
+        estimate: `(G, M)`, the estimated log-SNR.
+        variance: `(G, M)`, the variance of log-SNR that the estimator itself claims.
+        settings: how it was made.
+    """
+
+    log_snr: Float64[np.ndarray, " levels"]
+    estimate: Float32[np.ndarray, "levels images"]
+    variance: Float32[np.ndarray, "levels images"]
+    settings: dict[str, Any]
+
+    def row(self, log_snr: float) -> int:
+        """The index of a level.
+
+        Raises:
+            ValueError: if the grid does not hold it.
+        """
+        row = int(np.abs(self.log_snr - log_snr).argmin())
+        if abs(self.log_snr[row] - log_snr) > SAME_LEVEL:
+            raise ValueError(
+                f"reference must hold the log-SNR of every step, got none at {log_snr:.4f}. "
+                "Make it with `forward_reference(..., levels=trajectory)` for the same scheduler and step count."
+            )
+        return row
+
+
+def place(regressor: LevelEstimator) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of an estimator's weights; CPU and float32 without any."""
+    parameters = getattr(regressor, "parameters", lambda: iter(()))()
+    weight = next((p for p in parameters if p.is_floating_point()), torch.zeros(()))
+    return weight.device, weight.dtype
+
+
+def fingerprint_of(regressor: LevelEstimator) -> str | None:
+    """A hash of an estimator's weights, so that two tables can be seen to come from one; None without weights."""
+    return fingerprint(regressor) if isinstance(regressor, nn.Module) else None
+
+
+def estimated(regressor: LevelEstimator, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate:
+    """What an estimator says of states, on its device and in its precision."""
+    device, dtype = place(regressor)
+    labels = None if class_labels is None else class_labels.to(device)
+    with torch.no_grad():
+        return regressor.estimate(x.to(device, dtype), labels)
+
+
+def finite_estimate(estimate: NoiseEstimate, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of log-SNR, as float32 arrays `(B,)`.
+
+    Raises:
+        Diverged: if one is not finite.
+    """
+    mean, variance = (value.detach().float().cpu().numpy() for value in (estimate.log_snr, estimate.variance))
+    bad = int((~np.isfinite(mean) | ~np.isfinite(variance)).sum())
+    if bad:
+        raise Diverged(
+            f"the estimates must be finite, got {bad} of {len(mean)} that are not at {where}. "
+            "The states have probably diverged: lower noise_guidance_scale or use more steps."
+        )
+    return mean, variance
+
+
+def level_grid(
+    levels: np.ndarray, *, spacing: float, reach: float, limits: tuple[float, float]
+) -> np.ndarray:
+    """The given levels, rising, with gaps filled until none within `limits` is wider than `spacing`.
+
+    Both ends are continued by `reach`, as far as `limits` allow. Levels beyond the limits stay, without neighbours.
+    """
+    low, high = limits
+    ends = [max(low, levels.min() - reach), min(high, levels.max() + reach)]
+    points = np.unique(np.concatenate([levels, [end for end in ends if low <= end <= high]]))
+    filled = [points[:1]]
+    for a, b in pairwise(points.tolist()):
+        inside = low <= a and b <= high
+        pieces = int(np.ceil((b - a) / spacing - 1e-9)) if inside else 1
+        filled.append(np.linspace(a, b, max(pieces, 1) + 1)[1:])
+    grid = np.concatenate(filled)
+    given = np.isin(grid, levels)
+    distance = np.abs(grid[:, None] - levels[None]).min(axis=1)
+    return grid[given | (distance > SAME_LEVEL)]
+
+
+def _values(levels: Any) -> np.ndarray:
+    parts = levels if isinstance(levels, list | tuple) and levels and not np.isscalar(levels[0]) else [levels]
+    arrays = [np.atleast_1d(np.asarray(getattr(part, "log_snr", part), dtype=np.float64)) for part in parts]
+    values = np.unique(np.concatenate(arrays))
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(
+            f"levels must be finite log-SNRs, at least one, got {values.tolist()}. "
+            "Give a Trajectory, the levels of a scheduler, or a list of either."
+        )
+    return values[np.concatenate([[True], np.diff(values) > SAME_LEVEL])]
+
+
+def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    if isinstance(images, Tensor):
+        yield from images.split(batch_size)
+    else:
+        for batch in images:
+            yield from batch.split(batch_size)
+
+
+def forward_reference(
+    images: Float[Tensor, "images channels height width"] | Iterable[Tensor],
+    regressor: LevelEstimator,
+    levels: Any,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    class_labels: Sequence[int] | Tensor | None = None,
+    told: Callable[[int, int], LevelEstimator] | None = None,
+    spacing: float = 0.5,
+    reach: float = 1.0,
+    progress: bool = True,
+) -> ForwardReference:
+    """Estimates of held-out images corrupted to the levels of a sampler's steps and between them.
+
+    One reference on the levels of several schedulers serves them all. The estimator runs on M images at about
+    (range of log-SNR) / spacing levels, 40 for a usual VP schedule.
+
+    Args:
+        images: `(M, C, H, W)` in the network's range, usually [-1, 1], or an iterable of such batches. Take images that
+            trained neither the network nor the regressor, with the classes in the proportions that are sampled.
+        regressor: the estimator.
+        levels: what has a `log_snr` (a `Trajectory`, a `SchedulerLevels`), log-SNRs `(N,)`, or a list of these.
+        seed: of the noise; image m's noise depends on the seed and on m alone.
+        batch_size: images per call of the estimator.
+        class_labels: `(M,)`, the images' classes, for a class-conditional regressor.
+        told: gives the estimator for the images start, ..., stop - 1, where it is told their captions; see `nag.shift.told`.
+        spacing: the largest gap between two levels, in log-SNR.
+        reach: how far the grid goes on beyond the first and the last level, in log-SNR.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if there are fewer than 8 images, labels for another number of them, no finite level, or a spacing
+            or reach that is not positive.
+        RuntimeError: if an estimate is not finite.
+    """
+    for name, value in (("batch_size", batch_size), ("spacing", spacing), ("reach", reach)):
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} must be positive, got {value}. Leave it out for the default.")
+    if isinstance(images, Tensor):
+        _check_number(len(images), class_labels)
+    grid = level_grid(_values(levels), spacing=spacing, reach=reach, limits=regressor.log_snr_range)
+    labels = None if class_labels is None else torch.as_tensor(class_labels)
+    alphas, sigmas = regressor.process.alpha_sigma(torch.from_numpy(grid))
+    means, variances, count = [], [], 0
+    total = len(images) * len(grid) if isinstance(images, Tensor) else None
+    with tqdm(total=total, desc="Forward reference", unit="state", disable=not progress) as bar:
+        for x_0 in _batches(images, batch_size):
+            generators = sample_generators(seed, count, count + len(x_0))
+            eps = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
+            part = None if labels is None else labels[count : count + len(x_0)]
+            rows = []
+            own = regressor if told is None else told(count, count + len(x_0))
+            for level, alpha, sigma in zip(grid.tolist(), alphas.tolist(), sigmas.tolist(), strict=True):
+                where = f"log-SNR {level:.2f} of held-out images"
+                rows.append(finite_estimate(estimated(own, alpha * x_0 + sigma * eps, part), where))
+                bar.update(len(x_0))
+            means.append(np.stack([mean for mean, _ in rows]))
+            variances.append(np.stack([variance for _, variance in rows]))
+            count += len(x_0)
+    _check_number(count, class_labels)
+    settings: dict[str, Any] = {"num_images": count, "seed": seed, "spacing": spacing, "reach": reach}
+    settings["regressor"] = fingerprint_of(regressor)
+    return ForwardReference(
+        log_snr=grid,
+        estimate=np.concatenate(means, 1),
+        variance=np.concatenate(variances, 1),
+        settings=settings,
+    )
+
+
+def _check_number(count: int, class_labels: Sequence[int] | Tensor | None) -> None:
+    if count < 8:
+        raise ValueError(f"images must be at least 8, got {count}. Use a few hundred held-out images.")
+    if class_labels is not None and len(class_labels) != count:
+        raise ValueError(
+            f"class_labels must hold one class for each of {count} images, got {len(class_labels)}."
+        )

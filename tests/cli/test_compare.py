@@ -1,0 +1,316 @@
+"""`nag compare` as a user runs it, on a tiny checkpoint: the grid, going on after a stop, and what it refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from diffusers import DDIMPipeline, DDIMScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+from nag.cli import compare as job
+from nag.cli.measuring import CompareOptions
+from nag.corrections.calibration import NoiseCalibration
+from nag.corrections.text import parse_method
+from nag.noise.read import read_levels
+from nag.quality import cells
+from nag.quality.comparison import Cell, cell_name
+from nag.quality.stage import _refuse_other, load_stage
+from nag.shift.forward import Diverged
+from tests.quality.test_sampling import classifier
+from tests.tiny import tiny_checkpoint, tiny_unet, write_parquet
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A class-conditional checkpoint with regressor and classifier beside it, and images of its size."""
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("compare"))
+    classifier().classifier.save_pretrained(folder / "model" / "classifier")
+    return folder
+
+
+def options(checkpoint, output_dir, **changed):
+    given = {
+        "model": str(checkpoint / "model"),
+        "data": checkpoint / "data",
+        "schedulers": ("ddim", "heun"),
+        "steps": (3,),
+        "methods": ("nag:scale=0.5|1", "calibrated"),
+        "num_samples": 10,
+        "tune_samples": 8,
+        "shift_samples": 8,
+        "calibration_samples": 8,
+        "num_images": 20,
+        "resamples": 4,
+        "batch_size": 10,
+        "output_dir": output_dir,
+    }
+    return CompareOptions(**(given | changed))
+
+
+@pytest.fixture(scope="module")
+def compared(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared") / "out"
+    job.run(options(checkpoint, folder))
+    return folder
+
+
+def test_a_grid(compared):
+    found = json.loads((compared / "compare.json").read_text())
+    rows = {(row["scheduler"], row["method"]): row for row in found["rows"]}
+    assert list(rows) == [
+        (s, m) for s in ("ddim", "heun") for m in ("plain", "nag:scale=0.5|1", "calibrated")
+    ]
+    plain, guided = rows["ddim", "plain"], rows["ddim", "nag:scale=0.5|1"]
+    assert (plain["steps"], plain["evaluations"], plain["passes"]) == (3, 3, 3)
+    assert rows["heun", "plain"]["steps"] == 2
+    assert guided["evaluations"] <= 3
+    assert guided["chosen"] in ("nag:scale=0.5", "nag:scale=1")
+    best = min(guided["tuning"], key=lambda one: one["frechet"])
+    assert guided["chosen"] == best["method"]
+    assert "scheduler must step from the state it is handed" in rows["heun", "calibrated"]["refused"]
+    assert rows["ddim", "calibrated"]["shift"]["num_steps"] >= 1
+    assert [one["seed"] for one in plain["seeds"]] == [101, 102]
+    assert plain["class_accuracy"] is not None
+    kept = load_file(compared / "features" / f"{cell_name('ddim', 3, 'plain')}.safetensors")
+    assert {"features_101", "features_102", "images"} <= set(kept)
+    assert kept["features_101"].shape == (10, 4)
+    assert "regressor that measures it is the one that" in (compared / "compare.html").read_text()
+
+
+def test_a_second_run_measures_what_is_missing_and_finds_the_same(checkpoint, compared):
+    """Deleting a cell stands for a stop: that cell alone is measured, and its distances come out the same."""
+    paths = sorted((compared / "cells").iterdir())
+    lost = compared / "cells" / f"{cell_name('ddim', 3, 'calibrated')}.json"
+    before = {path: (path.read_text(), path.stat().st_mtime_ns) for path in paths}
+    lost.unlink()
+    job.run(options(checkpoint, compared))
+    for path in paths:
+        kept = Cell.from_dict(json.loads(before[path][0]))
+        if kept.refused is None:
+            assert (path.stat().st_mtime_ns == before[path][1]) == (path != lost)
+    again, first = (Cell.from_dict(json.loads(text)) for text in (lost.read_text(), before[lost][0]))
+    assert again.frechet == first.frechet
+    assert again.shift == first.shift
+
+
+def test_another_grid_in_the_same_folder_is_added(checkpoint, compared):
+    job.run(options(checkpoint, compared, schedulers=("ddim",), methods=("dcw:scale=0.1",)))
+    rows = json.loads((compared / "compare.json").read_text())["rows"]
+    assert [row["method"] for row in rows[:2]] == ["plain", "dcw:scale=0.1"]
+    assert len(rows) == 7
+
+
+def test_results_of_other_settings_are_refused(checkpoint, compared):
+    with pytest.raises(
+        ValueError, match="output_dir must hold results of the same settings, got num_samples = 10 in"
+    ):
+        job.run(options(checkpoint, compared, num_samples=11))
+    with pytest.raises(
+        ValueError,
+        match=r"got scheduler_config = \{\} in .* where scheduler_config is \{'clip_sample': True\}",
+    ):
+        job.run(options(checkpoint, compared, scheduler_config=("clip_sample=true",)))
+
+
+def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_interval(
+    checkpoint, tmp_path, monkeypatch
+):
+    """Counted without the table, six evaluations would be four steps or more; all of three lie inside."""
+    method = parse_method("nag:scale=1,interval=0..+calibrated")
+    given = options(checkpoint, tmp_path / "out", schedulers=("ddim",), methods=(method.label,), shift=False)
+    stage, _ = load_stage(given, [method], "cpu")
+    stage.use("ddim")
+
+    def table(stage, cell, candidate, arguments, folder):
+        scheduler = stage.pipe.scheduler
+        scheduler.set_timesteps(arguments["num_inference_steps"])
+        levels = read_levels(scheduler).log_snr.clamp(min=0.5)
+        settings = tuple(one.settings() for one in arguments["corrections"])
+        return NoiseCalibration.for_scheduler(
+            scheduler, levels, 0 * levels, samples=8, seed=0, regressor="abc", corrections=settings
+        )
+
+    monkeypatch.setattr(cells, "_table", table)
+    cell = Cell(scheduler="ddim", budget=6, method=method.label)
+    run = cells._prepared(stage, cell, method, None, tmp_path)
+    assert (run.arguments["num_inference_steps"], run.cost.passes, run.cost.evaluations) == (3, 6, 6)
+    with pytest.raises(
+        ValueError, match="at least one step of .* with its calibration, got a budget of 1 eval"
+    ):
+        cells._prepared(stage, dataclasses.replace(cell, budget=1), method, None, tmp_path)
+
+
+def test_a_cell_without_a_shift_keeps_its_distances(checkpoint, tmp_path, monkeypatch):
+    def diverges(*args, **kwargs):
+        raise Diverged("the estimates must be finite")
+
+    monkeypatch.setattr(cells, "record", diverges)
+    job.run(options(checkpoint, tmp_path / "out", schedulers=("ddim",), methods=("plain",), seeds=(101,)))
+    (row,) = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert row["refused"] is row["shift"] is None
+    assert row["frechet"]["value"] > 0
+
+
+def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys):
+    DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
+    features = str(checkpoint / "model" / "classifier")
+    given = {"model": str(tmp_path / "model"), "features": features, "schedulers": ("ddim",), "seeds": (101,)}
+    path = job.run(options(checkpoint, tmp_path / "out", **given, methods=("plain",), steps=(1,)))
+    assert "The noise shift is not measured" in capsys.readouterr().out
+    html = path.read_text(encoding="utf-8")
+    assert "Not measured: there was no regressor" in html
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert rows[0]["class_accuracy"] is None
+    with pytest.raises(ValueError, match="'class_guidance:scale=2': guidance_scale must be 1 for an uncond"):
+        job.run(options(checkpoint, tmp_path / "other", **given, methods=("class_guidance:scale=2",)))
+    with pytest.raises(ValueError, match="guidance_scale must be 1 for an unconditional network, got 2.0"):
+        job.run(options(checkpoint, tmp_path / "other", **given, methods=("plain",), guidance_scale=2.0))
+    with pytest.raises(
+        ValueError, match="'calibrated': regressor must be given to calibrate, got none beside the model"
+    ):
+        job.run(options(checkpoint, tmp_path / "other", **given, methods=("calibrated",)))
+    with pytest.raises(
+        ValueError, match="regressor must be given for noise_guidance_mode 'gradient', got None"
+    ):
+        job.run(options(checkpoint, tmp_path / "other", **given, methods=("nag_gradient:scale=1",)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
+    given = {"schedulers": ("ddim",), "steps": (1,), "methods": ("class_guidance:scale=2",), "seeds": (101,)}
+    job.run(options(checkpoint, tmp_path / "out", **given, shift=False))
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert rows[0]["refused"] is None
+    assert (
+        "steps must pay for at least one step of 'class_guidance:scale=2', got a budget of 1"
+        in rows[1]["refused"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"methods": ("nagg",)}, "methods must be made of plain, nag, .*, got 'nagg'"),
+        ({"schedulers": ("dimm",)}, "schedulers must be of ddim, ddpm, .*, got dimm. Check the spelling"),
+        ({"schedulers": ()}, "schedulers must be of ddim, .*, got none"),
+        ({"schedulers": ("flow_euler",)}, "scheduler must be for networks with a DiscreteVP process"),
+        ({"schedulers": ("ddim", "ddim")}, r"schedulers must differ from each other, got \['ddim', 'ddim'\]"),
+        ({"steps": (0,)}, r"steps must be budgets of at least 1 evaluation, got \[0\]"),
+        ({"steps": (3, 3)}, r"steps must differ from each other, got \[3, 3\]"),
+        ({"seeds": (101, 101)}, "seeds must differ from each other and from 1 to 5"),
+        ({"seeds": (3,)}, r"seeds must differ from each other and from 1 to 5, which choose and calibrate, got \[3\]"),
+        ({"seeds": (-1,)}, "seeds must be at least 0, got -1"),
+        ({"eta": 2.0}, r"eta must lie in \[0, 1\], got 2.0"),
+        ({"eta": 0.5, "schedulers": ("heun",)}, "eta must be 0 for HeunDiscreteScheduler, got 0.5"),
+        ({"resamples": 1}, "resamples must be at least 2, got 1"),
+        ({"scheduler_config": ("clip_sample",)}, "scheduler_config must be NAME=VALUE, got 'clip_sample'"),
+        ({"scheduler_config": ("clips=1",)}, "scheduler_config must name settings of the schedulers, got 'clips'"),
+        ({"num_samples": 4}, "num_samples must be more than the 4 features"),
+        ({"tune_samples": 4}, "tune_samples must be more than the 4 features of the network"),
+        (
+            {"methods": ("class_interval:guidance_scale=2",), "guidance_scale": 3.0},
+            "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with WeakModel",
+        ),
+        ({"features": "nowhere.pt"}, "path must be a TorchScript file, got 'nowhere.pt'"),
+    ],
+)  # fmt: skip
+def test_refused_before_any_work(checkpoint, tmp_path, changed, text):
+    with pytest.raises(ValueError, match=text):
+        job.run(options(checkpoint, tmp_path / "out", **changed))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_do_not_do(checkpoint, tmp_path):
+    big = tmp_path / "big"
+    big.mkdir()
+    for k in range(2):
+        Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(big / f"{k}.png")
+    with pytest.raises(
+        ValueError, match="big must hold images of the model's resolution 8x8, got one of 9x9"
+    ):
+        job.run(options(checkpoint, tmp_path / "out", reference=big))
+    few = write_parquet(tmp_path / "few", count=4, split="heldout")
+    with pytest.raises(
+        ValueError, match="reference must hold more than the network's 4 features, at least 5 images"
+    ):
+        job.run(options(checkpoint, tmp_path / "out", reference=few))
+    with pytest.raises(ValueError, match="data must hold at least 16 images, got 4"):
+        job.run(options(checkpoint, tmp_path / "out", data=few))
+    plain = options(checkpoint, tmp_path / "out")
+    with pytest.raises(ValueError, match="reference must not be the images of data, got .* for both"):
+        job.run(options(checkpoint, tmp_path / "out", reference=plain.data))
+
+
+def test_a_model_without_a_feature_network(checkpoint, tmp_path):
+    DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="features must be given, got none and no classifier/ in"):
+        job.run(options(checkpoint, tmp_path / "out", model=str(tmp_path / "model"), methods=("plain",)))
+
+
+def test_what_a_killed_process_leaves_is_no_use(tmp_path):
+    (tmp_path / ".17.settings.json").write_text("{")
+    (tmp_path / "reference").mkdir()
+    _refuse_other(tmp_path, {})
+
+
+def test_a_folder_in_use(checkpoint, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(
+        ValueError, match="output_dir must be new, empty, or hold a comparison, got .* with 'notes.txt'"
+    ):
+        job.run(options(checkpoint, tmp_path))
+    with pytest.raises(ValueError, match="output_dir must be a folder, got the file"):
+        job.run(options(checkpoint, tmp_path / "notes.txt"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cells(checkpoint, tmp_path):
+    """As `accelerate launch` starts them; what they find is what one process finds."""
+    shared = {"schedulers": ("ddim",), "methods": ("nag:scale=1",), "steps": (2, 3), "shift": False}
+    job.run(options(checkpoint, tmp_path / "one", **shared))
+    given = options(checkpoint, tmp_path / "two", **shared)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += [
+        "-m",
+        "nag.cli",
+        "compare",
+        given.model,
+        "--data",
+        given.data,
+        "--schedulers",
+        "ddim",
+        "--no_shift",
+    ]
+    command += [
+        "--methods",
+        "nag:scale=1",
+        "--steps",
+        2,
+        3,
+        "--device",
+        "cpu",
+        "--output_dir",
+        given.output_dir,
+    ]
+    names = (
+        "num_samples",
+        "tune_samples",
+        "shift_samples",
+        "calibration_samples",
+        "num_images",
+        "resamples",
+        "batch_size",
+    )
+    for name in names:
+        command += [f"--{name}", getattr(given, name)]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((tmp_path / name / "compare.json").read_text())["rows"] for name in ("one", "two")]
+    assert len(found[1]) == 4
+    for one, two in zip(*found, strict=True):
+        assert (one["method"], one["steps"]) == (two["method"], two["steps"])
+        assert two["frechet"]["value"] == pytest.approx(one["frechet"]["value"], rel=1e-5)

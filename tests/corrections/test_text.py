@@ -1,0 +1,153 @@
+"""Methods as texts: what they mean, what they refuse, and that their keys are the fields of what they build."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+import nag.corrections
+from nag.corrections import Correction, DifferentialCorrection, EpsilonScaling, NoiseGuidance
+from nag.corrections.noise_guidance import MODES
+from nag.corrections.self_guidance import SelfGuidance
+from nag.corrections.text import CORRECTIONS, FROM_ONE, GUIDANCE, method_names, parse_method, parse_methods
+
+
+def only(text):
+    """The arguments of a method without candidates."""
+    return parse_method(text).arguments()
+
+
+def test_plain_changes_nothing():
+    assert only("plain") == {}
+
+
+def test_noise_guidance_by_its_modes():
+    assert {CORRECTIONS[name][1]["mode"] for name in GUIDANCE} == set(MODES)
+    found = only("nag_gradient:scale=1,max_norm=none,interval=-2.5..,project=false")
+    expected = NoiseGuidance(scale=1, mode="gradient", max_norm=None, interval=(-2.5, None), project=False)
+    assert found == {"corrections": [expected]}
+
+
+def test_corrections_act_in_the_order_in_which_they_are_joined():
+    found = only("dcw:scale=0.01+epsilon_scaling:scale=1.005,slope=1e-05")
+    assert found == {
+        "corrections": [DifferentialCorrection(scale=0.01), EpsilonScaling(scale=1.005, slope=1e-5)]
+    }
+
+
+def test_a_name_may_fix_a_value():
+    assert only("self_guidance_prev:scale=1") == {"corrections": [SelfGuidance(scale=1, previous=True)]}
+    with pytest.raises(ValueError, match=r"self_guidance_prev must be given scale, .*, got 'previous'"):
+        parse_method("self_guidance_prev:scale=1,previous=false")
+
+
+def test_everything_can_be_joined():
+    method = parse_method("class_guidance:scale=2+nag:scale=0.5+dcw:scale=0.01+calibrated")
+    assert method.calibrated
+    assert method.name == "class_guidance+nag+dcw+calibrated"
+    assert method.arguments() == {
+        "guidance_scale": 2.0,
+        "corrections": [NoiseGuidance(scale=0.5), DifferentialCorrection(scale=0.01)],
+    }
+
+
+def test_a_key_goes_to_the_part_that_has_it():
+    assert parse_method("nag+calibrated:scale=2").label == "nag:scale=2+calibrated"
+
+
+def test_candidates_are_the_product_of_their_values():
+    method = parse_method("nag:scale=0.5|1,interval=-2.5..|..3+dcw:scale=0.1")
+    assert [one.label for one in method.candidates()] == [
+        "nag:scale=0.5,interval=-2.5..+dcw:scale=0.1",
+        "nag:scale=0.5,interval=..3+dcw:scale=0.1",
+        "nag:scale=1,interval=-2.5..+dcw:scale=0.1",
+        "nag:scale=1,interval=..3+dcw:scale=0.1",
+    ]
+    with pytest.raises(ValueError, match=r"method must have one value for each key, got 'nag:scale=0.5\|1"):
+        method.arguments()
+    assert [one.label for one in parse_method("nag:scale=0|1").candidates()] == ["nag:scale=0", "nag:scale=1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain",
+        "nag:scale=0.1|0.333333333,interval=-2.5..1,joint=true",
+        "nag:scale=1,interval=-2.12345678..4",
+        "class_interval:guidance_scale=3,interval=-1..2+calibrated",
+        "time_shift:window=20|40,cutoff=200",
+        "autoguidance:network=some/folder+1,scale=1",
+        "null_autoguidance:scale=-0.5,component=along",
+    ],
+)
+def test_a_label_gives_the_method_again(text):
+    method = parse_method(text)
+    assert method.label == text
+    assert parse_method(method.label) == method
+
+
+def test_every_correction_has_a_name():
+    """The table of names is written by hand: this compares it with what there is."""
+    exported = {
+        cls.__name__
+        for name in nag.corrections.__all__
+        if inspect.isclass(cls := getattr(nag.corrections, name))
+        and issubclass(cls, Correction)
+        and cls is not Correction
+    }
+    watching, own_name = (
+        {"Recorder", "CostCounter"},
+        {"Calibrated"},
+    )  # the last is "calibrated", a part without values
+    assert {cls for cls, _ in CORRECTIONS.values()} == exported - watching - own_name
+    assert len(set(method_names())) == len(method_names())
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_keys_are_the_fields(name):
+    cls, fixed = CORRECTIONS[name]
+    fields = dataclasses.fields(getattr(nag.corrections, cls))
+    free = [field.name for field in fields if field.name not in fixed]
+    if name in FROM_ONE:
+        free = ["guidance_scale" if key == "scale" else key for key in free]
+    keys = ", ".join(free) or "no keys"
+    with pytest.raises(ValueError, match=f"{name} must be given {keys}, got 'no_such_key'"):
+        parse_method(f"{name}:no_such_key=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("nagg:scale=1", r"methods must be made of plain, nag, .*, got 'nagg' in 'nagg:scale=1'"),
+        ("nag:scale=1+nag:scale=2", "methods must have each part once, got 'nag' twice"),
+        ("nag:scale=1+nag_corrected:scale=1", "methods must have one of nag, nag_corrected, got both"),
+        ("plain+nag:scale=1", "methods must have 'plain' alone"),
+        ("nag:scale", "methods must give values as key=value, got 'scale'"),
+        ("nag:scale=1,scale=2", "methods must give each key once, got scale, scale for 'nag'"),
+        ("nag:scale=much", "nag:scale must be a number, got 'much'"),
+        ("nag:scale=nan", "nag:scale must be a number, got 'nan'"),
+        ("nag:scale=1,interval=3", "nag:interval must be an interval start..end, got '3'"),
+        ("nag_gradient:scale=1,max_norm=big", "nag_gradient:max_norm must be a number or none, got 'big'"),
+        ("nag:scale=1,project=1", "nag:project must be true or false, got '1'"),
+        ("time_shift:window=1.5", "time_shift:window must be an integer, got '1.5'"),
+        ("nag:scale=-1", "noise_guidance_scale must be at least 0 and finite, got -1.0"),
+        ("dcw:scale=1,schedule=odd", "schedule must be one of constant, sigma, got 'odd'"),
+        ("nag", "methods must switch something on, got 'nag', which leaves sampling as it is. Set scale"),
+        ("epsilon_scaling:scale=1", "methods must switch something on, got 'epsilon_scaling:scale=1'"),
+        ("self_guidance:shift=3", "methods must switch something on"),
+        ("class_guidance", "methods must switch something on, got 'class_guidance'"),
+        ("calibrated:scale=1", "calibrated must be given no keys, got 'scale'"),
+        ("autoguidance:scale=1", "autoguidance must be given network, got 'autoguidance:scale=1'"),
+    ],
+)
+def test_refusals(text, error):
+    with pytest.raises(ValueError, match=error):
+        parse_method(text)
+
+
+def test_lists_of_methods():
+    assert [one.label for one in parse_methods(["plain", "calibrated"])] == ["plain", "calibrated"]
+    with pytest.raises(ValueError, match="methods must name at least one, got none"):
+        parse_methods([])
+    with pytest.raises(ValueError, match="methods must differ, got 'nag:scale=1' twice"):
+        parse_methods(["nag:scale=1", "nag:scale=1.0"])
