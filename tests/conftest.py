@@ -21,8 +21,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
+from tests.models import tiny_unet
 from tests.simulated_hub import hub  # noqa: F401 - a fixture
-from tests.tiny import tiny_unet
 
 torch.set_num_threads(1)
 

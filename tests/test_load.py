@@ -25,10 +25,9 @@ from nag.load import NAGPipeline
 from nag.network.regressor import NoiseLevelRegressor
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 from nag.seams.attach import Attached
-from tests.sampling import pipeline, plain
+from tests.models import pipeline, plain, tiny_unet
 from tests.seams.zoo_unets import stable_diffusion, text
 from tests.simulated_hub import SimulatedHub
-from tests.tiny import tiny_unet
 
 # diffusers' own, whenever a model's configuration is fetched by itself
 pytestmark = pytest.mark.filterwarnings(

@@ -11,9 +11,8 @@ from nag.blind import EquilibriumMatchingScheduler
 from nag.blind.energy import ENERGIES, energy_gradient, equilibrium_field, explicit_energy, gradient_of
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline
+from tests.models import seeded, tiny_unet
 from tests.oracles import draw
-from tests.sampling import seeded
-from tests.tiny import tiny_unet
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64 on both sides
 every_kind = pytest.mark.parametrize("kind", ENERGIES)

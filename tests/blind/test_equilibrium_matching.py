@@ -11,8 +11,8 @@ from torch import Tensor
 from nag.blind import EquilibriumMatchingScheduler
 from nag.blind.objectives import make_objective
 from nag.theory import FiniteData, LevelPrior
+from tests.models import seeded
 from tests.oracles import draw
-from tests.sampling import seeded
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64 on both sides
 EQM = make_objective("eqm")

@@ -17,8 +17,8 @@ from torch import Tensor
 from nag.blind import UnifiedScheduler
 from nag.blind.objectives import affine_update, make_objective
 from nag.theory import FiniteData, LevelPrior
+from tests.models import seeded
 from tests.oracles import draw
-from tests.sampling import seeded
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64 on both sides
 SINGLE = {"rtol": 2e-5, "atol": 2e-5}  # diffusers' tables and states are float32

@@ -20,8 +20,8 @@ from nag.quality import cells
 from nag.quality.comparison import Cell, cell_name
 from nag.quality.stage import _refuse_other, load_stage
 from nag.shift.forward import Diverged
+from tests.models import tiny_checkpoint, tiny_unet, write_parquet
 from tests.quality.test_sampling import classifier
-from tests.tiny import tiny_checkpoint, tiny_unet, write_parquet
 
 
 @pytest.fixture(scope="module")

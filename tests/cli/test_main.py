@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from nag.cli.main import app
 from nag.cli.options import add_command, option
-from tests.tiny import tiny_checkpoint, tiny_unet
+from tests.models import tiny_checkpoint, tiny_unet
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from nag.quality.tuning_bench import PipelineBench, recall_of
 from nag.quality.tuning_journal import Candidate, Trial
 from nag.shift.calls import Conditions
 from nag.shift.forward import sample_generators
-from tests.tiny import tiny_unet, write_parquet
+from tests.models import tiny_unet, write_parquet
 
 STEPS, FEATURES = 4, 6
 PLAIN = Candidate(num_inference_steps=STEPS)

@@ -20,7 +20,7 @@ from nag.corrections import Correction
 from nag.pipelines import UNet2DPipeline
 from nag.seams import corrected
 from tests.corrections.steps import seeded
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 STEPS, LABELS = 4, torch.tensor([0, 2])
 SCHEDULERS: dict[str, Callable[[], Any]] = {

@@ -49,8 +49,8 @@ from tests.corrections.steps import (
     step_of,
 )
 from tests.corrections.test_calibration import table
-from tests.exact_unet import answered, real
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
+from tests.oracles import answered, real
 
 
 def test_package_offers_every_correction() -> None:

@@ -9,7 +9,7 @@ from nag.corrections.noise_guidance import PASSES
 from nag.network.null import null_level
 from tests.corrections.samplers import SCHEDULERS, network, plain, sample
 from tests.corrections.steps import EVERYWHERE, step_of
-from tests.exact_unet import CLOSE, COMPARABLE, answered, guided, real, situation
+from tests.oracles import CLOSE, COMPARABLE, answered, guided, real, situation
 
 
 @pytest.mark.parametrize("name", [*SCHEDULERS, "unipc"])

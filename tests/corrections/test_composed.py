@@ -22,7 +22,7 @@ from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.read import read_levels
 from tests.corrections.samplers import LABELS, SCHEDULERS, STEPS, ByHand, close, network, plain, sample
 from tests.corrections.steps import EVERYWHERE, seeded, set_timesteps
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, HeunDiscreteScheduler, UNet2DModel
 
 from nag.corrections import DifferentialCorrection, WaveletCorrection
 from tests.corrections.steps import draw, step_of
-from tests.exact_unet import real
+from tests.oracles import real
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from diffusers import DDIMScheduler, UNet2DModel
 from nag.corrections import EpsilonScaling
 from nag.noise.read import read_levels
 from tests.corrections.steps import draw, set_timesteps, step_of
-from tests.exact_unet import CLOSE, SCHEDULERS, real, situation
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
+from tests.oracles import CLOSE, SCHEDULERS, real, situation
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -10,7 +10,7 @@ from nag.corrections.directions import affine_form, along, bounded, corrected_nu
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
-from tests.exact_unet import CLOSE, COMPARABLE, SCHEDULERS, answered, exact, guided, situation
+from tests.oracles import CLOSE, COMPARABLE, SCHEDULERS, answered, exact, guided, situation
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -12,8 +12,8 @@ from nag.corrections.noise_guidance import MODES, PASSES
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
-from tests.exact_unet import CLOSE, guided, real, situation
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
+from tests.oracles import CLOSE, guided, real, situation
 
 # Cost: which calls are made
 

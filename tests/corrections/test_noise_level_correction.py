@@ -12,8 +12,8 @@ from nag.noise.read import read_levels
 from nag.noise.relevel import relevel
 from nag.theory import FiniteData, LevelPrior
 from tests.corrections.steps import EVERYWHERE, seeded, set_timesteps, step_of
-from tests.exact_unet import CLOSE, ExactPosterior, real, situation
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
+from tests.oracles import CLOSE, ExactPosterior, real, situation
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nag.corrections import At, SelfGuidance
 from tests.corrections.steps import draw, saying, step_of
-from tests.exact_unet import real
+from tests.oracles import real
 
 
 @torch.no_grad()

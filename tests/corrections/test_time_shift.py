@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 
 from nag.corrections import TimeShift
 from tests.corrections.steps import seeded, step_of
-from tests.exact_unet import real, situation
+from tests.oracles import real, situation
 
 
 @pytest.mark.parametrize("name", ["eps", "velocity", "eps, VE state"])

@@ -6,7 +6,7 @@ from diffusers import UNet2DModel
 
 from nag.corrections import TimeStepGuidance
 from tests.corrections.steps import seeded, step_of
-from tests.exact_unet import real
+from tests.oracles import real
 
 
 def as_found(unet: UNet2DModel) -> tuple[object, ...]:

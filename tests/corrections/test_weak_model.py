@@ -12,8 +12,8 @@ from nag.noise.process import VarianceExploding
 from nag.noise.read import read_levels
 from nag.theory import FiniteData, LevelPrior
 from tests.corrections.steps import saying, seeded, set_timesteps, step_of
-from tests.exact_unet import CLOSE, COMPARABLE, answered, guided, real, situation
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
+from tests.oracles import CLOSE, COMPARABLE, answered, guided, real, situation
 
 # Autoguidance and its control
 

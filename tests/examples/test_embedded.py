@@ -14,7 +14,7 @@ from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
 from nag.quality.feature_network import SmallClassifier
 from nag.shift.accuracy import measure_accuracy
 from nag.shift.images import load_images
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "examples" / "fashion_mnist"

@@ -13,7 +13,7 @@ from nag.blind import EquilibriumMatchingScheduler
 from nag.blind.energy import equilibrium_field, explicit_energy
 from nag.network.regressor import NoiseLevelRegressor
 from nag.pipelines.equilibrium_matching import EqMPipeline
-from tests.tiny import tiny_unet, write_parquet
+from tests.models import tiny_unet, write_parquet
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "noise_unconditional"))
 from ood import OOD_SCORES, auroc, ood_scores, other_images, shifted_sets

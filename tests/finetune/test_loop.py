@@ -22,7 +22,7 @@ from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
 from nag.shift.images import load_images
-from tests.tiny import tiny_unet, write_parquet
+from tests.models import tiny_unet, write_parquet
 
 TINY = {
     "sample_size": 8,

@@ -18,7 +18,7 @@ from nag.finetune.training_objectives import new_scheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
-from tests.tiny import tiny_unet, write_parquet
+from tests.models import tiny_unet, write_parquet
 
 SIZES = {
     "block_out_channels": [8, 8],

@@ -14,9 +14,9 @@ from torch import nn
 
 from nag.network.null import learn_null_embedding, null_level
 from nag.network.table import level_modules
-from tests.exact_unet import guided, real
+from tests.models import tiny_unet, write_parquet
 from tests.network.test_null import MODELS
-from tests.tiny import tiny_unet, write_parquet
+from tests.oracles import guided, real
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK = torch.tensor([True, False, True, False])

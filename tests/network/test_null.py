@@ -15,8 +15,8 @@ from torch import nn
 from nag.network.null import learn_null_embedding, null_level
 from nag.network.rows import REFUSED
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules, split_output
+from tests.models import tiny_unet
 from tests.network.tiny_networks import arguments, make
-from tests.tiny import tiny_unet
 
 
 def conditional_unet() -> UNet2DConditionModel:
@@ -199,7 +199,7 @@ import os, sys, torch
 from torch.nn.parallel import DistributedDataParallel
 from nag.network.table import unwrap
 from nag.network.null import null_level
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 model = tiny_unet()
 x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

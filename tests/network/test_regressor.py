@@ -10,8 +10,8 @@ from scipy import integrate, stats
 
 from nag.network.regressor import NORMAL_90, NoiseEstimate, NoiseLevelRegressor, fingerprint
 from nag.noise.discrete import DiscreteVP
+from tests.models import tiny_unet
 from tests.network import tiny_networks
-from tests.tiny import tiny_unet
 
 KINDS = ("frozen", "full", "encoder")
 

@@ -12,8 +12,7 @@ from nag.blind import EquilibriumMatchingScheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline
-from tests.sampling import seeded
-from tests.tiny import tiny_unet
+from tests.models import seeded, tiny_unet
 
 BATCHED = {"rtol": 1e-4, "atol": 1e-4}  # convolutions sum in another order in another batch
 

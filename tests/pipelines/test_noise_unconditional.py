@@ -25,8 +25,7 @@ from nag.blind import EquilibriumMatchingScheduler, UnifiedScheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
-from tests.sampling import reference, seeded
-from tests.tiny import tiny_unet
+from tests.models import reference, seeded, tiny_unet
 
 BATCHED = {"rtol": 1e-4, "atol": 1e-4}  # convolutions sum in another order in another batch
 SCHEDULERS = {

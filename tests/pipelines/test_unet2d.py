@@ -18,7 +18,7 @@ from diffusers import (
 from torch import Tensor
 
 from nag.noise.read import SUPPORTED
-from tests.sampling import pipeline, plain, reference, seeded
+from tests.models import pipeline, plain, reference, seeded
 
 # Off is bit-identical
 

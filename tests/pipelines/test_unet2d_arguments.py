@@ -22,8 +22,7 @@ import nag
 import nag.pipelines
 from nag.blind import EquilibriumMatchingScheduler
 from nag.pipelines import UNet2DPipeline
-from tests.sampling import pipeline, plain, seeded
-from tests.tiny import tiny_unet
+from tests.models import pipeline, plain, seeded, tiny_unet
 
 
 def test_outputs(unet: UNet2DModel) -> None:

@@ -30,8 +30,8 @@ from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, l
 from nag.quality.blind_report import check_output, reading, write_blind_check
 from nag.quality.distances import Measured
 from nag.quality.feature_network import SmallClassifier
-from tests.exact_unet import SCHEDULERS, ExactUNet
-from tests.tiny import tiny_checkpoint, tiny_unet, write_parquet
+from tests.models import tiny_checkpoint, tiny_unet, write_parquet
+from tests.oracles import SCHEDULERS, ExactUNet
 
 
 def draws(generator, count: int, *shape: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from nag.quality.sampling import (
     within,
 )
 from nag.shift.forward import Diverged
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 
 def classifier(seed=0):

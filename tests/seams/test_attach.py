@@ -29,9 +29,8 @@ from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.read import read_levels
 from nag.seams.run import Diverged
 from tests.corrections.samplers import network
-from tests.sampling import pipeline, plain, reference, seeded
+from tests.models import pipeline, plain, reference, seeded, tiny_unet
 from tests.seams.zoo_unets import picture_text, stable_diffusion, text
-from tests.tiny import tiny_unet
 
 KEYWORDS = [
     "noise_guidance_scale",

@@ -11,8 +11,7 @@ from nag.corrections import EpsilonScaling, NoiseGuidance
 from nag.corrections.calibration import NoiseCalibration
 from nag.load import NAGPipeline
 from nag.noise.read import read_levels
-from tests.sampling import pipeline, seeded
-from tests.tiny import tiny_unet
+from tests.models import pipeline, seeded, tiny_unet
 
 
 def calibration(scheduler, moves: float | list[float], steps: int = 6, **settings) -> NoiseCalibration:

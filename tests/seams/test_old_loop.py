@@ -26,7 +26,7 @@ from nag.corrections import (
 from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.read import read_levels
 from nag.pipelines import UNet2DPipeline
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 KEPT = load_file(Path(__file__).parents[1] / "fixtures" / "old_loop.safetensors")
 STAGES = "dcw and epsilon scaling take the factor of a two-stage solver's step now, not that of the call"

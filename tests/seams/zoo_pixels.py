@@ -24,6 +24,7 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from torch import nn
 from transformers import CLIPImageProcessorPil
 
+from tests.models import tiny_unet
 from tests.seams.case import Case
 from tests.seams.parts import (
     clip,
@@ -38,7 +39,6 @@ from tests.seams.parts import (
     vae,
 )
 from tests.seams.zoo_unets import sd, text
-from tests.tiny import tiny_unet
 
 __all__ = ["PIXELS"]
 

@@ -18,7 +18,7 @@ from nag.noise.read import read_levels, read_training
 from nag.pipelines import UNet2DPipeline
 from nag.seams import attach
 from nag.shift.calibrate import calibrate
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 BIAS, SIZE, STEPS, START = 0.3, 24, 12, -1.0  # START: below it 576 pixels do not tell the level
 

@@ -20,7 +20,7 @@ from nag.noise.read import read_levels
 from nag.pipelines import UNet2DPipeline
 from nag.shift import ForwardReference, Trajectory, forward_reference, measure_shift, record
 from nag.shift.calls import sample_generators
-from tests.tiny import tiny_unet
+from tests.models import tiny_unet
 
 SCHEDULERS = {
     "DDIM": (DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}, {}),
