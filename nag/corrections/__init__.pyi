@@ -8,10 +8,12 @@ from .calibrated import Calibrated as Calibrated
 from .dcw import DifferentialCorrection as DifferentialCorrection
 from .dcw import WaveletCorrection as WaveletCorrection
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
+from .history_guidance import HistoryGuidance as HistoryGuidance
 from .noise_guidance import NoiseGuidance as NoiseGuidance
 from .noise_level_correction import NoiseLevelCorrection as NoiseLevelCorrection
 from .recorder import CostCounter as CostCounter
 from .recorder import Recorder as Recorder
+from .score_rescaling import ScoreRescaling as ScoreRescaling
 from .self_guidance import SelfGuidance as SelfGuidance
 from .time_shift import TimeShift as TimeShift
 from .time_step_guidance import TimeStepGuidance as TimeStepGuidance

@@ -68,9 +68,15 @@ class EpsilonScaling(Correction):
     def prediction(self, at: At, value: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """The prediction with its noise divided."""
         divisor = self.divisor(at.step, at.steps)
-        if divisor == 1 or at.pure_noise:
-            return value  # a state of pure noise has no clean part to be recomputed
-        x_0, eps = at.x_0_and_eps(value)
-        taken = eps * (1 - 1 / divisor)
-        ratio = torch.exp(-torch.as_tensor(at.log_snr, dtype=torch.float64) / 2)  # sigma / alpha
-        return at.value_from(x_0 + expand(ratio.to(taken), taken) * taken, eps - taken)
+        return value if divisor == 1 else with_noise_times(at, value, 1 / divisor)
+
+
+def with_noise_times(at: At, value: Tensor, factor: float | Tensor) -> Tensor:
+    """The prediction with its noise times a factor, `()` or `(B,)`, and the clean data that follow from the same state."""
+    if at.pure_noise:
+        return value  # a state of pure noise has no clean part to be recomputed
+    x_0, eps = at.x_0_and_eps(value)
+    less = 1 - factor
+    taken = eps * (expand(less.to(eps), eps) if isinstance(less, Tensor) else less)
+    ratio = torch.exp(-torch.as_tensor(at.log_snr, dtype=torch.float64) / 2)  # sigma / alpha
+    return at.value_from(x_0 + expand(ratio.to(taken), taken) * taken, eps - taken)

@@ -53,7 +53,8 @@ from nag.corrections.directions import (
     level_gradient,
     refuse_swapped_weights,
 )
-from nag.corrections.interval import Interval, check_interval
+from nag.corrections.interval import Interval, check_interval, inside
+from nag.corrections.reuse import check_reuse, reused
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
 from nag.noise.read import SchedulerLevels
@@ -84,6 +85,8 @@ class NoiseGuidance(Correction):
         project: "gradient" only: keep the component along eps_hat.
         max_norm: "gradient" only: largest |sigma grad| as a part of |eps_hat|, per sample; None for no bound. A level
             that is off by d in log(sigma/alpha) asks for about 2 d.
+        every: ask at every so many steps of the interval only; `reuse` says what the steps between get.
+        reuse: "hold", "line" or "impulse"; see `nag.corrections.reuse`.
         null_pass: how the null rows are asked; the result is the same. "batched" with the pipeline's own rows, "sequential"
             after them, "whole" by the unchanged call again, which any network takes and which costs more with class
             guidance; "auto" takes the cheapest that the network is known to allow.
@@ -98,6 +101,8 @@ class NoiseGuidance(Correction):
     joint: bool = False
     project: bool = True
     max_norm: float | None = 0.25
+    every: int = 1
+    reuse: str = "hold"
     null_pass: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +118,7 @@ class NoiseGuidance(Correction):
             if value not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}.")
         check_interval(self.interval)
+        check_reuse(self.every, self.reuse)
         if self.max_norm is not None and not (math.isfinite(self.max_norm) and self.max_norm > 0):
             raise ValueError(
                 f"max_norm must be positive and finite, got {self.max_norm}. Use None for no bound."
@@ -157,6 +163,9 @@ class NoiseGuidance(Correction):
         """w times the direction of the mode, `(B, C, *shape)`."""
         if at.pure_noise or not at.acts(self.interval, told=True):
             return None
+        return reused(at, self.every, self.reuse, partial(inside, self.interval), partial(self._fresh, at))
+
+    def _fresh(self, at: At) -> Tensor:
         if self.mode != "classifier_free":
             _refuse_levels_per_sample(at, self.mode)  # the first step may have none yet
         if self.mode == "gradient":

@@ -36,6 +36,8 @@ CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "self_guidance": ("SelfGuidance", {"previous": False}),
     "self_guidance_prev": ("SelfGuidance", {"previous": True}),
     "time_step_guidance": ("TimeStepGuidance", {}),
+    "higs": ("HistoryGuidance", {}),
+    "tsr": ("ScoreRescaling", {}),
     "noise_level_correction": ("NoiseLevelCorrection", {}),
     "null_autoguidance": ("WeakModel", {"network": None, "blind": True, "unconditional": False}),
     "autoguidance": ("WeakModel", {"blind": False, "unconditional": False, "component": "all"}),
@@ -47,7 +49,7 @@ CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FROM_ONE = ("domain_guidance", "class_interval")  # their scale is guidance_scale, which counts from 1
 NULL_INTERVAL = (-2.5, None)  # of the null branch, as for noise guidance
-STRENGTHS = ("scale", "guidance_scale", "high_scale", "slope", "window")  # what switches a part on
+STRENGTHS = ("k", "scale", "guidance_scale", "high_scale", "slope", "window")  # what switches a part on
 GUIDANCE = ("nag", "nag_corrected", "nag_gradient")
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,8 +38,9 @@ from torch import Tensor, nn
 
 from nag.corrections.base import At, Correction
 from nag.corrections.directions import along
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval
+from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
 from nag.corrections.noise_guidance import require_null_branch
+from nag.corrections.reuse import check_reuse, reused
 from nag.network.table import architecture_of, unwrap
 
 __all__ = ["COMPONENTS", "WeakModel"]
@@ -59,6 +61,8 @@ class WeakModel(Correction):
             negative prompt. The sampler's own network so asked *is* class guidance, and the pipeline's own stays off.
         component: "all"; "along" for the part of the difference along eps_hat; "orthogonal" for the rest.
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
+        every: ask at every so many steps of the interval only; `reuse` says what the steps between get.
+        reuse: "hold", "line" or "impulse"; see `nag.corrections.reuse`.
 
     Raises:
         ValueError: if the scale is not finite, the component unknown, the interval none, or the weak model the strong one.
@@ -70,6 +74,8 @@ class WeakModel(Correction):
     unconditional: bool = False
     component: str = "all"
     interval: Interval = EVERYWHERE
+    every: int = 1
+    reuse: str = "hold"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
@@ -77,6 +83,7 @@ class WeakModel(Correction):
         if self.component not in COMPONENTS:
             raise ValueError(f"component must be one of {', '.join(COMPONENTS)}, got {self.component!r}.")
         check_interval(self.interval)
+        check_reuse(self.every, self.reuse)
         if self.network is None and not (self.blind or self.unconditional):
             raise ValueError(
                 "network must be given unless blind or unconditional is set, got None. The sampler's own network, asked the same "
@@ -134,6 +141,9 @@ class WeakModel(Correction):
         """w (f - f_weak), or its component, `(B, C, *shape)`."""
         if (self.blind and at.pure_noise) or not at.acts(self.interval):
             return None
+        return reused(at, self.every, self.reuse, partial(inside, self.interval), partial(self._fresh, at))
+
+    def _fresh(self, at: At) -> Tensor:
         told = at.told
         weak = at.ask(network=self.network, unconditional=self.unconditional, null=self.blind)
         if self.component == "all":

@@ -22,9 +22,11 @@ from nag.corrections import (
     CostCounter,
     DifferentialCorrection,
     EpsilonScaling,
+    HistoryGuidance,
     NoiseGuidance,
     NoiseLevelCorrection,
     Recorder,
+    ScoreRescaling,
     SelfGuidance,
     TimeShift,
     TimeStepGuidance,
@@ -120,8 +122,10 @@ NON_DEFAULT: list[Correction] = [
     NoiseGuidance(
         scale=0.5, mode="gradient", interval=(None, 3.0), project=False, max_norm=None, null_pass="whole"
     ),
-    NoiseGuidance(scale=0.5, joint=True),
+    HistoryGuidance(scale=1.5, decay=0.5, t_min=0.1, t_max=0.9, cutoff=0.1, sharpness=20.0, parallel=0.0),
+    NoiseGuidance(scale=0.5, joint=True, every=2, reuse="line"),
     NoiseLevelCorrection(scale=0.5, interval=(-1.0, None), max_shift=0.3),
+    ScoreRescaling(k=0.9, s=0.5),
     SelfGuidance(scale=1.5, shift=20.0, previous=True, interval=(None, 2.0)),
     TimeShift(window=30, cutoff=10, data_variance=0.25),
     TimeStepGuidance(scale=0.5, perturbation=0.3, exponent=2.0, interval=(-1.0, 1.0)),

@@ -1,0 +1,86 @@
+"""A direction asked for at every k-th step only, and made to serve the steps between.
+
+With g_i = the change of eps that guidance makes at a refreshed step i, a step j after it gets, at the same strength,
+
+    hold       g_j = g_i
+    line       g_j = g_i + (g_i - g_h) (l_j - l_i) / (l_i - l_h)          h: the refreshed step before, l: log-SNR
+    impulse    g_j = 0, and g_i times sum_j |D_j| / |D_i| over the block,  D_j: the change of sigma/alpha in step j
+
+impulse is equal to hold to first order for one-step solvers (d(x/alpha) = eps d(sigma/alpha)) and disturbs multistep ones.
+
+References:
+    Adaptive Guidance, Castillo 2023, arXiv 2312.12487 (reused differences).
+    Compress Guidance in Conditional Diffusion Sampling, Dinh 2024, arXiv 2408.11194 (guided steps that stand for others).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nag.corrections.base import At
+from nag.corrections.directions import affine_form
+from nag.noise.process import expand
+
+__all__ = ["REUSES", "check_reuse", "reused"]
+
+REUSES = ("hold", "line", "impulse")
+
+
+def check_reuse(every: int, reuse: str) -> None:
+    """Refuses a number of steps below 1 and a form that is none."""
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}. 1 asks at every step.")
+    if reuse not in REUSES:
+        raise ValueError(f"reuse must be one of {', '.join(REUSES)}, got {reuse!r}.")
+
+
+def reused(
+    at: At, every: int, how: str, acts: Callable[[float], bool], fresh: Callable[[], Tensor | None]
+) -> Tensor | None:
+    """The direction of a step within guidance's interval, fresh at every k-th of them, `(B, C, *shape)`.
+
+    Args:
+        at: the step.
+        every: k; 1 asks at each.
+        how: what the steps between get.
+        acts: whether guidance acts at a log-SNR.
+        fresh: asks for the direction.
+    """
+    if every == 1:
+        return fresh()
+    place = at.memory["place"] = at.memory.get("place", -1) + 1
+    slope = _slope(at)
+    if place % every == 0:
+        direction = fresh()
+        if direction is None:
+            return None
+        at.memory["before"], at.memory["last"] = (
+            at.memory.get("last"),
+            (at.nominal, direction / expand(slope.to(direction), direction)),
+        )
+        return direction * _share(at, every, acts) if how == "impulse" else direction
+    if how == "impulse":
+        return None
+    level, change = at.memory["last"]
+    before = at.memory["before"]
+    if how == "line" and before is not None and level != before[0]:
+        change = change + (change - before[1]) * (at.nominal - level) / (level - before[0])
+    return change * expand(slope.to(change), change)
+
+
+def _slope(at: At) -> Tensor:
+    """What the network's prediction changes by where eps does by one: lambda / sigma of its affine form."""
+    level = torch.as_tensor(at.log_snr, dtype=torch.float64)
+    _, slope, sigma = affine_form(at.levels, level)
+    return slope / sigma
+
+
+def _share(at: At, every: int, acts: Callable[[float], bool]) -> float:
+    """sum |D_j| / |D_i| over the steps of the block that begins here."""
+    nsr = (-at.levels.log_snr / 2).exp()
+    moves = torch.cat([nsr, nsr.new_zeros(1)]).diff().abs()
+    inside = [j for j in range(at.i, len(nsr)) if acts(float(at.levels.log_snr[j]))][:every]
+    return float(moves[inside].sum() / moves[at.i])
