@@ -25,14 +25,14 @@ from nag.files import read_json, written_file
 
 def stage_of(settings: dict[str, Any], methods: list[str], data: Path, output: Path) -> Any:
     """What `nag compare` loads for a study, without what measures shifts."""
-    from nag.cli.measuring import CompareOptions
+    from nag.cli.compare import CompareOptions
     from nag.corrections.text import parse_methods
     from nag.quality.stage import load_stage
 
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
-    values |= {"shift": False, "judge": None, "methods": tuple(methods), "output_dir": output}
+    values |= {"shift": False, "judge": None, "corrections": tuple(methods), "output_dir": output}
     values |= {"data": Path(values["data"]), "reference": data / "fashion_mnist_16" / "test.parquet"}
     return load_stage(CompareOptions(**values), parse_methods(methods), None)[0]
 

@@ -170,7 +170,7 @@ def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
     Raises:
         ValueError: if the output folder holds results of other settings.
     """
-    from nag.cli.measuring import CompareOptions
+    from nag.cli.compare import CompareOptions
     from nag.corrections.text import parse_methods
     from nag.files import written_file
     from nag.quality.stage import SETTINGS_FILE, load_stage
