@@ -24,6 +24,8 @@ COMMANDS: dict[str, Any] = {
     "finetune": {
         "denoiser": ("nag.finetune.denoiser", "DenoiserOptions"),
         "regressor": ("nag.finetune.regressor", "RegressorOptions"),
+        "distill": ("nag.finetune.distill", "DistillOptions"),
+        "merge": ("nag.finetune.merge", "MergeOptions"),
     },
 }
 """The module of every command, whose `run` takes an instance of the class of its options."""
