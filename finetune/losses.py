@@ -14,7 +14,7 @@ from torch import Tensor
 from nag.blind.consistency import ConsistencyTraining
 from nag.blind.objectives import Objective
 from nag.noise.discrete import DiscreteVP
-from nag.noise.process import expand
+from nag.noise.target import expand
 
 __all__ = ["Ask", "Consistency", "ExplicitEnergy", "LearnedVariance", "Loss", "Regression"]
 
@@ -55,7 +55,9 @@ class Regression:
         t = self.objective.level(u)
         x_t = self.objective.process.corrupt(images, t, eps)
         value = self.value(ask, x_t, self.objective.label(t))
-        return self.objective.weight(t) * _mean((value - self.objective.target(images, eps, t)).square())
+        return self.objective.weight(t) * _mean(
+            (value - self.objective.target(t).value(images, eps)).square()
+        )
 
     def value(self, ask: Ask, x_t: Tensor, label: Tensor) -> Tensor:
         """What is compared with the target, `(B, C, H, W)`."""

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nag.noise.process import expand
+from nag.noise.target import expand
 
 __all__ = ["CONSISTENCY", "ConsistencyTraining"]
 

@@ -153,9 +153,8 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         alpha_next = torch.cat([alpha[1:], torch.ones_like(alpha[:1])])
         sigma_next = torch.cat([sigma[1:], torch.zeros_like(sigma[:1])])
         noise = posterior_std(alpha, sigma, alpha_next, sigma_next, self.config.stochasticity)
-        c, d = self.objective.coefficients(t)
-        self.kappa, self.eta, self.zeta = affine_update(alpha, sigma, c, d, alpha_next, sigma_next, noise)
-        self._coefficients = c, d
+        self._target = self.objective.target(t)
+        self.kappa, self.eta, self.zeta = affine_update(self._target, alpha_next, sigma_next, noise)
         self.levels = t
         self.alpha = torch.cat([alpha[:1], alpha_next])
         self.sigma = torch.cat([sigma[:1], sigma_next])
@@ -212,10 +211,7 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
     def _heun(self, x: Tensor, f: Tensor, call: int) -> Tensor:
         """Even calls go along the chord, odd ones repeat that with the mean of both ends' estimates."""
         level, start = (call + 1) // 2, call // 2
-        c, d = (float(k[level]) for k in self._coefficients)
-        alpha, sigma = float(self.alpha[level]), float(self.sigma[level])
-        determinant = alpha * d - sigma * c
-        estimates = (d * x - sigma * f) / determinant, (alpha * f - c * x) / determinant
+        estimates = self._target.each(lambda k: k[level]).x_0_and_eps(f, x)
         flow = isinstance(self.objective.process, Flow)
         k = self.alpha + self.sigma if flow else self.alpha
         a, b = self.alpha / k, self.sigma / k

@@ -18,8 +18,6 @@ previous step does not end at the level that the next one takes for granted, `ar
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models, Karras 2022, arXiv 2206.00364, eq. 7.
-    Progressive Distillation, Salimans 2022, arXiv 2202.00512, appendix D (v).
-    Flow Matching for Generative Modeling, Lipman 2023, arXiv 2210.02747, eq. 20 (velocity).
 """
 
 from __future__ import annotations
@@ -32,7 +30,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nag.noise.process import EDM, GaussianProcess, expand
+from nag.noise.process import EDM, GaussianProcess
+from nag.noise.target import Target
 
 __all__ = ["Label", "PreconditionedEDM", "SchedulerLevels", "log_snr_of"]
 
@@ -80,13 +79,6 @@ class PreconditionedEDM(EDM):
         c_in = (nsr**2 + self.sigma_data**2).rsqrt()
         return c_in, nsr * c_in
 
-    def coefficients(self, prediction: str, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The target r = c x_0 + d eps; "edm" is the raw network, c = c_in nsr / sigma_data, d = -c_in sigma_data."""
-        if prediction != "edm":
-            return super().coefficients(prediction, t)
-        nsr, c_in = self._nsr(t)
-        return nsr * c_in / self.sigma_data, -self.sigma_data * c_in
-
 
 @dataclass(frozen=True)
 class Label:
@@ -102,7 +94,7 @@ class SchedulerLevels:
 
     Args:
         family: "vp", "ve", "edm" or "flow", the coordinates of the scheduler's state.
-        prediction: what the network predicts, one of `nag.noise.process.PREDICTIONS`.
+        prediction: what the network predicts, one of `nag.noise.target.PREDICTIONS`.
         prediction_scale: the network's value is this number times that prediction: -1 for EDM networks with
             diffusers' v_prediction, for inverted flow schedules and for data-ward velocities, else 1.
         training: the network's process, in network-input coordinates. Networks with EDM preconditioning get
@@ -171,10 +163,12 @@ class SchedulerLevels:
         """
         return self.timestep_of(self.log_snr) - self.timestep_of(self.arrival_log_snr)
 
-    def _terms(
-        self, i: int | None, log_snr: Tensor | float | None, like: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(alpha, sigma, c, d) in network-input coordinates, broadcast against `like`."""
+    def target(self, i: int | None = None, *, log_snr: Tensor | float | None = None) -> Target:
+        """What the network predicts, in network-input coordinates, at the nominal level of a step or at another level.
+
+        Raises:
+            ValueError: if not exactly one of `i` and `log_snr` is given.
+        """
         if (i is None) == (log_snr is None):
             raise ValueError(
                 f"log_snr must be given exactly when no step i is, got i={i} and log_snr={log_snr}. "
@@ -185,20 +179,13 @@ class SchedulerLevels:
             sigma = self.network_sigma[i].clamp_min(_SMALLEST)
         else:
             alpha, sigma = self.training.alpha_sigma(torch.as_tensor(log_snr, dtype=torch.float64))
-        c, d = torch.zeros_like(alpha), torch.ones_like(alpha)
-        if self.prediction == "x_0":
-            c, d = d, c
-        elif self.prediction == "v":
-            c, d = -sigma, alpha
-        elif self.prediction == "velocity":
-            c = -d
-        elif self.prediction == "score":
-            d = -1 / sigma
+        if self.prediction == "velocity":
+            target = Target.velocity(alpha, sigma, -torch.ones_like(alpha), torch.ones_like(alpha))
         elif isinstance(self.training, EDM) and self.prediction == "edm":
-            c, d = sigma / self.training.sigma_data, -self.training.sigma_data * alpha
-        terms = (alpha, sigma, self.prediction_scale * c, self.prediction_scale * d)
-        alpha, sigma, c, d = (expand(term.to(like), like) for term in terms)
-        return alpha, sigma, c, d
+            target = Target.edm(alpha, sigma, self.training.sigma_data)
+        else:
+            target = getattr(Target, self.prediction)(alpha, sigma)
+        return target.times(self.prediction_scale)
 
     def x_0_and_eps(
         self,
@@ -208,29 +195,17 @@ class SchedulerLevels:
         *,
         log_snr: Tensor | float | None = None,
     ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
-        """The clean data and the noise that a network's prediction implies at a level.
-
-        x_0_hat = (d y - sigma r) / (alpha d - sigma c) and eps_hat = (alpha r - c y) / (alpha d - sigma c), for the
-        input y, the value r = c x_0 + d eps, and alpha, sigma in network-input coordinates.
+        """The clean data and the noise that a network's prediction implies at a level, in float32 at least.
 
         Args:
             value: `(B, *shape)`, the network's prediction.
             model_input: `(B, *shape)`, what it was made for: `scale_model_input` of the state.
             i: the step whose nominal level is meant.
             log_snr: `()` or `(B,)`, another level instead of a step's.
-
-        Returns:
-            x_0_hat and eps_hat, each `(B, *shape)`, in float32 at least.
-
-        Raises:
-            ValueError: if not exactly one of `i` and `log_snr` is given.
         """
         wide = torch.promote_types(torch.promote_types(value.dtype, model_input.dtype), torch.float32)
         value, model_input = value.to(wide), model_input.to(wide)
-        alpha, sigma, c, d = self._terms(i, log_snr, model_input)
-        determinant = alpha * d - sigma * c
-        x_0 = (d * model_input - sigma * value) / determinant
-        return x_0, (alpha * value - c * model_input) / determinant
+        return self.target(i, log_snr=log_snr).to(model_input).x_0_and_eps(value, model_input)
 
     def prediction_from(
         self,
@@ -241,8 +216,7 @@ class SchedulerLevels:
         log_snr: Tensor | float | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """The network's value c x_0 + d eps at a level, the inverse of `x_0_and_eps`; arguments as there."""
-        _, _, c, d = self._terms(i, log_snr, x_0)
-        return c * x_0 + d * eps
+        return self.target(i, log_snr=log_snr).to(x_0).value(x_0, eps)
 
     def state(
         self, x_0: Float[Tensor, "batch *shape"], eps: Float[Tensor, "batch *shape"], i: int
