@@ -12,8 +12,8 @@ guidance and all regressors work). The level, log_snr_i = 2 log(alpha_i / sigma_
     "edm"   alpha = 1; the input is c_in x_i with c_in = 1 / sqrt(sigma^2 + sigma_data^2)
     "flow"  as the network sees it; alpha = 1 - sigma
 
-Levels belong to a step's *index*: schedulers of order 2 repeat timesteps or walk over midpoints. The label that the
-network is told is a separate number; where a scheduler rounds it, `label_mismatch` says by how much, and where the
+Levels belong to a step's *index*: schedulers of order 2 repeat timesteps or walk over midpoints. The timestep that
+the network is told is a separate number; where a scheduler rounds it, `timestep_mismatch` says by how much, and where the
 previous step does not end at the level that the next one takes for granted, `arrival_mismatch` does.
 
 References:
@@ -33,7 +33,7 @@ from torch import Tensor
 from nag.noise.process import EDM, GaussianProcess
 from nag.noise.target import Target
 
-__all__ = ["Label", "PreconditionedEDM", "SchedulerLevels", "log_snr_of"]
+__all__ = ["Clock", "PreconditionedEDM", "SchedulerLevels", "log_snr_of"]
 
 _SMALLEST = math.sqrt(torch.finfo(torch.float32).tiny)
 """Smallest alpha or sigma: a state of pure noise (or pure data) gets the finite log-SNR -87 (or 87)."""
@@ -81,10 +81,10 @@ class PreconditionedEDM(EDM):
 
 
 @dataclass(frozen=True)
-class Label:
-    """What the network is told at a level, and back; both on float64 tensors of any shape."""
+class Clock:
+    """The timestep that the network is told at a level, and back; both on float64 tensors of any shape."""
 
-    of_log_snr: Callable[[Tensor], Tensor]
+    timestep: Callable[[Tensor], Tensor]
     log_snr: Callable[[Tensor], Tensor]
 
 
@@ -100,12 +100,13 @@ class SchedulerLevels:
         training: the network's process, in network-input coordinates. Networks with EDM preconditioning get
             `PreconditionedEDM`, whose states are c_in (x_0 + nsr eps); there the raw network value is "edm",
             F = c_in (nsr / sigma_data x_0 - sigma_data eps).
-        timesteps: `(N,)`, the labels the network is told, one for each call of `scheduler.step`.
+        timesteps: `(N,)`, what the network is told, one for each call of `scheduler.step`.
         alpha: `(N,)`, signal coefficient of the state handed to step i, in the scheduler's coordinates.
         sigma: `(N,)`, its noise standard deviation.
         input_scale: `(N,)`, the factor of `scale_model_input`.
         arrival_log_snr: `(N,)`, the level at which step i - 1 leaves a perfectly predicted state.
-        label: the network's label as a function of the level.
+        clock: what the network is told as a function of the level.
+        own_state: the first step that continues from a state of the scheduler's own instead of the one it is handed.
     """
 
     family: str
@@ -117,7 +118,8 @@ class SchedulerLevels:
     sigma: Tensor
     input_scale: Tensor
     arrival_log_snr: Tensor
-    label: Label = field(repr=False)
+    clock: Clock = field(repr=False)
+    own_state: int | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -138,25 +140,25 @@ class SchedulerLevels:
         return self.input_scale * self.sigma
 
     def timestep_of(self, log_snr: Tensor) -> Tensor:
-        """The label, not rounded, that belongs to a level; float64 on the CPU, of the same shape.
+        """The timestep, not rounded, that belongs to a level; float64 on the CPU, of the same shape.
 
-        Labels of a table of training timesteps end at 0 and T - 1.
+        Those of a table of training timesteps end at 0 and T - 1.
         """
-        return self.label.of_log_snr(log_snr.detach().double().cpu())
+        return self.clock.timestep(log_snr.detach().double().cpu())
 
     def log_snr_of(self, timestep: Tensor) -> Tensor:
-        """The level that the network takes a label for; float64 on the CPU, of the same shape."""
-        return self.label.log_snr(timestep.detach().double().cpu())
+        """The level that the network takes a timestep for; float64 on the CPU, of the same shape."""
+        return self.clock.log_snr(timestep.detach().double().cpu())
 
-    def label_mismatch(self) -> Tensor:
-        """`(N,)`, label told minus label of the scheduler's level, in labels (training timesteps for tables).
+    def timestep_mismatch(self) -> Tensor:
+        """`(N,)`, timestep told minus timestep of the scheduler's level.
 
         Positive: the network is told a noisier level than the scheduler's. Rounding and truncation of timesteps.
         """
         return self.timesteps - self.timestep_of(self.log_snr)
 
     def arrival_mismatch(self) -> Tensor:
-        """`(N,)`, label of the scheduler's level minus label of the level at which the state arrives.
+        """`(N,)`, timestep of the scheduler's level minus that of the level at which the state arrives.
 
         Positive: the state is cleaner than the scheduler takes it for. Not zero where a scheduler's stride is not
         the spacing of its timesteps, such as DDIM with "linspace" spacing.

@@ -28,7 +28,7 @@ from nag.corrections.calibrated import Calibrated
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.network.table import row_of, unwrap
 from nag.noise.read import SchedulerLevels, read_levels
-from nag.noise.relevel import discards_passed_state, relevel
+from nag.noise.relevel import relevel
 from nag.seams.asking import Call, output_with, rows_of
 from nag.seams.layouts import TOLD, Layout, layout_of, same_label
 from nag.seams.listening import heard, is_heard, tapped
@@ -616,7 +616,7 @@ class Run:
                 continue
             at.memory = memory
             moves = overrides(one, "state")
-            if moves and not at.two_stages and discards_passed_state(self.scheduler):
+            if moves and not at.two_stages and at.levels.own_state is not None:
                 raise ValueError(
                     f"scheduler must step from the state it is handed for {type(one).__name__}, got "
                     f"{type(self.scheduler).__name__}. Use DDIM, Euler or DPMSolverMultistep."

@@ -97,12 +97,12 @@ def test_subclasses_are_read_like_their_parents_and_left_alone() -> None:
         ("DDIMScheduler", {}, 0.0, 1e-3, 0),
     ],
 )
-def test_label_mismatch_of_diffusers(
+def test_timestep_mismatch_of_diffusers(
     name: str, options: dict[str, Any], mean: float, largest: float, repeated: int
 ) -> None:
     """20 steps, in training timesteps; measured with diffusers 0.42 alone, to two digits."""
     levels = read_levels(make(name, 20, **(STABLE_DIFFUSION | options)))
-    mismatch = levels.label_mismatch()
+    mismatch = levels.timestep_mismatch()
     assert float(mismatch.mean()) == pytest.approx(mean, abs=0.006)
     assert float(mismatch.abs().max()) <= largest
     assert len(levels.timesteps) - len(levels.timesteps.unique()) == repeated
@@ -142,7 +142,7 @@ def test_labels_there_and_back_and_training_process(name: str, options: dict[str
     levels = read_levels(scheduler)
     inner = levels.log_snr[(levels.log_snr > -20) & (levels.log_snr < 20)]
     torch.testing.assert_close(levels.log_snr_of(levels.timestep_of(inner)), inner, rtol=0, atol=1e-6)
-    assert levels.label_mismatch()[2:].abs().max() < 0.02 * levels.timesteps.abs().max()
+    assert levels.timestep_mismatch()[2:].abs().max() < 0.02 * levels.timesteps.abs().max()
     assert read_training(scheduler) == levels.training
     # the process is that of the network's input, at any level
     alpha, sigma = levels.training.alpha_sigma(levels.log_snr)
