@@ -80,7 +80,7 @@ class Objective:
         process: a_t and b_t, in the coordinates of the network's input.
         prediction: the target, one of `nag.noise.target.PREDICTIONS`; subclasses may have another target.
         parameters: what `make_objective` was given besides the name.
-        num_train_timesteps: T, the scale of the labels of processes without a table.
+        num_train_timesteps: T, the scale of the timesteps of processes without a table.
         learned_variance: whether the network also predicts the variance of a DDPM step.
     """
 
@@ -120,7 +120,7 @@ class Objective:
         """p(t) up to a factor, of t's shape; uniform over the timesteps of a table, which is `LevelPrior.timesteps`."""
         return torch.ones_like(t)
 
-    def label(self, t: Tensor) -> Tensor:
+    def timestep(self, t: Tensor) -> Tensor:
         """What a network is told at a level: its integer timestep, or T t."""
         if isinstance(self.process, DiscreteVP):
             return self.process.timestep(t).round()
@@ -143,7 +143,7 @@ class _LogNormal(Objective):
         slope = -0.5 * self.process.log_snr_dot(t)  # of ln nsr
         return torch.exp(-0.5 * ((nsr.log() - self.mean) / self.std) ** 2) * slope
 
-    def label(self, t: Tensor) -> Tensor:
+    def timestep(self, t: Tensor) -> Tensor:
         """ln(nsr) / 4, Karras' c_noise."""
         return -self.process.log_snr(t) / 8
 

@@ -158,10 +158,10 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         self.levels = t
         self.alpha = torch.cat([alpha[:1], alpha_next])
         self.sigma = torch.cat([sigma[:1], sigma_next])
-        label = self.objective.label(t).float()
+        told = self.objective.timestep(t).float()
         if self.order == 2:
-            label = torch.cat([label[:1], label[1:].repeat_interleave(2)])
-        self.timesteps = label.to(device)
+            told = torch.cat([told[:1], told[1:].repeat_interleave(2)])
+        self.timesteps = told.to(device)
         self.num_inference_steps = n
         self._restart()
 

@@ -57,7 +57,7 @@ def test_edm_labels_are_those_of_its_scheduler():
     scheduler.set_timesteps(12)
     objective = make_objective("edm")
     t = objective.process.t_from_log_snr(-2 * scheduler.sigmas[:-1].double().log())
-    close(objective.label(t).float(), scheduler.timesteps.float(), 1e-4)
+    close(objective.timestep(t).float(), scheduler.timesteps.float(), 1e-4)
 
 
 def test_uedm_keeps_c_skip_and_drops_what_depends_on_the_level():
@@ -94,7 +94,7 @@ def test_levels_are_lognormal_and_density_is_their_density(name, mean, std):
 def test_ddpm_levels_are_the_timesteps_equally_often():
     objective = make_objective("ddpm", num_train_timesteps=50)
     u = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
-    labels = objective.label(objective.level(u))
+    labels = objective.timestep(objective.level(u))
     assert torch.equal(labels.long().bincount(), torch.full((50,), 100))
 
 
