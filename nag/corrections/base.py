@@ -69,7 +69,7 @@ class Question(Protocol):
         self,
         *,
         u: Tensor | None = None,
-        label: Tensor | None = None,
+        timestep: Tensor | None = None,
         network: nn.Module | None = None,
         unconditional: bool = False,
         null: bool = False,
@@ -184,8 +184,10 @@ class At:
         Returns:
             `(B, C, *shape)`, without a learned variance.
         """
-        label = None if log_snr is None else self.levels.timestep_of(torch.as_tensor(log_snr)).float()
-        return self.question.ask(u=u, label=label, network=network, unconditional=unconditional, null=null)[0]
+        timestep = None if log_snr is None else self.levels.timestep_of(torch.as_tensor(log_snr)).float()
+        return self.question.ask(
+            u=u, timestep=timestep, network=network, unconditional=unconditional, null=null
+        )[0]
 
     def posterior(self, regressor: Any, u: Tensor | None = None) -> Any:
         """p(log_snr | u) by a regressor, told the prompt or class that the network is told; u defaults to the step's."""

@@ -23,7 +23,7 @@ from nag.theory.stability import (
     radial_invariant,
     stability_table,
 )
-from nag.theory.targets import Target, TargetForm, target_form, target_rate
+from nag.theory.targets import Prediction, TargetForm, target_form, target_rate
 
 __all__ = [
     "AccumulatedBound",
@@ -34,8 +34,8 @@ __all__ = [
     "FiniteData",
     "LevelPrior",
     "Measured",
+    "Prediction",
     "StabilityTable",
-    "Target",
     "TargetForm",
     "accumulate",
     "accumulated_bound",

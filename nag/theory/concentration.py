@@ -40,7 +40,7 @@ from nag.theory.levelwise import (
     levelwise,
 )
 from nag.theory.posterior import FiniteData
-from nag.theory.targets import Target, coefficients, target_rate
+from nag.theory.targets import Prediction, coefficients, target_rate
 
 __all__ = [
     "Concentration",
@@ -90,7 +90,7 @@ class Concentration:
 def concentration(
     oracle: FiniteData,
     z: Float[Tensor, "batch *shape"],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, Prediction],
     *,
     loss_weight: Callable[[Tensor], Tensor] | None = None,
     negligible: float = NEGLIGIBLE,
@@ -135,7 +135,7 @@ def concentration(
 
 
 def law_of_spread(
-    oracle: FiniteData, target: Target, t: Tensor, norm_squared: Float[Tensor, " batch"]
+    oracle: FiniteData, target: Prediction, t: Tensor, norm_squared: Float[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """|d f_t/dt|^2 / I(t) = (p^2 |x_0|^2 + q^2 D) / I for a known datum; flow matching: (1 + s)/(2 + s).
 
@@ -233,7 +233,7 @@ def concentration_table(
     oracle: FiniteData,
     x_0: Float[Tensor, "draws *shape"],
     levels: Float[Tensor, " levels"] | Sequence[float],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, Prediction],
     *,
     generator: torch.Generator,
     loss_weight: Callable[[Tensor], Tensor] | None = None,

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from nag.theory.levelwise import NEGLIGIBLE, Levelwise, average, levelwise
 from nag.theory.posterior import FiniteData
-from nag.theory.targets import Target, target_form
+from nag.theory.targets import Prediction, target_form
 
 __all__ = ["BlindField", "decompose", "energy_gradient", "marginal_energy", "preconditioned_gradient"]
 
@@ -78,7 +78,7 @@ class BlindField:
 def decompose(
     oracle: FiniteData,
     x: Float[Tensor, "batch *shape"],
-    target: Target,
+    target: Prediction,
     *,
     loss_weight: Callable[[Tensor], Tensor] | None = None,
     sharpness: float = 1.0,
@@ -123,7 +123,7 @@ def decompose(
 
 
 def preconditioned_gradient(
-    oracle: FiniteData, x: Float[Tensor, "batch *shape"], target: Target
+    oracle: FiniteData, x: Float[Tensor, "batch *shape"], target: Prediction
 ) -> Float[Tensor, "batch *shape"]:
     """E[lambda_t | x] grad E(x), the natural-gradient term, without the other two."""
     moment = oracle.posterior_moment(x, lambda t: target_form(oracle.process, target, t).slope, of="t")

@@ -43,11 +43,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nag.noise.process import Flow, GaussianProcess, expand
+from nag.noise.process import Flow, GaussianProcess
+from nag.noise.target import expand
 from nag.theory.concentration import Measured, check_table
 from nag.theory.levelwise import NEGLIGIBLE, average, check_levels, levelwise
 from nag.theory.posterior import FiniteData
-from nag.theory.targets import Target, coefficients, target_form
+from nag.theory.targets import Prediction, coefficients, target_form
 
 __all__ = [
     "DriftError",
@@ -90,7 +91,7 @@ def drift_error(
     oracle: FiniteData,
     x: Float[Tensor, "batch *shape"],
     t: Tensor | float,
-    targets: Mapping[str, Target],
+    targets: Mapping[str, Prediction],
     *,
     loss_weight: Callable[[Tensor], Tensor] | None = None,
     negligible: float = NEGLIGIBLE,
@@ -256,7 +257,7 @@ def stability_table(
     oracle: FiniteData,
     x_0: Float[Tensor, "draws *shape"],
     levels: Float[Tensor, " levels"] | Sequence[float],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, Prediction],
     *,
     generator: torch.Generator,
     loss_weight: Callable[[Tensor], Tensor] | None = None,

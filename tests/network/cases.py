@@ -51,7 +51,7 @@ class Case:
     Args:
         config: arguments of the class.
         inputs: arguments of `forward` but the level; functions of batch size and generator are called, dicts are entered.
-        label: the level's argument from the levels `(B,)`; a dict where several arguments carry the level.
+        timestep: the level's argument from the levels `(B,)`; a dict where several arguments carry the level.
         inert: arguments that need not matter at the null level, each with a reason.
         needs: a package that diffusers wants for it and this library does not.
         tokens: L where the features are `(B, L, C)`.
@@ -60,7 +60,7 @@ class Case:
 
     config: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any]
-    label: Callable[[Tensor], Any] = lambda t: t
+    timestep: Callable[[Tensor], Any] = lambda t: t
     inert: tuple[str, ...] = ()
     needs: str | None = None
     tokens: int | None = None
