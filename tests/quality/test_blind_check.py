@@ -22,13 +22,13 @@ from nag.cli.main import app
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.noise.discrete import DiscreteVP
+from nag.noise.measured import Measured
 from nag.noise.process import Flow
 from nag.noise.read import read_levels
 from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk
 from nag.quality.blind_exact import Knowledge, both_schedules, drift_rows, know
 from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
 from nag.quality.blind_report import FILES, reading, write_blind_check
-from nag.quality.distances import Measured
 from nag.quality.feature_network import SmallClassifier
 from nag.shift.page import check_output
 from tests.models import tiny_checkpoint, tiny_unet, write_parquet
