@@ -63,12 +63,12 @@ class Told:
     @property
     def process(self) -> GaussianProcess:
         """The process of the states."""
-        return self.regressor.process  # type: ignore[no-any-return]
+        return self.regressor.process
 
     @property
     def log_snr_range(self) -> tuple[float, float]:
         """Ends of its levels."""
-        return self.regressor.log_snr_range  # type: ignore[no-any-return]
+        return self.regressor.log_snr_range
 
     def parameters(self) -> Any:
         """Of the regressor."""

@@ -163,13 +163,15 @@ class NoiseShift:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries, lists and numbers that strict JSON can hold; what is missing is None, never nan."""
-        return json.loads(json.dumps(asdict(self), allow_nan=False))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(asdict(self), allow_nan=False))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NoiseShift:
         """The inverse of `to_dict`."""
         try:
-            values = {name: tuple(v) if isinstance(v, list | tuple) else v for name, v in data.items()}
+            values: dict[str, Any] = {
+                name: tuple(v) if isinstance(v, list | tuple) else v for name, v in data.items()
+            }
             steps = tuple(
                 StepShift(**step | {"density": _density(step["density"])}) for step in data["steps"]
             )

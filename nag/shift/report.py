@@ -142,7 +142,9 @@ def write_report(
         {
             "name": name,
             "baseline": run.baseline,
-            "reading": reading(run.shift, run.baseline and (run.baseline, shifts[run.baseline])),
+            "reading": reading(
+                run.shift, None if run.baseline is None else (run.baseline, shifts[run.baseline])
+            ),
             "shift": run.shift.to_dict(),
             "settings": dict(run.settings),
             "samples": contact_sheet(run.images) if run.images is not None and len(run.images) else None,

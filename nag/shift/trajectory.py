@@ -163,7 +163,11 @@ def record(
     pipeline_kwargs, acting = split_arguments(pipeline, given)
     del pipeline_kwargs["num_inference_steps"]
     acting = [one for one in acting if one.on]
-    arguments = {"num_samples": num_samples, "num_inference_steps": num_inference_steps, "seed": seed}
+    arguments: dict[str, Any] = {
+        "num_samples": num_samples,
+        "num_inference_steps": num_inference_steps,
+        "seed": seed,
+    }
     arguments |= {"class_labels": None if labels is None else labels.tolist()} | pipeline_kwargs
     if acting:
         arguments["corrections"] = acting
