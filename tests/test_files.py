@@ -16,15 +16,14 @@ from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.tuned import read_entries
 from nag.files import parse_json, read_json, written_whole
 from nag.finetune.checkpoints import load_checkpoint
-from nag.finetune.denoiser import _from_scratch
-from nag.finetune.options import DenoiserOptions
+from nag.finetune.denoiser import DenoiserOptions, _from_scratch
 from nag.quality.bench import read_assignments
 from nag.quality.blind_check import BlindCheck
 from nag.quality.feature_network import load_feature_network
 from nag.quality.reference import ReferenceFeatures
 from nag.quality.stage import _refuse_other
 from nag.quality.tuning_journal import Journal
-from nag.shift.trajectory import Trajectory
+from nag.shift import Trajectory
 
 DEEP = 200_000 * "["
 

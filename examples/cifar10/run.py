@@ -26,6 +26,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,9 +36,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
 from cifar10_data import write_splits
 from scales import SCALES, Scale
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 STOPPED = 130
@@ -103,7 +105,7 @@ class Run:
         stages["calibrate"] = self._words(CALIBRATE + scale.calibrate)
         for number, methods in enumerate(scale.compare_methods, 1):
             words = self._words(COMPARE + scale.compare)
-            stages[f"compare-{number}"] = words + [w for method in methods for w in ("--methods", method)]
+            stages[f"compare-{number}"] = [*words, "--corrections", *methods]
         return stages
 
     def _words(self, command: str) -> list[str]:
@@ -187,7 +189,7 @@ def do(run: Run, stage: str, minutes: float) -> int:
     Returns:
         0, or the exit code of its command: 130 if it was stopped and can go on.
     """
-    from nag.cli.main import app
+    from nag.cli.main import main as nag
 
     words = run.stages()[stage]
     print(f"\n[{stage}] {shlex.join(['nag', *words]) if words else ''}", flush=True)
@@ -197,10 +199,12 @@ def do(run: Run, stage: str, minutes: float) -> int:
     try:
         with limited(minutes):
             if words:
-                code = app(words, standalone_mode=False) or 0
+                nag(words)
             else:
                 {"prepare": prepare, "features": train_features}[stage](run)
-    except (KeyboardInterrupt, typer.Abort):
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except KeyboardInterrupt:
         code = STOPPED
     seconds = round(before + time.monotonic() - start, 1)
     write_json(spent if code else run.marker(stage), {"seconds": seconds, "command": words})
@@ -241,19 +245,13 @@ def check(run: Run, stage: str | None) -> list[str]:
 
 
 def main(
-    data: Annotated[Path, typer.Option("--data", help="Folder with CIFAR-10: tiles or parquet files.")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the results.")],
-    scale: Annotated[ScaleName, typer.Option("--scale", help="The form of the example.")] = ScaleName.GPU,
-    stage: Annotated[str | None, typer.Option("--stage", help="Do this stage only.")] = None,
-    class_conditional: Annotated[
-        bool, typer.Option("--class_conditional", help="Train a class-conditional denoiser.")
-    ] = False,
-    features: Annotated[
-        Path | None, typer.Option("--features", help="TorchScript file of FID's Inception network.")
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option("--minutes", help="Stop a stage after so many minutes; the next call goes on.")
-    ] = 8.0,
+    data: Annotated[Path, arg(help="Folder with CIFAR-10: tiles or parquet files.")],
+    output_dir: Annotated[Path, arg(help="Folder of the results.")],
+    scale: Annotated[ScaleName, arg(help="The form of the example.")] = ScaleName.GPU,
+    stage: Annotated[str | None, arg(help="Do this stage only.")] = None,
+    class_conditional: Annotated[bool, arg(help="Train a class-conditional denoiser.")] = False,
+    features: Annotated[Path | None, arg(help="TorchScript file of FID's Inception network.")] = None,
+    minutes: Annotated[float, arg(help="Stop a stage after so many minutes; the next call goes on.")] = 8.0,
 ) -> None:
     """Train on CIFAR-10, fine-tune with level dropout, and compare."""
     if not minutes > 0:
@@ -271,7 +269,7 @@ def main(
         code = do(run, name, minutes)
         if code:
             print(f"[{name}] {'stopped; the same command goes on' if code == STOPPED else 'failed'}")
-            raise typer.Exit(code)
+            sys.exit(code)
     done = [name for name in run.stages() if run.marker(name).exists()]
     seconds = {name: json.loads(run.marker(name).read_text())["seconds"] for name in done}
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
@@ -279,4 +277,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True, config=(tyro.conf.EnumChoicesFromValues,))

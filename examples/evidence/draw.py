@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -84,7 +85,7 @@ def table(*studies: str, named: bool = False) -> str:
             (scheduler, budget, parse_method(method.replace("{models}", "outputs/models")).label)
             for scheduler in setting["schedulers"]
             for budget in setting["steps"]
-            for method in setting["methods"]
+            for method in setting["corrections"]
         }
         if wanted - done:
             missing.append(study if not found else f"parts of {study}")
@@ -318,7 +319,7 @@ def picture(path: Path) -> None:
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Compare and write nothing.")] = False,
+    check: Annotated[bool, arg(help="Compare and write nothing.")] = False,
 ) -> None:
     """Write docs/evidence.md, docs/images/pareto.png and the README's table."""
     files = {ROOT / "docs" / "evidence.md": page(), ROOT / "README.md": readme()}
@@ -331,4 +332,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import Positional, arg
 
 from nag.files import written_file
 
@@ -63,7 +64,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | {
             "schedulers": [scheduler],
             "steps": [budget],
-            "methods": [*PLAIN, *(FINER if budget == 50 else BASELINES), *OURS],
+            "corrections": [*PLAIN, *(FINER if budget == 50 else BASELINES), *OURS],
             "shift": budget == 20,
         }
         for budget in (50, 20)
@@ -78,7 +79,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "num_samples": 1500,
             "tune_samples": 250,
             "shift": False,
-            "methods": [
+            "corrections": [
                 *PLAIN,
                 "epsilon_scaling:scale=0.995|0.998",
                 "dcw:scale=-0.001|-0.0005",
@@ -93,7 +94,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | {
         "schedulers": ["ddim"],
         "steps": [40, 100],
-        "methods": PLAIN,
+        "corrections": PLAIN,
         "shift": False,
     },
     "control": EMBEDDED
@@ -104,7 +105,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "shift": False,
         "num_samples": 1000,
         "tune_samples": 200,
-        "methods": [
+        "corrections": [
             *PLAIN,
             *(
                 f"null_autoguidance:scale=3,component={part},interval=-2.5..4"
@@ -127,7 +128,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "tune_samples": 200,
         "shift_samples": 128,
         "regressor": FASHION / "regressors" / "frozen",
-        "methods": [*PLAIN, "nag_corrected:scale=0.5|1|2", "nag_gradient:scale=0.25|1"],
+        "corrections": [*PLAIN, "nag_corrected:scale=0.5|1|2", "nag_gradient:scale=0.25|1"],
     },
     "weight": EMBEDDED
     | TRAILING
@@ -136,7 +137,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "steps": [50],
         "num_samples": 1000,
         "shift_samples": 128,
-        "methods": [*PLAIN, *(f"nag:scale={w},interval=-2.5..4" for w in (0.5, 1, 2, 4, 8))],
+        "corrections": [*PLAIN, *(f"nag:scale={w},interval=-2.5..4" for w in (0.5, 1, 2, 4, 8))],
     },
     "interval": EMBEDDED
     | TRAILING
@@ -145,7 +146,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "steps": [50],
         "num_samples": 1000,
         "shift": False,
-        "methods": [
+        "corrections": [
             *PLAIN,
             *(f"nag:scale=3,interval={i}" for i in ("..", "-5..4", "-2.5..", "-2.5..2", "0..4")),
         ],
@@ -156,7 +157,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | {
             "model": f"{{models}}/{name}",
             "steps": [50],
-            "methods": [*PLAIN, FINER[0], FINER[2], *NAG],
+            "corrections": [*PLAIN, FINER[0], FINER[2], *NAG],
             "num_samples": 1500,
             "tune_samples": 300,
         }
@@ -167,7 +168,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | {
         "model": FASHION / "model_unconditional",
         "steps": [20],
-        "methods": [*PLAIN, BASELINES[0], BASELINES[2], *NAG],
+        "corrections": [*PLAIN, BASELINES[0], BASELINES[2], *NAG],
         "num_samples": 1500,
         "tune_samples": 300,
     },
@@ -176,7 +177,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | TRAILING
         | {
             "model": f"{{models}}/small_ft_{name}",
-            "methods": [*PLAIN, *NAG],
+            "corrections": [*PLAIN, *NAG],
             "num_samples": 1500,
             "tune_samples": 300,
         }
@@ -193,7 +194,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "tune_samples": 260,
             "schedulers": ["ddim"],
             "steps": [30],
-            "methods": [
+            "corrections": [
                 *PLAIN,
                 *NAG,
                 "class_guidance:scale=1.25|1.5|2",
@@ -214,7 +215,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "calibration_samples": 256,
             "schedulers": ["ddim", "dpm++", "deis"],
             "steps": [10, 20],
-            "methods": [*PLAIN, "calibrated"],
+            "corrections": [*PLAIN, "calibrated"],
         }
         for name, model in {
             "fashion_mnist": EMBEDDED,
@@ -263,22 +264,16 @@ def publish(study: str, output: Path) -> None:
 
 
 def main(
-    studies: Annotated[list[str] | None, typer.Argument(help="Studies to run; default: all.")] = None,
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
-        "outputs/models"
-    ),
-    data_dir: Annotated[
-        Path, typer.Option("--data_dir", help="Holds fashion_mnist_16, mnist_16, ...")
-    ] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Cells and reports.")] = Path(
-        "outputs/evidence"
-    ),
-    show: Annotated[bool, typer.Option("--show", help="Print the commands and run nothing.")] = False,
+    studies: Annotated[Positional[tuple[str, ...]], arg(help="Studies to run; default: all.")] = (),
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/models"),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16, mnist_16, ...")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="Cells and reports.")] = Path("outputs/evidence"),
+    show: Annotated[bool, arg(help="Print the commands and run nothing.")] = False,
 ) -> None:
     """Run the comparisons of docs/evidence.md."""
     unknown = sorted(set(studies or []) - set(STUDIES))
     if unknown:
-        raise typer.BadParameter(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
     for study in studies or STUDIES:
         words = command(study, output_dir, models, data_dir)
         print("nag " + " ".join(words[2:]), flush=True)
@@ -288,4 +283,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -7,36 +7,72 @@ cell it was at. Started by `accelerate launch`, the processes share the cells.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from tqdm.auto import tqdm
+from nag.cli.options import Corrections, FeatureOptions, SamplerOptions, Schedulers, plain
 
-from nag import __version__
-from nag.cli.measuring import CompareOptions
-from nag.corrections.text import Method, parse_methods
-from nag.files import read_json, written_file
-from nag.noise.named import SCHEDULERS
-from nag.quality.bench import (
-    read_assignments,
-    scheduler_line,
-)
-from nag.quality.cells import measure_cell
-from nag.quality.comparison import Cell, cell_name, compare
-from nag.quality.comparison_report import write_comparison
-from nag.quality.stage import SETTINGS_FILE, Stage, load_stage
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["run"]
+    from nag.corrections.text import Method
+    from nag.quality.comparison import Cell
+    from nag.quality.stage import Stage
+
+__all__ = ["CompareOptions", "run"]
 
 DERIVED_SEEDS = 5  # --seed and the four that follow; see nag.quality.stage
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(SamplerOptions, FeatureOptions):
+    """Compare corrections at equal cost, for every scheduler and budget: compare.html, compare.md and compare.json.
+
+    Values divided by | are candidates: the best on the tuning seed is reported, on other seeds.
+
+    nag compare MODEL --data IMAGES --schedulers ddim heun --steps 10 20 --corrections "nag:scale=0.5|1" calibrated
+    """
+
+    schedulers: Schedulers = ("ddim",)
+    steps: tuple[int, ...] = (20,)
+    """Budgets in network evaluations per sample. Every method takes as many steps as its budget pays for."""
+    corrections: Corrections = ("plain", "nag:scale=0.25|0.5|1|2")
+    reference: Path | None = None
+    """Images that samples are compared with: a folder or a parquet file. None: every second image of --data,
+    which then serves for nothing else."""
+    num_samples: int = 2000
+    """Samples per seed."""
+    seeds: tuple[int, ...] = (101, 102)
+    """Seeds that are reported."""
+    seed: int = 1
+    """Seed of tuning, calibration and shift; must not be one of --seeds."""
+    tune_samples: int = 500
+    """Samples per candidate."""
+    scheduler_config: tuple[str, ...] = ()
+    """Settings of every scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
+    judge: str | None = None
+    """Regressor that measures the shift, better an independent one. None: --regressor."""
+    calibration_samples: int = 512
+    """Samples that a calibration is measured with."""
+    shift: bool = True
+    """Measure the noise shift of every cell; needs a regressor."""
+    shift_samples: int = 256
+    """Trajectories that a shift is measured with."""
+    resamples: int = 50
+    """Bootstrap resamples behind the error bars."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast precision of the samples. Calibration and shift are measured in float32."""
+    batch_size: int = 250
+    """Samples per batch."""
+    output_dir: Path = Path("outputs/compare")
+    """Folder of the result. Cells that it holds already are not measured again."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Processes:
     """Which of how many processes this is."""
 
@@ -59,11 +95,14 @@ def run(options: CompareOptions) -> Path | None:
 
     Returns:
         The path of compare.html; None in all processes but the first.
-
-    Raises:
-        ValueError: if an option is wrong, something that a method needs is missing, there are too few samples or images,
-            or the output folder holds results of other settings.
     """
+    from tqdm.auto import tqdm
+
+    from nag.files import written_file
+    from nag.quality.bench import scheduler_line
+    from nag.quality.cells import measure_cell
+    from nag.quality.stage import load_stage
+
     methods = _check(options)
     processes = _processes(options.device)
     stage, settings = load_stage(options, methods, processes.device)
@@ -102,7 +141,11 @@ def run(options: CompareOptions) -> Path | None:
 
 def _check(options: CompareOptions) -> list[Method]:
     """Refuses what can be seen without loading anything; returns the methods, plain first."""
-    methods = parse_methods(dict.fromkeys(("plain", *options.methods)))
+    from nag.corrections.text import parse_methods
+    from nag.noise.named import SCHEDULERS
+    from nag.quality.bench import read_assignments
+
+    methods = parse_methods(dict.fromkeys(("plain", *options.corrections)))
     unknown = [name for name in options.schedulers if name not in SCHEDULERS]
     if unknown or not options.schedulers:
         raise ValueError(
@@ -141,6 +184,9 @@ def _check(options: CompareOptions) -> list[Method]:
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Makes the folder that of these settings."""
+    from nag.files import written_file
+    from nag.quality.stage import SETTINGS_FILE
+
     # settings first: a folder with cells and no settings is refused
     with written_file(folder / SETTINGS_FILE) as part:
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -149,10 +195,15 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _path(folder: Path, scheduler: str, budget: int, method: Method) -> Path:
+    from nag.quality.comparison import cell_name
+
     return folder / "cells" / f"{cell_name(scheduler, budget, method.label)}.json"
 
 
 def _read(path: Path) -> Cell:
+    from nag.files import read_json
+    from nag.quality.comparison import Cell
+
     return Cell.from_dict(read_json(path))
 
 
@@ -168,18 +219,17 @@ def _line(cell: Cell) -> str:
 
 def _write(options: CompareOptions, settings: dict[str, Any], stage: Stage, paths: list[Path]) -> Path:
     """The summary of all cells of the folder: this run's in their order, then those of earlier runs."""
+    from nag import __version__
+    from nag.quality.comparison import cell_name, compare
+    from nag.quality.comparison_report import write_comparison
+
     folder = options.output_dir
     earlier = sorted(set((folder / "cells").glob("[!.]*.json")) - set(paths))
     cells = [_read(path) for path in (*paths, *earlier)]
-    command = {
-        item.name: value
-        for item in dataclasses.fields(options)
-        if (value := getattr(options, item.name)) is not None
-    }
     data = {
         "title": f"Comparison on {Path(options.model).name}",
         "version": __version__,
-        "settings": {name: _plain(value) for name, value in command.items()},
+        "settings": {name: value for name, value in plain(options).items() if value is not None},
         "fingerprints": settings,
         "num_reference_images": stage.reference.num_images,
         "num_features": stage.reference.num_features,
@@ -191,8 +241,3 @@ def _write(options: CompareOptions, settings: dict[str, Any], stage: Stage, path
     path = write_comparison(data, [folder / "features" / f"{name}.safetensors" for name in names], folder)
     print(f"Written: {path}, compare.md, compare.json")
     return path
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON can hold it."""
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

@@ -6,58 +6,105 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tqdm.auto import tqdm
+from tyro.conf import arg
 
-from nag.cli.tune_options import FORMS, TuneOptions
-from nag.corrections import Calibrated, NoiseGuidance
-from nag.corrections.interval import PURE_NOISE
-from nag.corrections.tuned import FILE_NAME, Entry, Sampler, refuse_known, save_entry
-from nag.network.regressor import fingerprint
-from nag.noise.named import make_scheduler
-from nag.noise.read import read_levels
-from nag.quality.bench import (
-    Conditions,
-    check_sampler,
-    conditions_of,
-    configured_schedulers,
-    feature_network,
-    given,
-    held_out_images,
-    image_table,
-    load_pipeline,
-    read_assignments,
-    scheduler_line,
-    states_of,
-    why_not,
-)
-from nag.quality.measures import check_enough
-from nag.quality.reference import ReferenceFeatures, fingerprint_of_images, reference_features
-from nag.quality.tuning import Search, Space, decide
-from nag.quality.tuning_bench import PipelineBench
-from nag.quality.tuning_journal import Candidate, Journal, Trial
-from nag.seams.attach import sampler_of
-from nag.shift.calls import main_network
-from nag.shift.told import told_by
+from nag.cli.options import FeatureOptions, SamplerOptions, Scheduler
 
-__all__ = ["run", "trial_table"]
+if TYPE_CHECKING:
+    from nag.corrections.tuned import Entry, Sampler
+    from nag.quality.bench import Conditions
+    from nag.quality.reference import ReferenceFeatures
+    from nag.quality.tuning import Space
+    from nag.quality.tuning_bench import PipelineBench
+    from nag.quality.tuning_journal import Trial
 
+__all__ = ["TuneOptions", "run", "trial_table"]
+
+FORMS = ("classifier_free", "corrected", "gradient", "calibrated")
 LISTED = 8
 HEAD = f"{'':<66}{'cost':>6} {'samples':>8} {'Frechet':>8} {'plain':>8} {'recall':>7} {'plain':>7}"
 SLACK = 1.2  # of the time kept for the confirmation
 
 
-def run(options: TuneOptions) -> Entry:
-    """Searches, confirms, prints and saves.
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(SamplerOptions, FeatureOptions):
+    """Find weight, interval and form of noise guidance for one sampler, or that none helps; saved beside the model.
 
-    Raises:
-        ValueError: if an option is wrong, or the time is too short for the confirmation.
-        FileExistsError: if the output holds an entry for this sampler that may not be replaced.
-        RuntimeError: if the time was too short for any trial.
+    nag tune MODEL --data IMAGES --scheduler ddim --steps 20 --time_limit 15
     """
+
+    scheduler: Scheduler = None
+    steps: int = 20
+    """Sampling steps."""
+    scheduler_config: tuple[str, ...] = ()
+    """Settings of the scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
+    forms: Annotated[
+        tuple[str, ...],
+        arg(
+            help=f"What is tried, of {', '.join(FORMS)}; the last is tried alone and with noise guidance. Empty: all that "
+            "model and scheduler allow, without gradient."
+        ),
+    ] = ()
+    reference: Path | None = None
+    """Images that samples are compared with: a folder or a parquet file. None: --data. Every second one serves the
+    search, the others the confirmation."""
+    num_images: int = 300
+    """Images of --data that schedules are calibrated with."""
+    num_samples: int | None = None
+    """Samples of a trial that goes the whole way, of which a quarter is drawn first. None: 1000, or 16 times the
+    number of features."""
+    max_trials: int = 40
+    """Trials of weight, interval and form."""
+    time_limit: float = 15.0
+    """Minutes for everything; the search ends in time for the confirmation."""
+    max_recall_loss: float = 0.05
+    """Share of the recall of plain sampling at equal cost that may be lost."""
+    confirm_seeds: tuple[int, ...] = (101, 102)
+    """Seeds of the confirmation; --seed must not be one of them."""
+    confirm_samples: int = 1000
+    """Samples of the confirmation per seed."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast precision of the samples. Schedules are calibrated in float32."""
+    batch_size: int = 250
+    """Samples per batch."""
+    output_dir: Path | None = None
+    """Folder of the result, noise_guidance.json. None: the model's."""
+    overwrite: bool = False
+    """Replace the entry of the same sampler in that file."""
+    cache_dir: Path = Path("outputs/tune")
+    """Folder in which a search keeps its trials. A search that finds its own goes on."""
+
+
+def run(options: TuneOptions) -> Entry:
+    """Searches, confirms, prints and saves."""
+    from tqdm.auto import tqdm
+
+    from nag.corrections.tuned import Sampler, refuse_known, save_entry
+    from nag.network.regressor import fingerprint
+    from nag.quality.bench import (
+        check_sampler,
+        conditions_of,
+        configured_schedulers,
+        feature_network,
+        given,
+        image_table,
+        load_pipeline,
+        read_assignments,
+        scheduler_line,
+        states_of,
+    )
+    from nag.quality.reference import fingerprint_of_images
+    from nag.quality.tuning import Search
+    from nag.quality.tuning_bench import PipelineBench
+    from nag.quality.tuning_journal import Candidate, Journal
+    from nag.seams.attach import sampler_of
+    from nag.shift.calls import main_network
+    from nag.shift.forward import told_by
+
     begin = time.monotonic()
     _check(options)
     output = _output(options)
@@ -95,7 +142,7 @@ def run(options: TuneOptions) -> Entry:
         "references": [reference.fingerprint for reference in references],
     }
     words = json.dumps(identity, sort_keys=True).encode()
-    folder = options.output_dir / hashlib.sha256(words).hexdigest()[:16]
+    folder = options.cache_dir / hashlib.sha256(words).hexdigest()[:16]
     bench = PipelineBench(
         pipe,
         network,
@@ -157,6 +204,10 @@ def _confirmed(
     reference: ReferenceFeatures,
 ) -> Entry:
     """The verdict on the best trial, from fresh seeds and other real images."""
+    from nag.corrections import Calibrated
+    from nag.corrections.tuned import Entry
+    from nag.quality.tuning import decide
+
     evidence: dict[str, Any] = {
         "trials": len(trials),
         "seed": options.seed,
@@ -238,17 +289,24 @@ def _check(options: TuneOptions) -> None:
 
 
 def _output(options: TuneOptions) -> Path:
-    if options.output is not None:
-        return options.output
-    if not Path(options.model).is_dir():
+    from nag.corrections.tuned import FILE_NAME
+
+    if options.output_dir is None and not Path(options.model).is_dir():
         raise ValueError(
-            f"output must be given for a model from the Hub, got {options.model!r}. Name a file."
+            f"output_dir must be given for a model from the Hub, got {options.model!r}. Name a folder."
         )
-    return Path(options.model) / FILE_NAME
+    return (options.output_dir or Path(options.model)) / FILE_NAME
 
 
 def _space(pipe: Any, conditions: Conditions, options: TuneOptions) -> Space:
     """What can be searched on this model and scheduler; what was asked for must be possible."""
+    from nag.corrections import NoiseGuidance
+    from nag.corrections.interval import PURE_NOISE
+    from nag.noise.named import make_scheduler
+    from nag.noise.read import read_levels
+    from nag.quality.bench import why_not
+    from nag.quality.tuning import Space
+
     scheduler = make_scheduler(None, pipe.scheduler)
     scheduler.set_timesteps(options.steps)
     levels = read_levels(scheduler)
@@ -281,6 +339,9 @@ def _space(pipe: Any, conditions: Conditions, options: TuneOptions) -> Space:
 
 def _images(pipe: Any, network: Any, options: TuneOptions) -> tuple[Any, Any, list[ReferenceFeatures]]:
     """Images and labels to calibrate with, and the real images' features for the search and for the confirmation."""
+    from nag.quality.bench import held_out_images
+    from nag.quality.reference import reference_features
+
     with_labels = pipe.regressor is not None and pipe.regressor.config.uses_class
     if options.reference is None:
         real, real_labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
@@ -290,7 +351,7 @@ def _images(pipe: Any, network: Any, options: TuneOptions) -> tuple[Any, Any, li
         real, _ = held_out_images(pipe, options.reference, with_labels=False, exact=True)
     images, labels = images[: options.num_images], None if labels is None else labels[: options.num_images]
     references = [
-        reference_features(half, network, cache_dir=options.output_dir, device=pipe.device, progress=True)
+        reference_features(half, network, cache_dir=options.cache_dir, device=pipe.device, progress=True)
         for half in (real[::2], real[1::2])
     ]
     fewest, features = references[1].num_images, references[0].num_features
@@ -304,6 +365,8 @@ def _images(pipe: Any, network: Any, options: TuneOptions) -> tuple[Any, Any, li
 
 def _sizes(options: TuneOptions, features: int) -> tuple[int, ...]:
     """Samples of each rung; at few samples per feature a Frechet distance says little."""
+    from nag.quality.measures import check_enough
+
     needed = 4 * (features + 1)
     most = max(1000, 16 * features) if options.num_samples is None else options.num_samples
     if most < needed:

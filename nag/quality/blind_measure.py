@@ -27,10 +27,11 @@ from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import split_output, unwrap
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import SchedulerLevels
+from nag.noise.measured import Measured
 from nag.noise.target import Target
 from nag.quality.blind_check import LevelRow, Walk
 from nag.quality.blind_exact import Knowledge, measured
-from nag.quality.distances import Measured, frechet_distance
+from nag.quality.distances import frechet_distance
 from nag.quality.feature_network import extract_features
 from nag.quality.resampling import bootstrap, bootstrap_difference
 from nag.theory.bound import accumulated_bound

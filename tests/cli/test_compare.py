@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nag.cli import compare as job
-from nag.cli.measuring import CompareOptions
+from nag.cli.compare import CompareOptions
 from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.text import parse_method
 from nag.noise.read import read_levels
@@ -38,7 +38,7 @@ def options(checkpoint, output_dir, **changed):
         "data": checkpoint / "data",
         "schedulers": ("ddim", "heun"),
         "steps": (3,),
-        "methods": ("nag:scale=0.5|1", "calibrated"),
+        "corrections": ("nag:scale=0.5|1", "calibrated"),
         "num_samples": 10,
         "tune_samples": 8,
         "shift_samples": 8,
@@ -98,7 +98,7 @@ def test_a_second_run_measures_what_is_missing_and_finds_the_same(checkpoint, co
 
 
 def test_another_grid_in_the_same_folder_is_added(checkpoint, compared):
-    job.run(options(checkpoint, compared, schedulers=("ddim",), methods=("dcw:scale=0.1",)))
+    job.run(options(checkpoint, compared, schedulers=("ddim",), corrections=("dcw:scale=0.1",)))
     rows = json.loads((compared / "compare.json").read_text())["rows"]
     assert [row["method"] for row in rows[:2]] == ["plain", "dcw:scale=0.1"]
     assert len(rows) == 7
@@ -121,7 +121,9 @@ def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_in
 ):
     """Counted without the table, six evaluations would be four steps or more; all of three lie inside."""
     method = parse_method("nag:scale=1,interval=0..+calibrated")
-    given = options(checkpoint, tmp_path / "out", schedulers=("ddim",), methods=(method.label,), shift=False)
+    given = options(
+        checkpoint, tmp_path / "out", schedulers=("ddim",), corrections=(method.label,), shift=False
+    )
     stage, _ = load_stage(given, [method], "cpu")
     stage.use("ddim")
 
@@ -149,7 +151,7 @@ def test_a_cell_without_a_shift_keeps_its_distances(checkpoint, tmp_path, monkey
         raise Diverged("the estimates must be finite")
 
     monkeypatch.setattr(cells, "record", diverges)
-    job.run(options(checkpoint, tmp_path / "out", schedulers=("ddim",), methods=("plain",), seeds=(101,)))
+    job.run(options(checkpoint, tmp_path / "out", schedulers=("ddim",), corrections=("plain",), seeds=(101,)))
     (row,) = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert row["refused"] is row["shift"] is None
     assert row["frechet"]["value"] > 0
@@ -159,29 +161,34 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     features = str(checkpoint / "model" / "classifier")
     given = {"model": str(tmp_path / "model"), "features": features, "schedulers": ("ddim",), "seeds": (101,)}
-    path = job.run(options(checkpoint, tmp_path / "out", **given, methods=("plain",), steps=(1,)))
+    path = job.run(options(checkpoint, tmp_path / "out", **given, corrections=("plain",), steps=(1,)))
     assert "The noise shift is not measured" in capsys.readouterr().out
     html = path.read_text(encoding="utf-8")
     assert "Not measured: there was no regressor" in html
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert rows[0]["class_accuracy"] is None
     with pytest.raises(ValueError, match="'class_guidance:scale=2': guidance_scale must be 1 for an uncond"):
-        job.run(options(checkpoint, tmp_path / "other", **given, methods=("class_guidance:scale=2",)))
+        job.run(options(checkpoint, tmp_path / "other", **given, corrections=("class_guidance:scale=2",)))
     with pytest.raises(ValueError, match="guidance_scale must be 1 for an unconditional network, got 2.0"):
-        job.run(options(checkpoint, tmp_path / "other", **given, methods=("plain",), guidance_scale=2.0))
+        job.run(options(checkpoint, tmp_path / "other", **given, corrections=("plain",), guidance_scale=2.0))
     with pytest.raises(
         ValueError, match="'calibrated': regressor must be given to calibrate, got none beside the model"
     ):
-        job.run(options(checkpoint, tmp_path / "other", **given, methods=("calibrated",)))
+        job.run(options(checkpoint, tmp_path / "other", **given, corrections=("calibrated",)))
     with pytest.raises(
         ValueError, match="regressor must be given for noise_guidance_mode 'gradient', got None"
     ):
-        job.run(options(checkpoint, tmp_path / "other", **given, methods=("nag_gradient:scale=1",)))
+        job.run(options(checkpoint, tmp_path / "other", **given, corrections=("nag_gradient:scale=1",)))
     assert not (tmp_path / "other").exists()
 
 
 def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
-    given = {"schedulers": ("ddim",), "steps": (1,), "methods": ("class_guidance:scale=2",), "seeds": (101,)}
+    given = {
+        "schedulers": ("ddim",),
+        "steps": (1,),
+        "corrections": ("class_guidance:scale=2",),
+        "seeds": (101,),
+    }
     job.run(options(checkpoint, tmp_path / "out", **given, shift=False))
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert rows[0]["refused"] is None
@@ -194,7 +201,7 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"methods": ("nagg",)}, "methods must be made of plain, nag, .*, got 'nagg'"),
+        ({"corrections": ("nagg",)}, "methods must be made of plain, nag, .*, got 'nagg'"),
         ({"schedulers": ("dimm",)}, "schedulers must be of ddim, ddpm, .*, got dimm. Check the spelling"),
         ({"schedulers": ()}, "schedulers must be of ddim, .*, got none"),
         ({"schedulers": ("flow_euler",)}, "scheduler must be for networks with a DiscreteVP process"),
@@ -212,10 +219,10 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
         ({"num_samples": 4}, "num_samples must be more than the 4 features"),
         ({"tune_samples": 4}, "tune_samples must be more than the 4 features of the network"),
         (
-            {"methods": ("class_interval:guidance_scale=2",), "guidance_scale": 3.0},
+            {"corrections": ("class_interval:guidance_scale=2",), "guidance_scale": 3.0},
             "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with WeakModel",
         ),
-        ({"features": "nowhere.pt"}, "path must be a TorchScript file, got 'nowhere.pt'"),
+        ({"features": "nowhere.pt"}, "name_or_path must be a TorchScript file .* got 'nowhere.pt'"),
     ],
 )  # fmt: skip
 def test_refused_before_any_work(checkpoint, tmp_path, changed, text):
@@ -248,7 +255,7 @@ def test_images_that_do_not_do(checkpoint, tmp_path):
 def test_a_model_without_a_feature_network(checkpoint, tmp_path):
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="features must be given, got none and no classifier/ in"):
-        job.run(options(checkpoint, tmp_path / "out", model=str(tmp_path / "model"), methods=("plain",)))
+        job.run(options(checkpoint, tmp_path / "out", model=str(tmp_path / "model"), corrections=("plain",)))
 
 
 def test_what_a_killed_process_leaves_is_no_use(tmp_path):
@@ -270,7 +277,7 @@ def test_a_folder_in_use(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_cells(checkpoint, tmp_path):
     """As `accelerate launch` starts them; what they find is what one process finds."""
-    shared = {"schedulers": ("ddim",), "methods": ("nag:scale=1",), "steps": (2, 3), "shift": False}
+    shared = {"schedulers": ("ddim",), "corrections": ("nag:scale=1",), "steps": (2, 3), "shift": False}
     job.run(options(checkpoint, tmp_path / "one", **shared))
     given = options(checkpoint, tmp_path / "two", **shared)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
@@ -286,7 +293,7 @@ def test_two_processes_share_the_cells(checkpoint, tmp_path):
         "--no_shift",
     ]
     command += [
-        "--methods",
+        "--corrections",
         "nag:scale=1",
         "--steps",
         2,

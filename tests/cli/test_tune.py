@@ -9,8 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 
-from nag.cli.tune import run
-from nag.cli.tune_options import TuneOptions
+from nag.cli.tune import TuneOptions, run
 from nag.corrections import NoiseGuidance
 from nag.corrections.tuned import FILE_NAME, read_entries
 from nag.network.regressor import NoiseLevelRegressor
@@ -21,8 +20,7 @@ from nag.quality.reference import reference_features
 from nag.quality.tuning import Search
 from nag.quality.tuning_bench import PipelineBench, recall_of
 from nag.quality.tuning_journal import Candidate, Trial
-from nag.shift.calls import Conditions
-from nag.shift.forward import sample_generators
+from nag.shift.calls import Conditions, sample_generators
 from tests.models import tiny_unet, write_parquet
 
 STEPS, FEATURES = 4, 6
@@ -75,8 +73,8 @@ def options(folder, tmp_path, **changes):
         "model": str(folder / "model"),
         "data": folder / "data",
         "steps": STEPS,
-        "output": tmp_path / FILE_NAME,
-        "output_dir": tmp_path / "work",
+        "output_dir": tmp_path,
+        "cache_dir": tmp_path / "work",
         "num_samples": 28,
         "confirm_samples": 20,
         "max_trials": 2,
@@ -178,7 +176,7 @@ def test_tuning_writes_what_the_pipeline_then_uses(folder, tmp_path, capsys):
     entry = run(chosen)
     said = capsys.readouterr().out
     assert f"Verdict for {entry.sampler}: {entry.reason}" in said
-    assert read_entries(chosen.output) == [
+    assert read_entries(chosen.output_dir / FILE_NAME) == [
         replace(entry, evidence=json.loads(json.dumps(entry.evidence)))
     ]  # tuples are lists in JSON
     assert entry.helps == ("use it" in entry.reason) != ("leave it off" in entry.reason)
@@ -189,7 +187,7 @@ def test_tuning_writes_what_the_pipeline_then_uses(folder, tmp_path, capsys):
     tuned, by_hand = (
         pipe(generator=torch.Generator().manual_seed(0), **settings, **arguments).images
         for arguments in (
-            {"noise_guidance": chosen.output},
+            {"noise_guidance": chosen.output_dir / FILE_NAME},
             {"corrections": entry.corrections},
         )
     )
@@ -255,7 +253,7 @@ def test_a_scheduler_is_configured(folder, tmp_path):
             {"scheduler_config": ("speed=9",)},
             "scheduler_config must name settings of the schedulers, got 'speed'",
         ),
-        ({"model": "someone/model", "output": None}, "output must be given for a model from the Hub"),
+        ({"model": "someone/model", "output_dir": None}, "output_dir must be given for a model from the Hub"),
         ({"features": "nowhere"}, "name_or_path must be"),
     ],
 )

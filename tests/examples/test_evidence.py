@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from nag.cli.measuring import CompareOptions
+from nag.cli.compare import CompareOptions
 from nag.corrections.text import parse_methods
 from nag.quality.comparison import Cell, SeedResult
 
@@ -38,15 +38,15 @@ def evidence(monkeypatch):
 
 
 def test_every_study_can_be_asked_for(evidence):
-    """Its flags are those of `nag compare`, its methods can be read."""
+    """Its flags are those of `nag compare`, its corrections can be read."""
     run, _ = evidence
     known = {item.name for item in dataclasses.fields(CompareOptions)}
     for study, setting in run.STUDIES.items():
         assert set(setting) <= known, study
         words = run.command(study, Path("out"), Path("models"), Path("data"))
-        methods = words[words.index("--methods") + 1 :]
+        methods = words[words.index("--corrections") + 1 :]
         methods = methods[: next((i for i, w in enumerate(methods) if w.startswith("--")), None)]
-        assert len(parse_methods(methods)) == len(setting["methods"]), study
+        assert len(parse_methods(methods)) == len(setting["corrections"]), study
         assert "{" not in " ".join(words), study
 
 
