@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
-from nag.quality.distances import Measured
+from nag.noise.measured import Measured
 
 __all__ = ["OOD_SCORES", "auroc", "ood_scores", "other_images", "shifted_sets"]
 

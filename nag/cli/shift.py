@@ -42,9 +42,10 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     from nag.noise.named import make_scheduler
     from nag.quality.bench import given, load_bench, scheduler_line
     from nag.shift import ReportRun, forward_reference, measure_shift, record, write_report
-    from nag.shift.report import check_output
+    from nag.shift.page import check_output
+    from nag.shift.report import FILES
 
-    check_output(options.output_dir, overwrite=options.overwrite)
+    check_output(options.output_dir, FILES, overwrite=options.overwrite)
     methods = candidates("plain", *options.corrections)
     bench = load_bench(
         options.model, options.data, options.regressor, options.num_images, options.device, options.prompts

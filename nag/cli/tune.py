@@ -103,7 +103,7 @@ def run(options: TuneOptions) -> Entry:
     from nag.quality.tuning_journal import Candidate, Journal
     from nag.seams.attach import sampler_of
     from nag.shift.calls import main_network
-    from nag.shift.told import told_by
+    from nag.shift.forward import told_by
 
     begin = time.monotonic()
     _check(options)

@@ -29,16 +29,8 @@ import torch
 from nag.files import read_json
 from nag.noise.levels import SchedulerLevels
 from nag.noise.read import read_levels, read_settings
-from nag.noise.relevel import Relevelled, discards_passed_state, relevel, require_calibratable
 
-__all__ = [
-    "FILE_NAME",
-    "NoiseCalibration",
-    "Relevelled",
-    "discards_passed_state",
-    "relevel",
-    "require_calibratable",
-]
+__all__ = ["FILE_NAME", "NoiseCalibration"]
 
 FILE_NAME = "noise_calibration.json"
 _FORMAT, _VERSION = "nag noise calibration", 2

@@ -46,12 +46,12 @@ from torch import Tensor, nn
 
 from nag.corrections.base import At, Correction
 from nag.corrections.directions import (
-    affine_form,
     along,
     bounded,
     corrected_null,
     level_gradient,
     refuse_swapped_weights,
+    training_target,
 )
 from nag.corrections.interval import Interval, check_interval, inside
 from nag.corrections.reuse import check_reuse, reused
@@ -188,7 +188,8 @@ class NoiseGuidance(Correction):
         exact = torch.promote_types(at.told.dtype, torch.float32)
         u, level = at.u.to(exact), float(at.log_snr)
         _, eps_hat = at.levels.x_0_and_eps(at.told.to(exact), u, log_snr=level)
-        _, slope, sigma = (float(k) for k in affine_form(at.levels, torch.tensor(level).double()))
+        target = training_target(at.levels, torch.tensor(level).double())
+        slope, sigma = float(target.slope), float(target.sigma)
         gradient = level_gradient(
             partial(_log_posterior, at.regressor, at.question.conditioning()),
             u,

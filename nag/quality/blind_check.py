@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nag.files import read_json, written_file
-from nag.quality.distances import Measured
+from nag.noise.measured import Measured
 
 __all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk"]
 

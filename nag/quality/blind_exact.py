@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from nag.blind.objectives import make_objective
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import PreconditionedEDM
+from nag.noise.measured import Measured
 from nag.noise.process import Flow, GaussianProcess
 from nag.quality.blind_check import DriftRow
-from nag.quality.distances import Measured
 from nag.theory import FiniteData, LevelPrior
 from nag.theory.levelwise import LEGENDRE_GAP, average, check_grid, levelwise, posterior_width
 from nag.theory.targets import coefficients, target_form

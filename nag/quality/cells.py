@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nag.corrections.calibration import NoiseCalibration, require_calibratable
+from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.text import Method
 from nag.files import written_file
+from nag.noise.measured import Measured
+from nag.noise.relevel import require_calibratable
 from nag.quality.comparison import Cell, SeedResult, cell_name
-from nag.quality.distances import Measured, frechet_distance_of_moments
+from nag.quality.distances import frechet_distance_of_moments
 from nag.quality.measures import frechet_resamples, measure_quality
 from nag.quality.reference import FeatureMoments
 from nag.quality.sampling import Cost, Sampled, count_cost, largest_steps, within

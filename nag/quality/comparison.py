@@ -28,7 +28,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.special import stdtr
 
-from nag.quality.distances import Measured
+from nag.noise.measured import Measured
 
 __all__ = [
     "Cell",

@@ -26,13 +26,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A number and its standard error."""
-
-    value: float
-    standard_error: float
+from nag.noise.measured import Measured
 
 
 @dataclass(frozen=True, kw_only=True)

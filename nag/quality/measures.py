@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from nag.noise.measured import Measured
 from nag.quality.distances import (
-    Measured,
     frechet_distance_of_moments,
     kernel_distance,
     manifolds,

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nag.quality.distances import Measured
+from nag.noise.measured import Measured
 
 __all__ = ["Statistic", "bootstrap", "bootstrap_difference", "resampled"]
 

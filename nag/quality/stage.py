@@ -42,7 +42,7 @@ from nag.quality.reference import ReferenceFeatures, fingerprint_of_images, refe
 from nag.quality.sampling import Sampled, sample_features
 from nag.shift import ForwardReference
 from nag.shift.calls import main_network
-from nag.shift.told import told_by
+from nag.shift.forward import told_by
 
 __all__ = ["SETTINGS_FILE", "Images", "Stage", "load_stage"]
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from nag.corrections import NoiseGuidance
-from nag.quality.distances import Measured
+from nag.noise.measured import Measured
 from nag.quality.tuning_journal import Candidate, Journal, Reading, Trial, lost_share
 
 __all__ = ["Bench", "Confirmed", "Search", "Space", "decide"]

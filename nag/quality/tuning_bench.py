@@ -25,8 +25,9 @@ from torch import Tensor
 
 from nag.corrections.calibration import NoiseCalibration
 from nag.files import written_file
+from nag.noise.measured import Measured
 from nag.noise.read import read_levels
-from nag.quality.distances import Measured, frechet_distance_of_moments, manifolds
+from nag.quality.distances import frechet_distance_of_moments, manifolds
 from nag.quality.measures import NEIGHBOURS, frechet_difference, measure_quality
 from nag.quality.moments import FeatureMoments
 from nag.quality.reference import ReferenceFeatures

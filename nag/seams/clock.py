@@ -63,7 +63,7 @@ class Clock:
         if told is None or told.numel() == 0:
             return self._rule is None and call.row is not None
         if self._rule is None:
-            usual = getattr(call.row, "label", "t")
+            usual = getattr(call.row, "told", "t")
             flat = told.detach().double().cpu().reshape(-1, 1)
             for rule in dict.fromkeys((usual, *TOLD)):
                 nominal = self._as_told(self.timesteps.cpu(), rule)[None].expand(len(flat), -1)

@@ -25,7 +25,7 @@ from nag.corrections.base import HIDDEN, At, Correction, overrides
 from nag.corrections.calibrated import Calibrated
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.network.table import row_of, unwrap
-from nag.noise.relevel import discards_passed_state, relevel
+from nag.noise.relevel import relevel
 from nag.seams.asking import Call, output_with, rows_of
 from nag.seams.clock import Clock
 from nag.seams.layouts import layout_of
@@ -468,7 +468,7 @@ class Run:
             if overrides(one, "level") != setting:
                 continue
             at.memory = memory
-            if overrides(one, "state") and not at.two_stages and discards_passed_state(self.scheduler):
+            if overrides(one, "state") and not at.two_stages and at.levels.own_state is not None:
                 raise ValueError(
                     f"scheduler must step from the state it is handed for {type(one).__name__}, got "
                     f"{type(self.scheduler).__name__}. Use DDIM, Euler or DPMSolverMultistep."

@@ -9,7 +9,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from nag.quality.distances import Measured, frechet_distance, manifolds
+from nag.noise.measured import Measured
+from nag.quality.distances import frechet_distance, manifolds
 from nag.quality.measures import Quality, check_enough, frechet_difference, frechet_resamples, measure_quality
 from nag.quality.moments import FeatureMoments
 from nag.quality.reference import ReferenceFeatures

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nag.quality.distances import Measured
+from nag.noise.measured import Measured
 from nag.quality.tuning import Confirmed, Search, Space, decide
 from nag.quality.tuning_journal import Candidate, Journal, Reading, Trial
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 from nag.load import NAGPipeline
 from nag.network.regressor import NoiseLevelRegressor
-from nag.shift.calls import main_network
-from nag.shift.latents import encoded
+from nag.shift.calls import encoded, main_network
 from tests.command import nag
 from tests.seams.zoo_transformers import dit
 from tests.seams.zoo_unets import stable_diffusion
