@@ -126,7 +126,7 @@ class DistillTask:
         import torch
 
         from nag.network.null import null_level
-        from nag.noise.process import expand
+        from nag.noise.target import expand
 
         label, level = self._timestep(t), self.process.log_snr(t)
         start, end = self.options.interval

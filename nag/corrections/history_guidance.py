@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nag.corrections.base import At, Correction
-from nag.noise.process import expand
+from nag.noise.target import expand
 
 __all__ = ["HistoryGuidance"]
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from nag.corrections.base import At
-from nag.corrections.directions import affine_form
-from nag.noise.process import expand
+from nag.corrections.directions import training_target
+from nag.noise.target import expand
 
 __all__ = ["REUSES", "check_reuse", "reused"]
 
@@ -72,10 +72,9 @@ def reused(
 
 
 def _slope(at: At) -> Tensor:
-    """What the network's prediction changes by where eps does by one: lambda / sigma of its affine form."""
-    level = torch.as_tensor(at.log_snr, dtype=torch.float64)
-    _, slope, sigma = affine_form(at.levels, level)
-    return slope / sigma
+    """What the network's prediction changes by where eps does by one: slope / sigma."""
+    target = training_target(at.levels, torch.as_tensor(at.log_snr, dtype=torch.float64))
+    return target.slope / target.sigma
 
 
 def _share(at: At, every: int, acts: Callable[[float], bool]) -> float:

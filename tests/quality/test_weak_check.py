@@ -1,0 +1,108 @@
+"""The screen of weak models: its sums by hand, on forward states and on states that a sampler reached."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from nag.corrections import WeakModel
+from nag.network.null import null_level
+from nag.pipelines import UNet2DPipeline
+from nag.quality.weak_check import screen
+from tests.corrections.samplers import network
+from tests.models import seeded
+
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+IMAGES = torch.randn(5, 1, 8, 8, generator=seeded(3)).clamp(-1, 1)
+
+
+def pipeline():
+    return UNet2DPipeline(
+        network(num_class_embeds=4), DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    )
+
+
+WEAK = {
+    "null": WeakModel(blind=True, scale=1.0),
+    "other": WeakModel(network=network(seed=5, num_class_embeds=4), scale=1.0),
+    "no class": WeakModel(unconditional=True, scale=1.0),
+}
+
+
+@torch.no_grad()
+def by_hand(ahead, steps=5):
+    """Sums of 5 images, told their classes, at each step of DDIM, in one batch."""
+    unet, other = network(num_class_embeds=4), WEAK["other"].network
+    scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    scheduler.set_timesteps(steps)
+    eps = torch.randn(IMAGES.shape, generator=seeded())
+    found = {}
+
+    def sums(states, i, u):
+        t = scheduler.timesteps[i]
+        squared = scheduler.alphas_cumprod[t].double()
+        told = unet(u, t, class_labels=LABELS).sample.double()
+        with null_level(unet):
+            null = unet(u, t, class_labels=LABELS).sample
+        answers = {
+            "null": null,
+            "other": other(u, t, class_labels=LABELS).sample,
+            "no class": unet(u, t, class_labels=torch.full((5,), 3)).sample,
+        }
+        rest = (u.double() - squared.sqrt() * IMAGES) / (1 - squared).sqrt() - told
+        for name, weak in answers.items():
+            change = told - weak
+            shared, size, loss = ((change * rest).sum(), (change**2).sum(), (rest**2).sum())
+            found[name, states, i] = (shared / size, shared**2 / size / loss)
+
+    def forward(i):
+        squared = scheduler.alphas_cumprod[scheduler.timesteps[i]]
+        return squared.sqrt() * IMAGES + (1 - squared).sqrt() * eps
+
+    for i in range(steps):
+        sums("forward", i, forward(i))
+        if i >= ahead:
+            x = forward(i - ahead)
+            for j in range(i - ahead, i):
+                t = scheduler.timesteps[j]
+                x = scheduler.step(unet(x, t, class_labels=LABELS).sample, t, x).prev_sample
+            sums("reached", i, x)
+    return found
+
+
+def test_it_is_the_regression_on_the_difference():
+    rows = screen(
+        pipeline(),
+        IMAGES,
+        WEAK,
+        conditions={"class_labels": LABELS},
+        num_inference_steps=5,
+        ahead=2,
+        batch_size=2,
+    )
+    expected = by_hand(ahead=2)
+    levels = sorted({row.log_snr for row in rows})
+    assert len(rows) == len(expected) == 3 * (5 + 3)
+    for row in rows:
+        weight, gain = expected[row.weak, row.states, levels.index(row.log_snr)]
+        assert row.weight.value == pytest.approx(float(weight), rel=2e-3, abs=1e-4)
+        assert row.gain.value == pytest.approx(float(gain), rel=4e-3, abs=1e-5)
+        assert row.weight.standard_error > 0
+
+
+def test_without_steps_ahead_there_are_forward_states_alone():
+    conditions = {"class_labels": LABELS}
+    rows = screen(
+        pipeline(), IMAGES, {"null": WEAK["null"]}, conditions=conditions, num_inference_steps=3, ahead=0
+    )
+    assert [row.states for row in rows] == ["forward"] * 3
+    assert all(0 <= row.gain.value <= 1 for row in rows)
+
+
+def test_samples_stay_as_they_are():
+    pipe, again = pipeline(), pipeline()
+    screen(pipe, IMAGES, WEAK, conditions={"class_labels": LABELS}, num_inference_steps=3)
+    found = [
+        one(class_labels=[0, 1], num_inference_steps=3, generator=seeded(), output_type="pt").images
+        for one in (pipe, again)
+    ]
+    assert torch.equal(*found)
