@@ -21,6 +21,7 @@ COMMANDS: dict[str, Any] = {
     "tune": ("nag.cli.tune", "TuneOptions"),
     "accuracy": ("nag.cli.accuracy", "AccuracyOptions"),
     "blind-check": ("nag.cli.blind_check", "BlindCheckOptions"),
+    "weak-check": ("nag.cli.weak_check", "WeakCheckOptions"),
     "finetune": {
         "denoiser": ("nag.finetune.denoiser", "DenoiserOptions"),
         "regressor": ("nag.finetune.regressor", "RegressorOptions"),

@@ -41,6 +41,7 @@ CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "noise_level_correction": ("NoiseLevelCorrection", {}),
     "null_autoguidance": ("WeakModel", {"network": None, "blind": True, "unconditional": False}),
     "autoguidance": ("WeakModel", {"blind": False, "unconditional": False, "component": "all"}),
+    "blind_autoguidance": ("WeakModel", {"blind": True, "unconditional": False, "component": "all"}),
     "domain_guidance": ("WeakModel", {"blind": False, "unconditional": True, "component": "all"}),
     "class_interval": (
         "WeakModel",

@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,11 +27,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nag.corrections import At, Correction, WeakModel
+from nag.files import read_json
 from nag.noise.measured import Measured
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
 
-__all__ = ["Asked", "LevelScreen", "screen"]
+__all__ = ["Asked", "LevelScreen", "draw", "rank_correlation", "screen", "shares"]
 
 FORWARD, REACHED = "forward", "reached"
 
@@ -165,3 +167,67 @@ def _summed(key: tuple[str, str, float], sums: Tensor, resamples: int, draws: to
     name, states, level = key
     size = float((sums[1].sum() / sums[2].sum()).sqrt())
     return LevelScreen(weak=name, states=states, log_snr=level, weight=weight, gain=gain, size=size)
+
+
+def shares(rows: list[LevelScreen]) -> dict[str, dict[str, float]]:
+    """The share of the loss that each weak model could take off, averaged over levels, by kind of state."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        found.setdefault(row.weak, {}).setdefault(row.states, []).append(row.gain.value)
+    return {name: {k: sum(v) / len(v) for k, v in kinds.items()} for name, kinds in found.items()}
+
+
+def rank_correlation(found: dict[str, dict[str, float]], comparison: str | os.PathLike[str]) -> float:
+    """Spearman's between the share of the loss (on reached states, if there are some) and how good the samples are.
+
+    Args:
+        found: of `shares`.
+        comparison: compare.json, whose methods begin with the names of the weak models.
+    """
+    from scipy.stats import spearmanr
+
+    rows = [row for row in read_json(comparison)["rows"] if row["frechet"] is not None]
+    pairs = []
+    for name, kinds in found.items():
+        distances = [row["frechet"]["value"] for row in rows if row["method"].startswith(name)]
+        if distances:
+            pairs.append((kinds.get(REACHED, kinds[FORWARD]), -min(distances)))
+    if len(pairs) < 3:
+        raise ValueError(
+            f"comparison must hold at least 3 of the weak models {', '.join(found)}, got {len(pairs)} in {comparison}."
+        )
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def draw(rows: list[LevelScreen], path: str | os.PathLike[str]) -> None:
+    """w* and the share of the loss against the level, one line per weak model and kind of state, into a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    colours = {name: f"C{k % 10}" for k, name in enumerate(dict.fromkeys(row.weak for row in rows))}
+    for name, colour in colours.items():
+        for states, style in ((FORWARD, "-"), (REACHED, "--")):
+            own = sorted((r for r in rows if r.weak == name and r.states == states), key=lambda r: r.log_snr)
+            for axis, of in zip(axes, ("weight", "gain"), strict=True):
+                found = [getattr(row, of) for row in own]
+                axis.errorbar(
+                    [row.log_snr for row in own],
+                    [one.value for one in found],
+                    [one.standard_error for one in found],
+                    ls=style,
+                    color=colour,
+                    marker="o",
+                    ms=3,
+                    label=f"{name}, {states} states",
+                )
+    axes[0].set(xlabel="log-SNR (right: cleaner)", ylabel="best weight w* by squared error")
+    axes[1].set(xlabel="log-SNR (right: cleaner)", ylabel="share of the loss it takes off", yscale="log")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[0].axhline(0, color="k", lw=0.5)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150, format="png")
+    plt.close(figure)

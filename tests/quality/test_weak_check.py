@@ -1,15 +1,19 @@
 """The screen of weak models: its sums by hand, on forward states and on states that a sampler reached."""
 
+import json
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from nag.cli import weak_check
+from nag.cli.weak_check import WeakCheckOptions
 from nag.corrections import WeakModel
 from nag.network.null import null_level
 from nag.pipelines import UNet2DPipeline
-from nag.quality.weak_check import screen
+from nag.quality.weak_check import rank_correlation, screen
 from tests.corrections.samplers import network
-from tests.models import seeded
+from tests.models import seeded, tiny_checkpoint
 
 LABELS = torch.tensor([0, 1, 2, 0, 1])
 IMAGES = torch.randn(5, 1, 8, 8, generator=seeded(3)).clamp(-1, 1)
@@ -106,3 +110,59 @@ def test_samples_stay_as_they_are():
         for one in (pipe, again)
     ]
     assert torch.equal(*found)
+
+
+def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
+    folder = tiny_checkpoint(tmp_path)
+    weak_check.run(
+        WeakCheckOptions(
+            model=str(folder / "model"),
+            data=folder / "data",
+            weak=(
+                "null_autoguidance",
+                f"blind_autoguidance:network={folder / 'model'}",
+                "class_interval",
+            ),
+            num_images=8,
+            steps=4,
+            ahead=1,
+            output_dir=tmp_path / "out",
+        )
+    )
+    kept = json.loads((tmp_path / "out" / "weak_check.json").read_text())
+    assert (tmp_path / "out" / "weak_check.png").stat().st_size > 1000
+    found = {(row["weak"], row["states"], row["log_snr"]): row["weight"]["value"] for row in kept["rows"]}
+    other = f"blind_autoguidance:network={folder / 'model'}"
+    same = [found[other, *key[1:]] for key in found if key[0] == "null_autoguidance"]
+    assert same == pytest.approx(
+        [value for key, value in found.items() if key[0] == "null_autoguidance"], rel=1e-4
+    )
+    assert "class_interval: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("weak", ["plain", "epsilon_scaling:scale=1.01", "calibrated"])
+def test_what_is_no_weak_model_is_refused(tmp_path, weak):
+    folder = tiny_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=weak.split(":")[0]):
+        weak_check.run(WeakCheckOptions(model=str(folder / "model"), data=folder / "data", weak=(weak,)))
+
+
+def test_the_rank_correlation_is_spearmans(tmp_path):
+    found = {
+        name: {"forward": 0.5, "reached": gain}
+        for name, gain in (("a", 0.1), ("b", 0.2), ("c", 0.3), ("d", 0.4))
+    }
+    distances = {
+        "a:scale=1": 3.0,
+        "a:scale=2": 2.0,
+        "b:scale=1": 2.5,
+        "c:scale=1": 1.5,
+        "d:scale=1": 1.0,
+        "plain": 9.0,
+    }
+    rows = [{"method": name, "frechet": {"value": value}} for name, value in distances.items()]
+    (tmp_path / "compare.json").write_text(json.dumps({"rows": rows}))
+    assert rank_correlation(found, tmp_path / "compare.json") == pytest.approx(0.8)  # ranks 2 1 3 4
+    (tmp_path / "few.json").write_text(json.dumps({"rows": rows[:3]}))
+    with pytest.raises(ValueError, match="comparison.*got 2"):
+        rank_correlation(found, tmp_path / "few.json")
