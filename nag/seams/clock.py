@@ -90,13 +90,14 @@ class Clock:
         nominal = self._as_told(self.timesteps[i])
 
         def change(timestep: Tensor) -> Tensor:
-            new = told.to(timestep.device)
+            # a pipeline that tells its network rounded timesteps has a network that wants them so
+            new = told.to(timestep.device, timestep.dtype if timestep.is_floating_point() else torch.float32)
             if new.ndim and len(call.sample) != len(new):
                 new = new.repeat(len(call.sample) // len(new))
             if timestep.ndim == 0 or (new.ndim and timestep.shape != new.shape):
                 return new
             same = same_timestep(timestep, nominal.expand_as(timestep))
-            return torch.where(same, new.expand_as(timestep), timestep.float())
+            return torch.where(same, new.expand_as(timestep), timestep.to(new.dtype))
 
         return call.retimed(change)
 
