@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from nag.cli.tune_options import FORMS, TuneOptions
 from nag.corrections import Calibrated, NoiseGuidance
-from nag.corrections.interval import PURE_NOISE
+from nag.corrections.base import PURE_NOISE
 from nag.corrections.tuned import FILE_NAME, Entry, Sampler, refuse_known, save_entry
 from nag.network.regressor import fingerprint
 from nag.noise.named import make_scheduler

@@ -19,12 +19,15 @@ and a correction may act at four places of it, none of which changes the network
 Directions come first and add up; predictions and states are passed on in the order of the list. A correction that does
 not commute with class guidance (a rescaled noise, say) acts on the prediction, which is already guided by its class.
 
+Some act within an interval of log-SNR only, and cost nothing outside (Kynkäänniemi 2024, arXiv 2404.07724).
+
 `Correction` does nothing at each of them; a subclass is a frozen dataclass that overrides what it needs, rarely more than
 one. What it has to remember from step to step lies in `At.memory`, which is made anew for each run.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -32,15 +35,51 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.corrections.interval import PURE_NOISE, Interval, inside
 from nag.noise.read import SchedulerLevels
 
-__all__ = ["HIDDEN", "At", "Correction", "Level", "Question", "overrides"]
+__all__ = [
+    "EVERYWHERE",
+    "HIDDEN",
+    "PURE_NOISE",
+    "At",
+    "Correction",
+    "Interval",
+    "Level",
+    "Question",
+    "check_interval",
+    "overrides",
+]
 
 HIDDEN: Literal["hidden"] = "hidden"
 """What `Correction.level` returns to tell the network no level at all."""
 
 Level = float | Tensor | Literal["hidden"] | None
+
+Interval = tuple[float | None, float | None]
+"""(start, end) in log-SNR, noisy end first; None leaves a side open."""
+
+EVERYWHERE: Interval = (None, None)
+
+PURE_NOISE = -60.0
+"""A log-SNR below which alpha is under 1e-13: a state of pure noise, with no level to be aware of."""
+
+
+def check_interval(interval: Interval) -> None:
+    """Refuses what is no range of levels.
+
+    Raises:
+        ValueError: if it is not two numbers (or None) in rising order.
+    """
+    ends = [end for end in interval if end is not None]
+    if len(interval) != 2 or not all(math.isfinite(end) for end in ends):
+        raise ValueError(
+            f"interval must be two log-SNRs, finite or None, got {interval}. None leaves a side open."
+        )
+    if len(ends) == 2 and ends[0] >= ends[1]:
+        raise ValueError(
+            f"interval must have start < end, got {interval}. Levels are log-SNR: the noisy end is the smaller number "
+            "and comes first."
+        )
 
 
 class Question(Protocol):
@@ -155,8 +194,9 @@ class At:
         """
         if isinstance(self.found, ValueError) and interval == (None, None):
             return True
-        level = self.log_snr if told and not isinstance(self.log_snr, Tensor) else self.nominal
-        return inside(interval, float(level))
+        level = float(self.log_snr) if told and not isinstance(self.log_snr, Tensor) else self.nominal
+        start, end = interval
+        return (start is None or level >= start) and (end is None or level <= end)
 
     @property
     def pure_noise(self) -> bool:

@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nag.corrections.base import At, Correction
+from nag.corrections.base import At, Correction, Interval, check_interval
 from nag.corrections.directions import (
     along,
     bounded,
@@ -53,7 +53,6 @@ from nag.corrections.directions import (
     refuse_swapped_weights,
     training_target,
 )
-from nag.corrections.interval import Interval, check_interval
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
 from nag.noise.read import SchedulerLevels

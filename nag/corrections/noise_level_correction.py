@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nag.corrections.base import At, Correction
-from nag.corrections.interval import Interval, check_interval
+from nag.corrections.base import At, Correction, Interval, check_interval
 from nag.corrections.noise_guidance import require_regressor
 from nag.noise.relevel import require_calibratable
 

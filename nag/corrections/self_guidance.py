@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nag.corrections.base import At, Correction
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval
+from nag.corrections.base import EVERYWHERE, At, Correction, Interval, check_interval
 from nag.corrections.time_shift import train_timesteps
 
 __all__ = ["SelfGuidance"]

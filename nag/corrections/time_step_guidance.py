@@ -22,8 +22,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from nag.corrections.base import At, Correction
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval
+from nag.corrections.base import EVERYWHERE, At, Correction, Interval, check_interval
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import level_modules
 

@@ -35,9 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nag.corrections.base import At, Correction
+from nag.corrections.base import EVERYWHERE, At, Correction, Interval, check_interval
 from nag.corrections.directions import along
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval
 from nag.corrections.noise_guidance import require_null_branch
 from nag.network.table import architecture_of, unwrap
 
