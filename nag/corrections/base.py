@@ -28,6 +28,7 @@ one. What it has to remember from step to step lies in `At.memory`, which is mad
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -278,11 +279,40 @@ class At:
         return self.i - self.i % 2 if self.two_stages else self.i
 
 
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "": lambda value: True,
+    "positive": lambda value: value > 0,
+    "at least 0": lambda value: value >= 0,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+}
+
+
 class Correction:
-    """Base of the corrections: the identity at each of the four places."""
+    """Base of the corrections: the identity at each of the four places; checks the numbers and words it is made of."""
 
     watches: ClassVar[bool] = False
     """Whether it only looks, so that no table depends on it."""
+
+    ranges: ClassVar[Mapping[str, str]] = {}
+    """The range of a number among its fields, where finite is not enough: "positive", "at least 0" or "in [0, 1]"."""
+
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """What a word among its fields may be."""
+
+    public: ClassVar[Mapping[str, str]] = {}
+    """Names of fields as a pipeline's arguments have them."""
+
+    def __post_init__(self) -> None:
+        for name in (item.name for item in fields(self)):  # type: ignore[arg-type]
+            value, known, shown = getattr(self, name), self.options.get(name), self.public.get(name, name)
+            if known is not None and value not in known:
+                raise ValueError(f"{shown} must be one of {', '.join(known)}, got {value!r}.")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                wanted = self.ranges.get(name, "")
+                if not (math.isfinite(value) and _RANGES[wanted](value)):
+                    raise ValueError(f"{shown} must be {wanted and f'{wanted} and '}finite, got {value}.")
+            if name == "interval":
+                check_interval(value)
 
     @property
     def on(self) -> bool:
