@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 
 __all__ = [
     "EVERYWHERE",

@@ -54,7 +54,7 @@ from nag.corrections.directions import (
 )
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 
 __all__ = ["MODES", "PASSES", "NoiseGuidance", "require_null_branch"]
 

@@ -35,11 +35,16 @@ from nag.network.swap import Instrument, instrumented
 from nag.network.table import architecture_of, unwrap
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow, GaussianProcess
+from nag.noise.read import read_settings, read_training
 
 __all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint"]
 
 KINDS = ("frozen", "full", "encoder")
 KNOTS = 16
+_BETAS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    "rescale_betas_zero_snr",
+)
 NORMAL_90 = 1.6448536269514722
 
 
@@ -120,7 +125,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
     def __init__(
         self,
         kind: str = "frozen",
-        backbone_class: str = "UNet2DModel",
+        backbone_class: str = "",
         backbone_config: dict[str, Any] | None = None,
         backbone_fingerprint: str | None = None,
         in_channels: int = 3,
@@ -180,8 +185,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         Raises:
             ValueError: if the network or the scheduler's process is not supported.
         """
-        from nag.noise.read import read_training
-
         model, architecture = unwrap(unet), architecture_of(unet)
         process = read_training(scheduler)
         if not isinstance(process, (DiscreteVP, Flow)):
@@ -200,14 +203,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block."
             )
-        keys = (
-            "num_train_timesteps",
-            "beta_start",
-            "beta_end",
-            "beta_schedule",
-            "trained_betas",
-            "rescale_betas_zero_snr",
-        )
         regressor = cls(
             kind=kind,
             backbone_class=architecture.name,
@@ -223,7 +218,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             head_type=head_type,
             hidden_size=hidden_size,
             process=type(process).__name__,
-            alphas={k: scheduler.config[k] for k in keys if k in scheduler.config}
+            alphas={k: v for k, v in read_settings(scheduler).items() if k in _BETAS}
             if isinstance(process, DiscreteVP)
             else None,
             uses_class=kind == "frozen" and architecture.null_class(model) is not None,

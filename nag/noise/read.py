@@ -34,10 +34,9 @@ from nag.noise.process import Cosine, Flow, GaussianProcess, VarianceExploding, 
 __all__ = [
     "REFUSED",
     "SUPPORTED",
-    "PreconditionedEDM",
-    "SchedulerLevels",
     "read_levels",
     "read_settings",
+    "read_train_timesteps",
     "read_training",
 ]
 
@@ -83,6 +82,11 @@ def read_settings(scheduler: Any) -> dict[str, Any]:
         json.dumps(public, default=lambda array: array.tolist(), sort_keys=True)
     )
     return settings
+
+
+def read_train_timesteps(scheduler: Any) -> float:
+    """How many training timesteps a scheduler counts; 1000 where it has none."""
+    return float(scheduler.config.get("num_train_timesteps", 1000))
 
 
 def _reader(scheduler: Any) -> Callable[[Any], SchedulerLevels]:

@@ -27,7 +27,8 @@ from nag.corrections.base import HIDDEN, At, Correction, overrides
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.calibration import Calibrated
 from nag.network.table import row_of, unwrap
-from nag.noise.read import SchedulerLevels, read_levels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_levels, read_train_timesteps
 from nag.noise.relevel import relevel
 from nag.seams.asking import Call, output_with, rows_of
 from nag.seams.layouts import TOLD, Layout, layout_of, same_timestep
@@ -441,14 +442,13 @@ class Run:
             else:
                 self.start = 0
                 if timestep is not None and self.rule is not None:
-                    nominal = self.rule(self.scheduler.timesteps.double(), self._count())
+                    nominal = self.rule(
+                        self.scheduler.timesteps.double(), read_train_timesteps(self.scheduler)
+                    )
                     told = timestep.double().reshape(-1)[-1]
                     places = same_timestep(nominal, told.expand_as(nominal)).nonzero()
                     self.start = int(places[0]) if len(places) else 0
         return self.start + self.done
-
-    def _count(self) -> float:
-        return float(self.scheduler.config.get("num_train_timesteps", 1000))
 
     def _of_this_step(self, call: Call) -> bool:
         """Whether a call is told this step's level; finds out at the first one how it is told."""
@@ -459,7 +459,7 @@ class Run:
             hint = getattr(call.row, "told", "t")
             rules = [hint, *(name for name in TOLD if name != hint)]
             for name in rules:
-                nominal = TOLD[name](timesteps.double().cpu(), self._count())
+                nominal = TOLD[name](timesteps.double().cpu(), read_train_timesteps(self.scheduler))
                 told = call.timestep.detach().double().cpu().reshape(-1, 1)
                 if bool(same_timestep(told, nominal[None].expand(len(told), -1)).any()):
                     self.rule = TOLD[name]
@@ -471,13 +471,13 @@ class Run:
         i = self._index(call.timestep)
         if i >= len(timesteps):
             return False
-        nominal = self.rule(timesteps[i].double(), self._count())
+        nominal = self.rule(timesteps[i].double(), read_train_timesteps(self.scheduler))
         return bool(same_timestep(call.timestep, nominal.expand_as(call.timestep)).any())
 
     def told(self, timestep: Tensor) -> Tensor:
         """A timestep of the scheduler as this pipeline tells it."""
         assert self.rule is not None
-        return self.rule(timestep.double(), self._count()).float()
+        return self.rule(timestep.double(), read_train_timesteps(self.scheduler)).float()
 
     def channels(self, call: Call) -> int:
         """Channels of the state."""
@@ -566,7 +566,9 @@ class Run:
         if at.level is None:
             return call
         assert self.rule is not None
-        nominal = self.rule(torch.as_tensor(self.scheduler.timesteps)[at.i].double(), self._count())
+        nominal = self.rule(
+            torch.as_tensor(self.scheduler.timesteps)[at.i].double(), read_train_timesteps(self.scheduler)
+        )
         level = at.levels.timestep_of(torch.as_tensor(at.level)).float()
         told = self.told(level)
 

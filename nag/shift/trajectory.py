@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction, Recorder
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import corrected
 from nag.shift.archive import Archive
