@@ -114,9 +114,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         process: "DiscreteVP" or "Flow", the process of the states.
         alphas: configuration of the DDPM scheduler that makes the process, for "DiscreteVP".
         uses_class: whether the backbone is shown class labels; else it always sees the null class.
-
-    Raises:
-        ValueError: if a choice is not among the valid ones.
     """
 
     _supports_gradient_checkpointing = True
@@ -181,9 +178,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         Args:
             unet: a network of `nag.network.table`.
             scheduler: the diffusers scheduler it was trained with.
-
-        Raises:
-            ValueError: if the network or the scheduler's process is not supported.
         """
         model, architecture = unwrap(unet), architecture_of(unet)
         process = read_training(scheduler)
@@ -232,11 +226,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         return regressor
 
     def attach_backbone(self, unet: nn.Module) -> None:
-        """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved.
-
-        Raises:
-            ValueError: if the regressor has a backbone of its own, or the network is another one.
-        """
+        """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved."""
         if self.config.kind != "frozen":
             raise ValueError(
                 f"kind must be 'frozen' to attach a backbone, got {self.config.kind!r}. It has its own."
@@ -260,11 +250,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
     @property
     def network(self) -> nn.Module:
-        """The backbone, own or borrowed.
-
-        Raises:
-            RuntimeError: if a `frozen` head has not been given its network.
-        """
+        """The backbone, own or borrowed."""
         if self.backbone is not None:
             return self.backbone
         if not self._borrowed:
@@ -320,10 +306,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
         Returns:
             Mean and variance of the log-SNR, differentiable in x where gradients are enabled.
-
-        Raises:
-            ValueError: if x has another number of channels.
-            RuntimeError: if a `frozen` head has not been given its network.
         """
         network = self.network
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
@@ -387,9 +369,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             mean: `(N,)`, predicted log-SNR.
             std: `(N,)`, predicted standard deviation.
             truth: `(N,)`, the true log-SNR.
-
-        Raises:
-            ValueError: if there are fewer than 20 predictions per knot.
         """
         if len(mean) < 20 * KNOTS:
             raise ValueError(

@@ -30,9 +30,6 @@ def make_scheduler(name: str | None, scheduler: Any) -> Any:
     Args:
         name: one of `SCHEDULERS`; None gives a fresh copy of the other.
         scheduler: a diffusers scheduler, usually a checkpoint's own.
-
-    Raises:
-        ValueError: if the name is unknown, or the scheduler is for networks of another process.
     """
     import diffusers
 

@@ -67,9 +67,6 @@ def read_training(scheduler: Any) -> GaussianProcess:
     """The process of the network that a scheduler was made for, in network-input coordinates.
 
     `set_timesteps` is not needed.
-
-    Raises:
-        ValueError: if the scheduler is not supported.
     """
     _reader(scheduler)
     return _training(scheduler)[0]
