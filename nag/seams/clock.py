@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nag.noise.read import SchedulerLevels, read_levels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_levels, read_train_timesteps
 from nag.seams.asking import Call
 from nag.seams.layouts import TOLD, same_timestep
 
@@ -104,4 +105,4 @@ class Clock:
     def _as_told(self, timestep: Tensor, rule: str | None = None) -> Tensor:
         name = rule or self._rule
         assert name is not None
-        return TOLD[name](timestep.double(), float(self.scheduler.config.get("num_train_timesteps", 1000)))
+        return TOLD[name](timestep.double(), read_train_timesteps(self.scheduler))

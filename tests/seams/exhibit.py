@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nag.corrections import Correction, NoiseGuidance
-from nag.corrections.interval import EVERYWHERE
+from nag.corrections.base import EVERYWHERE
 from tests import models
 from tests.seams.case import Case, call
 from tests.seams.reference import Guided, guided_by_hand
