@@ -36,7 +36,7 @@ __all__ = ["DenoiserOptions", "DenoiserTask", "run"]
 class DenoiserOptions(TrainingOptions):
     """Train or fine-tune a denoiser with noise-level dropout.
 
-    nag finetune denoiser --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --level_dropout 0.1
+    nag finetune denoiser --pretrained_model_name_or_path MODEL --data IMAGES --level_dropout 0.1
     """
 
     model_config_name_or_path: str | None = None
@@ -230,7 +230,7 @@ class DenoiserTask:
                 ),
                 command=command_line("denoiser", self.options),
                 base_model=self.options.pretrained_model_name_or_path,
-                dataset=self.options.dataset_name,
+                dataset=None if Path(self.options.data).exists() else self.options.data,
             )
         upload(folder, self.options)
 
@@ -296,9 +296,8 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     if options.resolution is None and not isinstance(size, int):
         raise ValueError(f"resolution must be given for a model without a square sample size, got {size}.")
     table = load_images(
-        dataset_name=options.dataset_name,
+        options.data,
         dataset_config_name=options.dataset_config_name,
-        train_data_dir=options.train_data_dir,
         split=options.split,
         channels=unet.config.in_channels,
         resolution=options.resolution or size,

@@ -16,6 +16,8 @@ __all__ = ["TrainingOptions"]
 class TrainingOptions:
     """What both trainings share."""
 
+    data: str
+    """Images: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub."""
     pretrained_model_name_or_path: str | None = None
     """Pipeline to start from: a folder or a Hub id."""
     revision: str | None = None
@@ -26,12 +28,8 @@ class TrainingOptions:
     """Folder for the result, its checkpoints and logs."""
     overwrite_output_dir: bool = False
     """Write into a folder that is not empty."""
-    dataset_name: str | None = None
-    """Dataset on the Hub, or a local dataset folder."""
     dataset_config_name: str | None = None
     """Configuration of the Hub dataset."""
-    train_data_dir: Path | None = None
-    """Folder of images or parquet files, or one parquet file."""
     split: str = "train"
     """Split of the dataset."""
     image_column: str = "image"

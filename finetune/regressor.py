@@ -1,4 +1,4 @@
-"""Trains a noise-level regressor for a denoiser, by Gaussian likelihood of the log-SNR, and calibrates it.
+"""Trains a noise-level regressor for a denoiser, by Gaussian likelihood of the log-SNR; bias and spread are fitted afterwards.
 
     nag finetune regressor --help
     accelerate launch finetune/regressor.py --help
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from nag.finetune.loop import Draws
     from nag.shift.images import ImageTable
 
-__all__ = ["RegressorOptions", "RegressorTask", "calibrate_regressor", "run"]
+__all__ = ["RegressorOptions", "RegressorTask", "fit", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressorOptions(TrainingOptions):
     """Train a noise-level regressor for a denoiser.
 
-    nag finetune regressor --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --output_dir MODEL/regressor
+    nag finetune regressor --pretrained_model_name_or_path MODEL --data IMAGES --output_dir MODEL/regressor
     """
 
     pretrained_model_name_or_path: str = field()
@@ -46,10 +46,10 @@ class RegressorOptions(TrainingOptions):
     """How the head pools over positions."""
     hidden_size: int = 128
     """Width of the head."""
-    calibration_data_dir: Path | None = None
-    """Held-out images for the calibration; None: the last calibration_samples of the training data."""
-    calibration_samples: int = 1000
-    """Held-out images used to calibrate mean and variance."""
+    held_out_data: Path | None = None
+    """Held-out images that bias and spread are fitted to. None: the last held_out_samples of the training data."""
+    held_out_samples: int = 1000
+    """Held-out images, half of them to fit bias and spread, half to test."""
     head_learning_rate: float | None = None
     """Learning rate of the head; None: as learning_rate."""
 
@@ -59,7 +59,7 @@ class RegressorTask:
 
     Args:
         regressor: trained in place.
-        heldout: images for calibration and the final figures.
+        heldout: images for the fit and the final figures.
         options: see `RegressorOptions`.
     """
 
@@ -95,7 +95,7 @@ class RegressorTask:
         return {}
 
     def save(self, folder: Path) -> None:
-        """Calibrates, writes the regressor with a model card and its figures, and uploads it if asked."""
+        """Fits to the held-out images, writes the regressor with a model card and its figures, and uploads it if asked."""
         import torch
 
         from nag.files import written_whole
@@ -104,7 +104,7 @@ class RegressorTask:
         from nag.shift.accuracy import measure_accuracy
 
         half = len(self.heldout) // 2
-        calibrate_regressor(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
+        fit(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
         test = self.heldout.subset(range(half, len(self.heldout)))
         accuracy = measure_accuracy(self.model.eval(), test.tensor(), seed=self.options.seed + 2)
         dtype = weight_dtype(self.options)
@@ -115,12 +115,12 @@ class RegressorTask:
             write_model_card(
                 part,
                 title=f"Noise-level regressor ({self.model.config.kind})",
-                text="Estimates the log-SNR of a noisy state: mean and variance, calibrated on held-out images.",
+                text="Estimates the log-SNR of a noisy state: mean and variance, fitted to held-out images.",
                 command=command_line("regressor", self.options),
                 base_model=self.options.pretrained_model_name_or_path,
-                dataset=self.options.dataset_name,
+                dataset=None if Path(self.options.data).exists() else self.options.data,
                 figures={
-                    "held-out images (half to calibrate, half to test)": len(self.heldout),
+                    "held-out images (half to fit, half to test)": len(self.heldout),
                     "RMSE / Fisher floor, worst over log-SNR in [0, 3]": accuracy.worst_ratio(0, 3),
                     "RMSE / Fisher floor, worst over log-SNR in [-1, 5]": accuracy.worst_ratio(-1, 5),
                     "coverage of the 90 % interval": accuracy.coverage_90,
@@ -130,14 +130,8 @@ class RegressorTask:
         upload(folder, self.options)
 
 
-def calibrate_regressor(
-    regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250
-) -> None:
-    """Fits the regressor's calibration on held-out images, each at `passes` levels of the training prior.
-
-    Raises:
-        ValueError: if there are too few images.
-    """
+def fit(regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250) -> None:
+    """Fits the regressor's bias and spread to held-out images, each at `passes` levels of the training prior."""
     import torch
 
     from nag.blind.objectives import uniform_level
@@ -211,23 +205,20 @@ def run(options: RegressorOptions) -> dict[str, Any]:
         "skip_unreadable_images": options.skip_unreadable_images,
     }
     table = load_images(
-        dataset_name=options.dataset_name,
+        options.data,
         dataset_config_name=options.dataset_config_name,
-        train_data_dir=options.train_data_dir,
         split=options.split,
         max_samples=options.max_train_samples,
         **shared,
     )
-    if options.calibration_data_dir is not None:
-        heldout = load_images(
-            train_data_dir=options.calibration_data_dir, max_samples=options.calibration_samples, **shared
-        )
+    if options.held_out_data is not None:
+        heldout = load_images(options.held_out_data, max_samples=options.held_out_samples, **shared)
     else:
-        count = options.calibration_samples
+        count = options.held_out_samples
         if not 0 < count < len(table):
             raise ValueError(
-                f"calibration_samples must be between 1 and {len(table) - 1}, got {count}. "
-                "Those images are held out of the training data; or pass --calibration_data_dir."
+                f"held_out_samples must be between 1 and {len(table) - 1}, got {count}. "
+                "Those images are held out of the training data; or pass --held_out_data."
             )
         heldout = table.subset(range(len(table) - count, len(table)))
         table = table.subset(range(len(table) - count))
