@@ -43,7 +43,7 @@ class DenoiserOptions(TrainingOptions):
     """From scratch: UNet2DModel config (JSON file, folder, Hub id)."""
     objective: Literal["ddpm", "adm", "flow", "edm", "uedm", "ict", "ecm", "eqm"] | None = None
     """What is trained: ddpm, adm (learned variance), flow, edm, uedm, the consistency models ict and ecm, or
-    eqm (Equilibrium Matching); None: as the pretrained pipeline, or by --prediction_type."""
+    eqm (Equilibrium Matching). None: as the pretrained pipeline, or by --prediction_type."""
     sigma_data: float = 0.5
     """edm, uedm, ict, ecm: standard deviation of the data."""
     uedm_weight: Literal["edm", "uniform"] = "edm"
@@ -57,9 +57,9 @@ class DenoiserOptions(TrainingOptions):
     eqm_multiplier: float = 4.0
     """eqm: factor of the target."""
     energy: Literal["dot", "squared_norm"] | None = None
-    """eqm: train the gradient of an explicit energy: <x, f> or |f|^2 / 2; None: f itself."""
+    """eqm: train the gradient of an explicit energy: <x, f> or |f|^2 / 2. None: f itself."""
     prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_prediction"] | None = None
-    """What the network predicts; None: as the pretrained pipeline, or epsilon."""
+    """What the network predicts. None: as the pretrained pipeline, or epsilon."""
     ddpm_num_steps: int = 1000
     """From scratch: timesteps of the process."""
     ddpm_beta_schedule: str = "linear"
@@ -83,16 +83,9 @@ class DenoiserOptions(TrainingOptions):
 
 
 class DenoiserTask:
-    """A UNet2DModel, what it is trained for and its scheduler.
+    """A UNet2DModel that is trained in place, what it is trained for, and the scheduler that is saved with it.
 
-    Args:
-        unet: the network; trained in place.
-        scheduler: a diffusers scheduler, saved with the result; without an objective in the options its VP (eps, v,
-            x_0) or flow (velocity) process says what is trained.
-        options: see `DenoiserOptions`.
-
-    Raises:
-        ValueError: if the options ask for what the network cannot serve.
+    Without an objective in the options, the scheduler's VP (eps, v, x_0) or flow (velocity) process says what is trained.
     """
 
     def __init__(self, unet: Any, scheduler: Any, options: DenoiserOptions) -> None:
@@ -130,11 +123,7 @@ class DenoiserTask:
         return {name: getattr(options, name) for name in chosen}
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuses labels that the class embedding cannot hold.
-
-        Raises:
-            ValueError: if a label is out of range or meets the null class.
-        """
+        """Refuses labels that the class embedding cannot hold, the null class among them."""
         if self.null_class is None:
             return
         low, high = int(labels.min()), int(labels.max())
@@ -153,7 +142,7 @@ class DenoiserTask:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
-        from nag.finetune.losses import Regression
+        from nag.finetune.training_objectives import Regression
         from nag.network.null import null_level
 
         eps, u = draws.normal(images.shape[1:]), draws.uniform()
@@ -205,7 +194,7 @@ class DenoiserTask:
         import torch
 
         from nag.files import written_whole
-        from nag.finetune.loop import command_line, weight_dtype
+        from nag.finetune.loop import weight_dtype
         from nag.finetune.model_card import upload, write_model_card
         from nag.finetune.training_objectives import pipeline_of, title
 
@@ -217,6 +206,8 @@ class DenoiserTask:
             pipeline.save_pretrained(part)
             write_model_card(
                 part,
+                "denoiser",
+                self.options,
                 title=title(self.scheduler, self.options),
                 text=(
                     f"A UNet2DModel trained with level dropout {self.options.level_dropout} and class dropout "
@@ -228,9 +219,6 @@ class DenoiserTask:
                         "Guidance needs."
                     )
                 ),
-                command=command_line("denoiser", self.options),
-                base_model=self.options.pretrained_model_name_or_path,
-                dataset=None if Path(self.options.data).exists() else self.options.data,
             )
         upload(folder, self.options)
 
@@ -268,13 +256,7 @@ def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
 
 
 def run(options: DenoiserOptions) -> dict[str, Any]:
-    """Trains a denoiser; see `DenoiserOptions`.
-
-    Raises:
-        ValueError: if the options contradict each other, the data or the model.
-        FileExistsError: if the output folder is in use.
-        FileNotFoundError: if data or checkpoint do not exist.
-    """
+    """Trains a denoiser and saves it; the figures of the run."""
     import torch
 
     from nag.finetune.loop import check_output_dir, mix, train

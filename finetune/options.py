@@ -41,7 +41,7 @@ class TrainingOptions:
     skip_unreadable_images: bool = False
     """Leave unreadable images out instead of refusing the data."""
     resolution: int | None = None
-    """Image size in pixels; None: the model's sample size."""
+    """Image size in pixels. None: the model's sample size."""
     center_crop: bool = True
     """Crop the middle square after resizing the short side, else squash."""
     random_flip: bool = False
@@ -114,7 +114,7 @@ class TrainingOptions:
     push_to_hub: bool = False
     """Upload the result to the Hub."""
     hub_model_id: str | None = None
-    """Name on the Hub; None: the output folder's name."""
+    """Name on the Hub. None: the output folder's name."""
     hub_private_repo: bool = False
     """Make the Hub repository private."""
     save_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"

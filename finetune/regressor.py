@@ -51,17 +51,11 @@ class RegressorOptions(TrainingOptions):
     held_out_samples: int = 1000
     """Held-out images, half of them to fit bias and spread, half to test."""
     head_learning_rate: float | None = None
-    """Learning rate of the head; None: as learning_rate."""
+    """Learning rate of the head. None: as learning_rate."""
 
 
 class RegressorTask:
-    """A regressor, its likelihood and its held-out images.
-
-    Args:
-        regressor: trained in place.
-        heldout: images for the fit and the final figures.
-        options: see `RegressorOptions`.
-    """
+    """A regressor that is trained in place, and held-out images for what is fitted afterwards and for the figures."""
 
     def __init__(self, regressor: Any, heldout: ImageTable, options: RegressorOptions) -> None:
         self.model, self.heldout, self.options = regressor, heldout, options
@@ -99,7 +93,7 @@ class RegressorTask:
         import torch
 
         from nag.files import written_whole
-        from nag.finetune.loop import command_line, weight_dtype
+        from nag.finetune.loop import weight_dtype
         from nag.finetune.model_card import upload, write_model_card
         from nag.shift.accuracy import measure_accuracy
 
@@ -114,11 +108,10 @@ class RegressorTask:
             torch.nn.Module.to(self.model, before)
             write_model_card(
                 part,
+                "regressor",
+                self.options,
                 title=f"Noise-level regressor ({self.model.config.kind})",
                 text="Estimates the log-SNR of a noisy state: mean and variance, fitted to held-out images.",
-                command=command_line("regressor", self.options),
-                base_model=self.options.pretrained_model_name_or_path,
-                dataset=None if Path(self.options.data).exists() else self.options.data,
                 figures={
                     "held-out images (half to fit, half to test)": len(self.heldout),
                     "RMSE / Fisher floor, worst over log-SNR in [0, 3]": accuracy.worst_ratio(0, 3),
@@ -160,13 +153,7 @@ def fit(regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, bat
 
 
 def run(options: RegressorOptions) -> dict[str, Any]:
-    """Trains a regressor; see `RegressorOptions`.
-
-    Raises:
-        ValueError: if the options contradict each other, the data or the model.
-        FileExistsError: if the output folder is in use.
-        FileNotFoundError: if data or checkpoint do not exist.
-    """
+    """Trains a regressor and saves it; the figures of the run."""
     import torch
 
     from nag.finetune.loop import check_output_dir, mix, train

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from nag.finetune import denoiser, regressor
 from nag.finetune.checkpoints import find_checkpoint
 from nag.finetune.denoiser import DenoiserOptions
-from nag.finetune.loop import Draws, command_line
+from nag.finetune.loop import Draws
+from nag.finetune.model_card import command_line
 from nag.finetune.regressor import RegressorOptions
 from nag.finetune.stream import batches
 from nag.load import NAGPipeline

@@ -9,11 +9,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from nag.blind.energy import energy_gradient
-from nag.blind.objectives import make_objective
 from nag.finetune import denoiser
 from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.loop import Draws
-from nag.finetune.losses import LearnedVariance
 from nag.finetune.training_objectives import new_scheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
@@ -258,9 +256,3 @@ def test_a_run_of_another_objective_is_not_resumed(options):
         ValueError, match="resume_from_checkpoint must belong to this run, got objective flow there"
     ):
         denoiser.run(other)
-
-
-def test_the_variance_of_another_target_is_refused():
-    objective = replace(make_objective("adm"), prediction="v")
-    with pytest.raises(ValueError, match="prediction must be 'eps' for objective adm, got 'v'"):
-        LearnedVariance(objective)
