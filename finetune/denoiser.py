@@ -164,7 +164,7 @@ class DenoiserTask:
             error = torch.where(hidden, error / objective.process.sigma(objective.level(u)), error)
         return error
 
-    def validate(self, step: int, folder: Path) -> dict[str, float]:
+    def validate(self, step: int, folder: Path) -> None:
         """Writes `samples/step-STEP.png`: rows of samples from the saved scheduler, class by class."""
         import torch
         from diffusers.utils import make_image_grid
@@ -173,7 +173,7 @@ class DenoiserTask:
 
         count = self.options.num_validation_images
         if count < 1:
-            return {}
+            return
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         pipeline = pipeline_of(self.model, scheduler, self.options)
         pipeline.set_progress_bar_config(disable=True)
@@ -187,7 +187,6 @@ class DenoiserTask:
         columns = max(c for c in range(1, min(count, 10) + 1) if count % c == 0)
         (folder / "samples").mkdir(exist_ok=True)
         make_image_grid(images, count // columns, columns).save(folder / "samples" / f"step-{step}.png")
-        return {}
 
     def save(self, folder: Path) -> None:
         """Writes the pipeline, with a model card, and uploads it if asked."""
@@ -259,8 +258,7 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     """Trains a denoiser and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, mix, train
-    from nag.shift.images import load_images
+    from nag.finetune.loop import check_output_dir, images_of, mix, train
 
     if (options.pretrained_model_name_or_path is None) == (options.model_config_name_or_path is None):
         raise ValueError(
@@ -274,21 +272,7 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     )
     unet = unet.float()
     task = DenoiserTask(unet, scheduler, options)
-    size = unet.config.sample_size
-    if options.resolution is None and not isinstance(size, int):
-        raise ValueError(f"resolution must be given for a model without a square sample size, got {size}.")
-    table = load_images(
-        options.data,
-        dataset_config_name=options.dataset_config_name,
-        split=options.split,
-        channels=unet.config.in_channels,
-        resolution=options.resolution or size,
-        image_column=options.image_column,
-        label_column=options.label_column if task.null_class is not None else None,
-        max_samples=options.max_train_samples,
-        center_crop=options.center_crop,
-        skip_unreadable_images=options.skip_unreadable_images,
-    )
+    table = images_of(options, unet, labels=task.null_class is not None)
     task.check_labels(table.labels)
     return train(task, table, options, checkpoint)
 

@@ -18,9 +18,31 @@ from nag.files import read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
-from nag.shift.images import ImageTable
+from nag.shift.images import ImageTable, load_images
 
-__all__ = ["Draws", "Task", "check_output_dir", "mix", "train", "weight_dtype"]
+__all__ = ["Draws", "Task", "check_output_dir", "images_of", "mix", "train", "weight_dtype"]
+
+
+def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: Any) -> ImageTable:
+    """The images of the options, or of another source, as a network takes them."""
+    size = unet.config.sample_size
+    if options.resolution is None and not isinstance(size, int):
+        raise ValueError(f"resolution must be given for a model without a square sample size, got {size}.")
+    source = source or {
+        "data": options.data,
+        "dataset_config_name": options.dataset_config_name,
+        "split": options.split,
+        "max_samples": options.max_train_samples,
+    }
+    return load_images(
+        **source,
+        channels=unet.config.in_channels,
+        resolution=options.resolution or size,
+        image_column=options.image_column,
+        label_column=options.label_column if labels else None,
+        center_crop=options.center_crop,
+        skip_unreadable_images=options.skip_unreadable_images,
+    )
 
 
 def weight_dtype(options: TrainingOptions) -> torch.dtype:
@@ -39,8 +61,8 @@ class Task(Protocol):
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """Loss per sample, `(B,)`, from images `(B, C, H, W)` in [-1, 1] and labels `(B,)`."""
 
-    def validate(self, step: int, folder: Path) -> dict[str, float]:
-        """Figures of the current (averaged) weights."""
+    def validate(self, step: int, folder: Path) -> None:
+        """Shows what the current (averaged) weights do."""
 
     def save(self, folder: Path) -> None:
         """Writes the result with the (averaged) weights that `model` now holds."""
@@ -79,8 +101,8 @@ def _check(options: TrainingOptions) -> None:
 def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None) -> dict[str, Any]:
     """Trains, checkpoints, and saves the result into `options.output_dir`; leaves torch's precision as it was.
 
-    SIGINT and SIGTERM end the run after the current step with a checkpoint. The figures are step, loss, and what the
-    task's validation measured; after `pause_at_step` only the step.
+    SIGINT and SIGTERM end the run after the current step with a checkpoint. The figures are step and loss; after
+    `pause_at_step` only the step.
     """
     precision = torch.get_float32_matmul_precision()
     if options.allow_tf32:
@@ -254,7 +276,7 @@ def _train(
     figures: dict[str, Any] = {"step": step} | ({} if running != running else {"loss": running})
 
     def finish() -> None:
-        figures.update(task.validate(step, folder))
+        task.validate(step, folder)
         task.save(folder)
 
     _with_average(task, ema, trained, accelerator, finish)

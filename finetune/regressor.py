@@ -85,8 +85,8 @@ class RegressorTask:
         estimate = model(process.corrupt(images, t, eps), shown)
         return -estimate.log_density(process.log_snr(t).float())
 
-    def validate(self, step: int, folder: Path) -> dict[str, float]:
-        return {}
+    def validate(self, step: int, folder: Path) -> None:
+        """The figures are those of the end."""
 
     def save(self, folder: Path) -> None:
         """Fits to the held-out images, writes the regressor with a model card and its figures, and uploads it if asked."""
@@ -156,11 +156,10 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     """Trains a regressor and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, mix, train
+    from nag.finetune.loop import check_output_dir, images_of, mix, train
     from nag.load import NAGPipeline
     from nag.network.regressor import NoiseLevelRegressor
     from nag.network.table import architecture_of
-    from nag.shift.images import load_images
 
     checkpoint = check_output_dir(options)
     pipeline = NAGPipeline.from_pretrained(
@@ -181,34 +180,19 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     )
     regressor.requires_grad_(True)
     freeze_unused(regressor)
-    size = unet.config.sample_size
-    classes = architecture_of(unet).null_class(unet) is not None
-    shared: dict[str, Any] = {
-        "channels": unet.config.in_channels,
-        "resolution": options.resolution or size,
-        "image_column": options.image_column,
-        "label_column": options.label_column if classes and options.kind == "frozen" else None,
-        "center_crop": options.center_crop,
-        "skip_unreadable_images": options.skip_unreadable_images,
-    }
-    table = load_images(
-        options.data,
-        dataset_config_name=options.dataset_config_name,
-        split=options.split,
-        max_samples=options.max_train_samples,
-        **shared,
-    )
+    labels = options.kind == "frozen" and architecture_of(unet).null_class(unet) is not None
+    table = images_of(options, unet, labels=labels)
+    count = options.held_out_samples
     if options.held_out_data is not None:
-        heldout = load_images(options.held_out_data, max_samples=options.held_out_samples, **shared)
-    else:
-        count = options.held_out_samples
-        if not 0 < count < len(table):
-            raise ValueError(
-                f"held_out_samples must be between 1 and {len(table) - 1}, got {count}. "
-                "Those images are held out of the training data; or pass --held_out_data."
-            )
+        heldout = images_of(options, unet, labels=labels, data=options.held_out_data, max_samples=count)
+    elif 0 < count < len(table):
         heldout = table.subset(range(len(table) - count, len(table)))
         table = table.subset(range(len(table) - count))
+    else:
+        raise ValueError(
+            f"held_out_samples must be between 1 and {len(table) - 1}, got {count}. "
+            "Those images are held out of the training data; or pass --held_out_data."
+        )
     return train(RegressorTask(regressor, heldout, options), table, options, checkpoint)
 
 
