@@ -58,7 +58,7 @@ READERS = {
     "cell": _read,
     "settings": lambda path: _refuse_other(path.parent, {}),
     "training": lambda path: load_checkpoint(path.parent, torch.nn.Linear(1, 1), None, None),
-    "network": lambda path: _from_scratch(DenoiserOptions(model_config_name_or_path=path)),
+    "network": lambda path: _from_scratch(DenoiserOptions(data="", model_config_name_or_path=path)),
     "index": lambda path: _refuse_unconditional(str(path.parent)),
     "features": lambda path: load_feature_network(path.parent),
 }
