@@ -1,4 +1,4 @@
-"""Files, here or on the Hub: written whole or not at all, JSON that a user may have written, and what lies beside a checkpoint.
+"""Files, here or on the Hub: written whole or not at all, JSON and arrays there and back, and what lies beside a checkpoint.
 
 diffusers fetches from the Hub what `model_index.json` names. A regressor is not named there, so that plain diffusers
 opens the checkpoint; it is fetched by its own `from_pretrained`. `_ignore_files` in the index keeps its weights out of
@@ -12,14 +12,18 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from zipfile import BadZipFile
 
+import numpy as np
 from huggingface_hub import hf_hub_download, list_repo_files
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 __all__ = [
     "REGRESSOR_FOLDER",
+    "Archive",
     "fetch_beside",
     "hide_from_download",
     "hub_options",
@@ -114,6 +118,36 @@ def written_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+class Archive:
+    """Base of frozen dataclasses of arrays and of what JSON can hold: one .npz file, without pickle."""
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes everything to one file, whole or not at all."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        rest = {name: value for name, value in values.items() if name not in arrays}
+        arrays["json"] = np.array(json.dumps(rest, allow_nan=False))
+        with written_file(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the file is no archive of this class.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                values: dict[str, Any] = {name: archive[name] for name in archive.files}
+            return cls(**values | parse_json(str(values.pop("json"))))
+        except (BadZipFile, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"path must name a saved {cls.__name__}, got {str(path)!r}. Save one with `save`."
+            ) from error
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from nag.quality.feature_network import load_feature_network
 from nag.quality.reference import ReferenceFeatures
 from nag.quality.stage import _refuse_other
 from nag.quality.tuning_journal import Journal
-from nag.shift.trajectory import Trajectory
+from nag.shift import Trajectory
 
 DEEP = 200_000 * "["
 

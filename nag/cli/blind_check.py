@@ -25,9 +25,10 @@ from nag.quality.bench import (
 from nag.quality.blind_check import BlindCheck
 from nag.quality.blind_exact import both_schedules, drift_rows, know
 from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
-from nag.quality.blind_report import check_output, reading, write_blind_check
+from nag.quality.blind_report import FILES, reading, write_blind_check
 from nag.quality.feature_network import extract_features
 from nag.shift.calls import main_network, takes
+from nag.shift.page import check_output
 
 __all__ = ["run"]
 
@@ -39,7 +40,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
         ValueError: if a setting is wrong, the model has no noise condition, or the output folder is in use.
     """
     _check(options)
-    check_output(options.output_dir, overwrite=options.overwrite)
+    check_output(options.output_dir, FILES, overwrite=options.overwrite)
     _refuse_unconditional(options.model)
     pipe = load_pipeline(options.model, options.regressor, options.device)
     if getattr(pipe, "vae", None) is not None or takes(pipe, "prompt"):

@@ -11,7 +11,8 @@ from nag.cli.measuring import ShiftOptions
 from nag.noise.named import make_scheduler
 from nag.quality.bench import given, load_bench, scheduler_line
 from nag.shift import NoiseShift, ReportRun, forward_reference, measure_shift, record, write_report
-from nag.shift.report import check_output
+from nag.shift.page import check_output
+from nag.shift.report import FILES
 
 __all__ = ["plain_settings", "run", "shift_table"]
 
@@ -34,7 +35,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     Raises:
         ValueError: if a setting is wrong or the output folder is in use.
     """
-    check_output(options.output_dir, overwrite=options.overwrite)
+    check_output(options.output_dir, FILES, overwrite=options.overwrite)
     variants = list(_variants(options))
     bench = load_bench(
         options.model, options.data, options.regressor, options.num_images, options.device, options.prompts

@@ -41,7 +41,7 @@ from nag.quality.tuning_bench import PipelineBench
 from nag.quality.tuning_journal import Candidate, Journal, Trial
 from nag.seams.attach import sampler_of
 from nag.shift.calls import main_network
-from nag.shift.told import told_by
+from nag.shift.forward import told_by
 
 __all__ = ["run", "trial_table"]
 

@@ -21,9 +21,17 @@ from nag.quality.sampling import Sampled, sample_features
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import first_question
 from nag.shift.calibrate import calibrate
-from nag.shift.calls import Conditions, balanced_labels, batch_of, classes_of, silent, takes
-from nag.shift.latents import encoded, image_size
-from nag.shift.told import Told, told_by
+from nag.shift.calls import (
+    Conditions,
+    balanced_labels,
+    batch_of,
+    classes_of,
+    encoded,
+    image_size,
+    silent,
+    takes,
+)
+from nag.shift.forward import Told, told_by
 
 __all__ = [
     "Bench",

@@ -19,29 +19,12 @@ from matplotlib.figure import Figure
 from nag import __version__
 from nag.files import written_whole
 from nag.quality.blind_check import BlindCheck, Walk
-from nag.shift.figure import COLOURS
-from nag.shift.page import contact_sheet, number, render
+from nag.shift.page import COLOURS, check_output, contact_sheet, number, render
 
-__all__ = ["check_output", "draw_blind_check", "reading", "write_blind_check"]
+__all__ = ["FILES", "draw_blind_check", "reading", "write_blind_check"]
 
 SMALLEST = 1e-5  # share of the noise; below it a drift error is none
 FILES = ("blind_check.json", "blind_check.html", "blind_check.png")
-
-
-def check_output(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuses a folder in which these files would replace others; for callers with much work before it.
-
-    Raises:
-        ValueError: if the path is a file, or the folder is in use and `overwrite` is not set.
-    """
-    folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir must be a folder, got the file {str(folder)!r}. Name a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(
-            f"output_dir must be new or empty, got {str(folder)!r}. Name another, or pass --overwrite to replace "
-            f"{', '.join(FILES)} in it."
-        )
 
 
 def _walked(walk: Walk, tolerance: float) -> str:
@@ -131,7 +114,7 @@ def write_blind_check(
     Raises:
         ValueError: if the folder is in use.
     """
-    check_output(output_dir, overwrite=overwrite)
+    check_output(output_dir, FILES, overwrite=overwrite)
     try:
         interval: tuple[float | None, float | None] | None = result.noise_guidance_interval
     except ValueError:
@@ -155,7 +138,7 @@ def write_blind_check(
     text = json.dumps({name: value for name, value in shown.items() if name != "sheets"}, allow_nan=False)
     with written_whole(output_dir) as folder:
         result.save(folder / "blind_check.json")
-        page = render("blind_check.html.jinja", shown, text)
+        page = render(Path(__file__).parent, "blind_check.html.jinja", shown, text)
         (folder / "blind_check.html").write_text(page, encoding="utf-8")
         draw_blind_check(result, folder / "blind_check.png", title=title)
     return Path(output_dir) / "blind_check.html"

@@ -67,7 +67,7 @@ def write_comparison(data: dict[str, Any], samples: Sequence[Path], folder: Path
         "sheets": {group: [sheet for sheet in sheets if sheet["group"] == group] for group in groups},
         "alpha": ALPHA,
     }
-    page = render("compare.html.jinja", shown, json.dumps(data, allow_nan=False))
+    page = render(Path(__file__).parent, "compare.html.jinja", shown, json.dumps(data, allow_nan=False))
     for name, content in (
         ("compare.json", text + "\n"),
         ("compare.md", markdown(data)),

@@ -7,8 +7,8 @@ write_report({"DDIM 20": ReportRun(shift=shift, images=trajectory.images)}, "rep
 """
 
 from nag.shift.forward import ForwardReference, forward_reference
+from nag.shift.measure import NoiseShift, StepShift, measure_shift
 from nag.shift.report import ReportRun, write_report
-from nag.shift.shift import NoiseShift, StepShift, measure_shift
 from nag.shift.trajectory import Trajectory, record
 
 __all__ = [

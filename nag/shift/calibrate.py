@@ -31,13 +31,13 @@ from nag.shift.calls import batch_of, silent
 from nag.shift.forward import (
     ForwardReference,
     LevelEstimator,
+    Told,
     fingerprint_of,
     finite_estimate,
     forward_reference,
     place,
 )
 from nag.shift.response import measure_levels
-from nag.shift.told import Told
 from nag.shift.trajectory import check_coordinates
 
 __all__ = ["calibrate"]
@@ -81,7 +81,7 @@ def calibrate(
     Args:
         pipeline: any pipeline, whose scheduler is the one to calibrate.
         regressor: the estimator; take another one to judge the result.
-        images: `(M, *shape)`, held-out images as states of the pipeline: in the network's range, or `nag.shift.latents.encoded`.
+        images: `(M, *shape)`, held-out images as states of the pipeline: in the network's range, or `nag.shift.calls.encoded`.
         num_inference_steps: as for the pipeline.
         num_samples: how many samples to average.
         batch_size: samples that walk together; all, if memory allows.

@@ -1,4 +1,6 @@
-"""Calling any diffusers pipeline for many samples, a batch at a time, each sample with randomness and condition of its own."""
+"""Calling any diffusers pipeline for many samples, a batch at a time, each sample with randomness and condition of its own;
+and held-out images as states of that pipeline: encoded by its own VAE, normalised and packed as it does.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,8 @@ __all__ = [
     "balanced_labels",
     "batch_of",
     "classes_of",
+    "encoded",
+    "image_size",
     "main_network",
     "sample_generators",
     "silent",
@@ -35,11 +39,7 @@ PER_SAMPLE = (
 
 
 def main_network(pipe: Any) -> Any:
-    """The first of a pipeline's denoisers.
-
-    Raises:
-        ValueError: if it has none.
-    """
+    """The first of a pipeline's denoisers."""
     networks = denoisers(pipe)
     if not networks:
         raise ValueError(f"pipe must have a denoiser, got {type(pipe).__name__}.")
@@ -57,6 +57,22 @@ def classes_of(pipe: Any) -> int | None:
         return None
     network = main_network(pipe)
     return architecture_of(network).null_class(unwrap(network))
+
+
+def image_size(pipe: Any) -> tuple[int, int]:
+    """Channels, and height and width in pixels, of the images of a square pipeline."""
+    config = unwrap(main_network(pipe)).config
+    size = config.get("sample_size")
+    size = size[-1] if isinstance(size, list | tuple) else size
+    if size is None:
+        raise ValueError(
+            f"pipe must have a sample_size to know how large its images are, got {type(pipe).__name__}. Pass height and width."
+        )
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        return int(config.in_channels), int(size)
+    factor = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
+    return int(vae.config.get("in_channels", 3)), int(size) * int(factor)
 
 
 def sample_generators(seed: int, start: int, stop: int) -> list[torch.Generator]:
@@ -81,9 +97,6 @@ def batch_of(
         stop: after the last one.
         num_samples: how many there are.
         seed: of the samples' generators.
-
-    Raises:
-        ValueError: if an argument has an entry for another number of samples.
     """
     found, sized = dict[str, Any](), False
     for name, value in arguments.items():
@@ -143,3 +156,54 @@ def silent(pipe: Any) -> Iterator[None]:
             vars(pipe).pop("_progress_bar_config", None)
         else:
             pipe.set_progress_bar_config(**before)
+
+
+@torch.no_grad()
+def encoded(pipe: Any, images: Tensor, like: Tensor, *, seed: int = 0, batch_size: int = 16) -> Tensor:
+    """Images as clean states x_0 of a pipeline; without a VAE the images are the states.
+
+    Args:
+        pipe: whose VAE encodes.
+        images: `(M, C, H, W)` in [-1, 1].
+        like: `(B, *shape)`, a state of the pipeline.
+        seed: of the encoder's own noise; image m's depends on the seed and on m alone.
+        batch_size: images per call of the VAE.
+
+    Returns:
+        `(M, *shape)`, float32 on the CPU.
+    """
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        return images
+    parts = []
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size].to(vae.device, vae.dtype)
+        found = vae.encode(part[:, :, None] if like.ndim == 5 else part)  # a video of one frame
+        if hasattr(found, "latent_dist"):
+            spread = found.latent_dist
+            generators = sample_generators(seed, start, start + len(part))
+            noise = torch.stack([torch.randn(spread.mean.shape[1:], generator=g) for g in generators])
+            latents = spread.mean + spread.std * noise.to(spread.mean)
+        else:
+            latents = found.latent
+        parts.append(_normalised(vae.config, latents).float().cpu())
+    states = torch.cat(parts)
+    if like.ndim == 3 and hasattr(pipe, "_pack_latents"):
+        states = pipe._pack_latents(states, len(states), *states.shape[1:])
+    if states.shape[1:] != like.shape[1:]:
+        raise ValueError(
+            f"images must become states of shape {tuple(like.shape[1:])} to be compared with the pipeline's, got "
+            f"{tuple(states.shape[1:])} from the VAE of {type(pipe).__name__}. Give images of its resolution."
+        )
+    return states
+
+
+def _normalised(config: Any, latents: Tensor) -> Tensor:
+    """Latents as the denoiser sees them: (z - mean) / std, or (z - shift) scale."""
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    scale = config.get("scaling_factor") or 1.0
+    if mean is not None and std is not None:
+        shape = (1, -1, *[1] * (latents.ndim - 2))
+        centre, spread = (torch.tensor(v, device=latents.device).reshape(shape) for v in (mean, std))
+        return (latents - centre) / spread * scale
+    return (latents - (config.get("shift_factor") or 0.0)) * scale

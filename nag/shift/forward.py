@@ -12,7 +12,7 @@ numbers), so that differences along the curve, and with them its slope, are far 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -23,13 +23,14 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from nag.corrections.base import At
+from nag.files import Archive
 from nag.network.regressor import NoiseEstimate, fingerprint
 from nag.noise.process import GaussianProcess
-from nag.seams.run import Diverged
-from nag.shift.archive import Archive
-from nag.shift.calls import sample_generators
+from nag.seams.run import Diverged, first_question
+from nag.shift.calls import batch_of, sample_generators, silent
 
-__all__ = ["Diverged", "ForwardReference", "LevelEstimator", "forward_reference", "sample_generators"]
+__all__ = ["Diverged", "ForwardReference", "LevelEstimator", "Told", "forward_reference", "told_by"]
 
 SAME_LEVEL = 1e-4  # two levels this close in log-SNR are one: far below any shift that could be measured
 
@@ -45,6 +46,60 @@ class LevelEstimator(Protocol):
     def log_snr_range(self) -> tuple[float, float]: ...
 
     def estimate(self, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Told:
+    """An estimator that is told what a pipeline tells its network: the same prompt, class or added embeddings as the samples.
+
+    Args:
+        regressor: the estimator.
+        at: the first question of the call whose conditions it is told.
+    """
+
+    regressor: Any
+    at: At
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process of the states."""
+        return self.regressor.process  # type: ignore[no-any-return]
+
+    @property
+    def log_snr_range(self) -> tuple[float, float]:
+        """Ends of its levels."""
+        return self.regressor.log_snr_range  # type: ignore[no-any-return]
+
+    def parameters(self) -> Any:
+        """Of the regressor."""
+        return self.regressor.parameters()
+
+    def estimate(self, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate:
+        """The posterior of B states."""
+        found: NoiseEstimate = self.at.posterior(self.regressor, x.to(*place(self.regressor)))
+        return found
+
+
+def told_by(
+    pipe: Any, regressor: Any, arguments: Mapping[str, Any], count: int, *, num_inference_steps: int = 4
+) -> Callable[[int, int], Told]:
+    """The estimator for the images start, ..., stop - 1, under the captions that stand in the arguments.
+
+    Args:
+        pipe: whose own call encodes the captions.
+        regressor: the estimator.
+        arguments: of that call; of `nag.shift.calls.PER_SAMPLE` one entry for each of the images.
+        count: how many images there are.
+        num_inference_steps: of the call, which ends at its first question.
+    """
+
+    def told(start: int, stop: int) -> Told:
+        call = batch_of(pipe, arguments, start, stop, num_samples=count, seed=0)
+        call["num_inference_steps"] = num_inference_steps
+        with silent(pipe):
+            return Told(regressor=regressor, at=first_question(pipe, lambda: pipe(**call)))
+
+    return told
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,11 +119,7 @@ class ForwardReference(Archive):
     settings: dict[str, Any]
 
     def row(self, log_snr: float) -> int:
-        """The index of a level.
-
-        Raises:
-            ValueError: if the grid does not hold it.
-        """
+        """The index of a level."""
         row = int(np.abs(self.log_snr - log_snr).argmin())
         if abs(self.log_snr[row] - log_snr) > SAME_LEVEL:
             raise ValueError(
@@ -90,20 +141,8 @@ def fingerprint_of(regressor: LevelEstimator) -> str | None:
     return fingerprint(regressor) if isinstance(regressor, nn.Module) else None
 
 
-def estimated(regressor: LevelEstimator, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate:
-    """What an estimator says of states, on its device and in its precision."""
-    device, dtype = place(regressor)
-    labels = None if class_labels is None else class_labels.to(device)
-    with torch.no_grad():
-        return regressor.estimate(x.to(device, dtype), labels)
-
-
 def finite_estimate(estimate: NoiseEstimate, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log-SNR, as float32 arrays `(B,)`.
-
-    Raises:
-        Diverged: if one is not finite.
-    """
+    """Mean and variance of log-SNR, as float32 arrays `(B,)`; raises Diverged if one is not finite."""
     mean, variance = (value.detach().float().cpu().numpy() for value in (estimate.log_snr, estimate.variance))
     bad = int((~np.isfinite(mean) | ~np.isfinite(variance)).sum())
     if bad:
@@ -147,14 +186,7 @@ def _values(levels: Any) -> np.ndarray:
     return values[np.concatenate([[True], np.diff(values) > SAME_LEVEL])]
 
 
-def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    if isinstance(images, Tensor):
-        yield from images.split(batch_size)
-    else:
-        for batch in images:
-            yield from batch.split(batch_size)
-
-
+@torch.no_grad()
 def forward_reference(
     images: Float[Tensor, "images channels height width"] | Iterable[Tensor],
     regressor: LevelEstimator,
@@ -181,15 +213,13 @@ def forward_reference(
         seed: of the noise; image m's noise depends on the seed and on m alone.
         batch_size: images per call of the estimator.
         class_labels: `(M,)`, the images' classes, for a class-conditional regressor.
-        told: gives the estimator for the images start, ..., stop - 1, where it is told their captions; see `nag.shift.told`.
+        told: gives the estimator for the images start, ..., stop - 1, where it is told their captions; see `told_by`.
         spacing: the largest gap between two levels, in log-SNR.
         reach: how far the grid goes on beyond the first and the last level, in log-SNR.
         progress: show a progress bar.
 
     Raises:
-        ValueError: if there are fewer than 8 images, labels for another number of them, no finite level, or a spacing
-            or reach that is not positive.
-        RuntimeError: if an estimate is not finite.
+        Diverged: if an estimate is not finite.
     """
     for name, value in (("batch_size", batch_size), ("spacing", spacing), ("reach", reach)):
         if not 0 < value < np.inf:
@@ -199,18 +229,21 @@ def forward_reference(
     grid = level_grid(_values(levels), spacing=spacing, reach=reach, limits=regressor.log_snr_range)
     labels = None if class_labels is None else torch.as_tensor(class_labels)
     alphas, sigmas = regressor.process.alpha_sigma(torch.from_numpy(grid))
+    device, dtype = place(regressor)
     means, variances, count = [], [], 0
     total = len(images) * len(grid) if isinstance(images, Tensor) else None
     with tqdm(total=total, desc="Forward reference", unit="state", disable=not progress) as bar:
-        for x_0 in _batches(images, batch_size):
+        blocks = [images] if isinstance(images, Tensor) else images
+        for x_0 in (part for block in blocks for part in block.split(batch_size)):
             generators = sample_generators(seed, count, count + len(x_0))
             eps = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
-            part = None if labels is None else labels[count : count + len(x_0)]
+            part = None if labels is None else labels[count : count + len(x_0)].to(device)
             rows = []
             own = regressor if told is None else told(count, count + len(x_0))
             for level, alpha, sigma in zip(grid.tolist(), alphas.tolist(), sigmas.tolist(), strict=True):
                 where = f"log-SNR {level:.2f} of held-out images"
-                rows.append(finite_estimate(estimated(own, alpha * x_0 + sigma * eps, part), where))
+                x_t = (alpha * x_0 + sigma * eps).to(device, dtype)
+                rows.append(finite_estimate(own.estimate(x_t, part), where))
                 bar.update(len(x_0))
             means.append(np.stack([mean for mean, _ in rows]))
             variances.append(np.stack([variance for _, variance in rows]))

@@ -6,7 +6,8 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,23 @@ from jaxtyping import UInt8
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-__all__ = ["contact_sheet", "digits", "number", "render"]
+__all__ = ["COLOURS", "check_output", "contact_sheet", "digits", "number", "render"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+"""Okabe and Ito's palette, told apart with any colour vision; its yellow is too pale for a line on white."""
+
+
+def check_output(
+    output_dir: str | os.PathLike[str], files: Sequence[str], *, overwrite: bool = False
+) -> None:
+    """Refuses a folder in use, in which these files would replace others; also for callers with much work before it."""
+    folder = Path(output_dir)
+    if folder.is_file():
+        raise ValueError(f"output_dir must be a folder, got the file {str(folder)!r}. Name a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(
+            f"output_dir must be new or empty, got {str(folder)!r}. Name another, or overwrite {', '.join(files)} in it."
+        )
 
 
 def contact_sheet(images: UInt8[np.ndarray, "kept height width channels"]) -> str:
@@ -69,23 +86,23 @@ def digits(found: Mapping[str, Any] | None) -> str:
     return f"{number(found['value'], places)} ± {number(error, places)}"
 
 
-def render(template: str, data: dict[str, Any], text: str) -> str:
+def render(folder: Path, template: str, data: dict[str, Any], text: str) -> str:
     """A page.
 
     Args:
-        template: file name of a template of this folder.
+        folder: where the template lies.
+        template: its file name.
         data: what it shows, as `data`.
         text: the same as JSON, for its script.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"flat": _flat, "digits": digits, "number": number}
-    safe = (
-        text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    )  # no tag can end the script
+    # no tag can end the script
+    safe = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return environment.get_template(template).render(data=data, json=safe, plotly=get_plotlyjs())

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +16,22 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from nag import __version__
-from nag.shift.figure import draw_shift
-from nag.shift.page import contact_sheet, render
-from nag.shift.shift import NoiseShift
+from nag.files import written_whole
+from nag.shift.measure import NoiseShift
+from nag.shift.page import COLOURS, check_output, contact_sheet, render
 
-__all__ = ["ReportRun", "check_output", "reading", "write_report"]
+__all__ = ["FILES", "ReportRun", "reading", "write_report"]
 
 FILES = ("report.html", "shift.png", "shift.json")
 LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
+NOTE = "bands and bars: 95 %;  dotted: the scheduler's label mismatch;  ×: no number"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,18 +51,12 @@ class ReportRun:
     baseline: str | None = None
 
 
-def _percent(shift: float) -> str:
-    """A shift in log(sigma/alpha) as more or less noise relative to the signal."""
-    change = 100 * math.expm1(shift)
-    return f"{abs(change):.1f} % {'more' if change > 0 else 'less'} noise relative to the signal"
-
-
 def _span(interval: tuple[float | None, float | None]) -> str:
     low, high = interval
-    if low is None and high is None:
-        return "at all levels"
-    parts = [f"from {low:g} up" if low is not None else "", f"below {high:g}" if high is not None else ""]
-    return f"with log-SNR {' and '.join(part for part in parts if part)}"
+    parts = ([f"from {low:g} up"] if low is not None else []) + (
+        [f"below {high:g}"] if high is not None else []
+    )
+    return f"with log-SNR {' and '.join(parts)}" if parts else "at all levels"
 
 
 def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -> str:
@@ -69,91 +67,48 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
         baseline: name and measurement of the run it is to be compared with.
     """
     where = f"{shift.num_measured} of {shift.num_steps} steps {_span(shift.interval)}"
-    if shift.mean_shift is None or shift.mean_shift_standard_error is None or shift.mean_abs_shift is None:
+    mean, error, mean_abs = shift.mean_shift, shift.mean_shift_standard_error, shift.mean_abs_shift
+    if mean is None or error is None or mean_abs is None:
         return f"No step could be measured ({where}): {shift.steps[-1].reason}."
-    mean, error = shift.mean_shift, shift.mean_shift_standard_error
-    amount = f"{abs(mean):.3f} ± {error:.3f} in log(σ/α)"
     if abs(mean) < 2 * error:
         parts = [
-            f"Samples are neither noisier nor cleaner than nominal on average: {mean:+.3f} ± {error:.3f}"
+            f"Samples are neither noisier nor cleaner than nominal on average: {mean:+.3f} ± {error:.3f} in log(σ/α), over "
+            f"{where}, is within twice its standard error."
         ]
-        parts[0] += f" in log(σ/α), over {where}, is within twice its standard error."
     else:
+        change = 100 * math.expm1(mean)
         parts = [
-            f"Samples are {'noisier' if mean > 0 else 'cleaner'} than nominal by {amount} on average ({_percent(mean)})"
+            f"Samples are {'noisier' if mean > 0 else 'cleaner'} than nominal by {abs(mean):.3f} ± {error:.3f} in log(σ/α) on "
+            f"average ({abs(change):.1f} % {'more' if change > 0 else 'less'} noise relative to the signal), over {where}."
         ]
-        parts[0] += f", over {where}."
         if abs(mean) < LOOKS:
             parts.append("Another contrast or a slight blur of the samples makes as much at the right level.")
-    parts.append(
-        f"Mean |shift| is {max(shift.mean_abs_shift, 0):.3f} ± {shift.mean_abs_shift_standard_error:.3f}."
+    parts.append(f"Mean |shift| is {max(mean_abs, 0):.3f} ± {shift.mean_abs_shift_standard_error:.3f}.")
+    low, high = (
+        end if one is None else one for one, end in zip(shift.interval, (-math.inf, math.inf), strict=True)
     )
-    low, high = (-math.inf if shift.interval[0] is None else shift.interval[0]), shift.interval[1]
-    inside = [
-        s
-        for s in shift.steps
-        if s.shift is not None and low <= s.log_snr < (math.inf if high is None else high)
-    ]
-    clear = [s for s in inside if s.shift is not None and abs(s.shift) >= 2 * (s.standard_error or 0)]
+    inside = [s for s in shift.steps if s.shift is not None and low <= s.log_snr < high]
+    clear = [s for s in inside if abs(s.shift or 0) >= 2 * (s.standard_error or 0)]
     if clear:
         top = max(clear, key=lambda s: abs(s.shift or 0))
         at = f"timestep {top.timestep:g} (log-SNR {top.log_snr:.1f})"
         parts.append(f"It is largest at {at}: {top.shift:+.3f} ± {top.standard_error:.3f}.")
     else:
         parts.append("No single step differs by two standard errors.")
-    label = np.mean([s.label_mismatch for s in inside])
+    label, arrival = (
+        np.mean([getattr(s, f"{name}_mismatch") for s in inside]) for name in ("label", "arrival")
+    )
     if abs(label) >= 0.0005:
         parts.append(f"The scheduler's own labels are off by {label:+.3f} on these steps.")
-    arrival = np.mean([s.arrival_mismatch for s in inside])
     if abs(arrival) >= 0.0005:
         parts.append(f"The scheduler's own steps end off by {arrival:+.3f} on average, whatever the network.")
-    before = None if baseline is None else baseline[1].mean_abs_shift
-    if (
-        baseline is not None
-        and before is not None
-        and before > 2 * (baseline[1].mean_abs_shift_standard_error or 0)
-    ):
-        change = 100 * (1 - max(shift.mean_abs_shift, 0) / before)
-        parts.append(
-            f"Mean |shift| is {abs(change):.0f} % {'below' if change >= 0 else 'above'} {baseline[0]} ({before:.3f})."
-        )
+    if baseline is not None and baseline[1].mean_abs_shift is not None:
+        name, before = baseline[0], baseline[1].mean_abs_shift
+        if before > 2 * (baseline[1].mean_abs_shift_standard_error or 0):
+            change = 100 * (1 - max(mean_abs, 0) / before)
+            side = "below" if change >= 0 else "above"
+            parts.append(f"Mean |shift| is {abs(change):.0f} % {side} {name} ({before:.3f}).")
     return " ".join(parts)
-
-
-def _data(runs: Mapping[str, ReportRun], title: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the report shows, as strict JSON can hold it."""
-    entries = []
-    for name, run in runs.items():
-        baseline = None if run.baseline is None else (run.baseline, runs[run.baseline].shift)
-        shown = run.images is not None and len(run.images) > 0
-        entries.append(
-            {
-                "name": name,
-                "baseline": run.baseline,
-                "reading": reading(run.shift, baseline),
-                "shift": run.shift.to_dict(),
-                "settings": dict(run.settings),
-                "samples": contact_sheet(run.images) if shown and run.images is not None else None,
-            }
-        )
-    return {
-        "title": title,
-        "version": __version__,
-        "settings": dict(settings),
-        "runs": entries,
-    }
-
-
-def check_output(output_dir: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Raises the ValueError of `write_report` for a folder in use; for callers with much work before it."""
-    folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir must be a folder, got the file {str(folder)!r}. Name a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(
-            f"output_dir must be new or empty, got {str(folder)!r}. Name another, or use overwrite=True to replace "
-            f"{', '.join(FILES)} in it."
-        )
 
 
 def write_report(
@@ -175,36 +130,120 @@ def write_report(
 
     Returns:
         The path of report.html.
-
-    Raises:
-        ValueError: if there is no run, a baseline is not among them, the folder is in use, or a setting is not a number,
-            text, list or dictionary.
     """
-    output_dir = Path(output_dir)
-    check_output(output_dir, overwrite=overwrite)
-    if not runs:
-        raise ValueError("runs must hold at least one run, got none. Give a name and a ReportRun.")
+    check_output(output_dir, FILES, overwrite=overwrite)
     for name, run in runs.items():
         if run.baseline is not None and run.baseline not in runs:
             raise ValueError(
                 f"baseline must be one of {', '.join(runs)}, got {run.baseline!r} for run {name!r}."
             )
-    data = _data(runs, title, settings or {})
-    try:
-        text = json.dumps(data, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"settings must be numbers, texts, lists or dictionaries of them, got trouble: {error}."
-        ) from error
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}."))
-    try:
-        (temporary / "shift.json").write_text(text, encoding="utf-8")
-        (temporary / "report.html").write_text(render("report.html.jinja", data, text), encoding="utf-8")
-        draw_shift({name: run.shift for name, run in runs.items()}, temporary / "shift.png", title=title)
-        output_dir.mkdir(exist_ok=True)
-        for name in FILES:
-            os.replace(temporary / name, output_dir / name)
-    finally:
-        shutil.rmtree(temporary)
-    return output_dir / "report.html"
+    shifts = {name: run.shift for name, run in runs.items()}
+    entries = [
+        {
+            "name": name,
+            "baseline": run.baseline,
+            "reading": reading(run.shift, run.baseline and (run.baseline, shifts[run.baseline])),
+            "shift": run.shift.to_dict(),
+            "settings": dict(run.settings),
+            "samples": contact_sheet(run.images) if run.images is not None and len(run.images) else None,
+        }
+        for name, run in runs.items()
+    ]
+    data = {
+        "title": title,
+        "version": __version__,
+        "settings": dict(settings or {}),
+        "extent": _extent(list(shifts.values())),
+        "runs": entries,
+    }
+    text = json.dumps(data, allow_nan=False)
+    with written_whole(output_dir) as folder:
+        (folder / "shift.json").write_text(text, encoding="utf-8")
+        page = render(Path(__file__).parent, "report.html.jinja", data, text)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        draw_shift(shifts, folder / "shift.png", title=title)
+    return Path(output_dir) / "report.html"
+
+
+# The figure of shift along the trajectory: what page and print share, and the print
+
+
+def _extent(shifts: list[NoiseShift]) -> dict[str, tuple[float, float]]:
+    """In log-SNR: the levels that the means are taken over, and the levels that are drawn."""
+    steps = [step for shift in shifts for step in shift.steps]
+    lows, highs = zip(*(shift.interval for shift in shifts), strict=True)
+    levels = [[step.log_snr for step in shift.steps] for shift in shifts]
+    low = min(min(own) if end is None else end for own, end in zip(levels, lows, strict=True))
+    high = max(max(own) if end is None else end for own, end in zip(levels, highs, strict=True))
+    first = min([low, *(step.log_snr for step in steps if step.shift is not None)])
+    return {"means": (low, high), "drawn": (first - 1.5, max(step.log_snr for step in steps) + 0.5)}
+
+
+def _plain(name: str, longest: int = 32) -> str:
+    """A run's name as matplotlib prints it unchanged, and not longer than the margin."""
+    name = name if len(name) <= longest else name[: longest - 1] + "…"
+    return name.replace("$", r"\$")
+
+
+def _curve(axes: Axes, shift: NoiseShift, bands: bool, line: str, **style: Any) -> None:
+    x = np.array([s.log_snr for s in shift.steps])
+    y = np.array([np.nan if s.shift is None else s.shift for s in shift.steps])
+    error = 1.96 * np.array([np.nan if s.standard_error is None else s.standard_error for s in shift.steps])
+    colour = style["color"]
+    if bands:
+        axes.fill_between(x, y - error, y + error, color=colour, alpha=0.16, linewidth=0)
+    else:
+        axes.errorbar(x, y, yerr=error, fmt="none", ecolor=colour, alpha=0.5, elinewidth=0.8)
+    axes.plot(x, y, line, markersize=4, linewidth=1.4, **style)
+    label = np.array([s.label_mismatch for s in shift.steps])
+    if np.abs(label).max() > 5e-4:
+        axes.plot(x, label, ":", linewidth=1.0, color=colour)
+
+
+def draw_shift(shifts: Mapping[str, NoiseShift], path: Path, *, title: str) -> None:
+    """Draws shift against nominal level with 95 % bands, and the two means with 95 % bars, as a PNG of 200 dpi.
+
+    The lower half is the legend: one row per run, with its colour and marker.
+    """
+    rows, extent = len(shifts), _extent(list(shifts.values()))
+    figure = Figure(figsize=(7.2, 4.2 + 0.24 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, height_ratios=[3.4, 0.45 + 0.24 * rows])
+    figure.suptitle(_plain(title, 80), fontsize=11)
+    upper.axhline(0, color="0.35", linewidth=0.8)
+    lower.axvline(0, color="0.35", linewidth=0.8)
+    upper.axvspan(*extent["means"], color="0.5", alpha=0.07, linewidth=0)
+    for index, shift in enumerate(shifts.values()):
+        turn, place = divmod(index, len(COLOURS))
+        style: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place]}
+        _curve(upper, shift, rows <= 4, DASHES[turn % len(DASHES)], **style)
+        means = (
+            (shift.mean_shift, shift.mean_shift_standard_error, COLOURS[place], -0.13),
+            (shift.mean_abs_shift, shift.mean_abs_shift_standard_error, "white", 0.13),
+        )
+        for value, error, face, offset in means:
+            if value is not None and error is not None:
+                lower.errorbar(
+                    value,
+                    index + offset,
+                    xerr=1.96 * error,
+                    markerfacecolor=face,
+                    markersize=5,
+                    ls="",
+                    **style,
+                )
+    missing = sorted({s.log_snr for shift in shifts.values() for s in shift.steps if s.shift is None})
+    if missing:
+        low = upper.get_xaxis_transform()
+        upper.plot(missing, [0.03] * len(missing), "x", color="0.45", markersize=4, transform=low)
+    upper.set_xlim(*extent["drawn"])
+    upper.set_xlabel("nominal log-SNR  (noise → data)", fontsize=9)
+    upper.set_ylabel("shift in log(σ/α)\n(+ noisier, − cleaner)", fontsize=9)
+    upper.set_title(NOTE, fontsize=7.5, color="0.35", loc="left")
+    lower.set_yticks(range(rows), [_plain(name) for name in shifts], fontsize=8)
+    lower.set_ylim(rows - 0.5, -0.5)
+    lower.set_xlabel("mean over the shaded levels: shift (filled), |shift| (open)", fontsize=9)
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=200, metadata={"Software": None})

@@ -1,6 +1,6 @@
 """The level that sampled states really have, from what an estimator says about them.
 
-With R the forward response curve (`reference.py`), m_s the mean estimate of B sampled states and m_f that of M forward
+With R the forward response curve (`forward.py`), m_s the mean estimate of B sampled states and m_f that of M forward
 states at the step's nominal level,
 
     shift in log(sigma/alpha) = -1/2 (R^-1(m_s) - R^-1(m_f)),          R^-1(m_f) = nominal log-SNR,
@@ -31,9 +31,8 @@ from nag.shift.forward import ForwardReference
 
 __all__ = ["Levels", "ResponseCurve", "measure_levels"]
 
-WINDOW = (
-    0.5  # half the width over which a slope is taken, in log-SNR: wide enough to be free of the grid's noise
-)
+WINDOW = 0.5
+"""Half the width over which a slope is taken, in log-SNR: wide enough to be free of the grid's noise."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,17 +60,10 @@ class ResponseCurve:
     """Mean estimate as a rising function of the true log-SNR: isotonic means, joined by a monotone cubic.
 
     Args:
-        reference: estimates at G levels; where their means fall with the level the curve is flat.
-
-    Raises:
-        ValueError: if there are fewer than 2 levels.
+        reference: estimates at G >= 2 levels; where their means fall with the level the curve is flat.
     """
 
     def __init__(self, reference: ForwardReference) -> None:
-        if len(reference.log_snr) < 2:
-            raise ValueError(
-                "reference must hold at least 2 levels, got 1. Make it with `forward_reference`."
-            )
         self.reference = reference
         self.log_snr = reference.log_snr
         estimate = reference.estimate.astype(np.float64)
@@ -114,14 +106,14 @@ class ResponseCurve:
             return np.nan, f"out of range: no forward level has the mean estimate {mean:.2f}"
         row = int(np.clip(np.searchsorted(self.rising, mean) - 1, 0, len(self.log_snr) - 2))
         start, end = self.log_snr[row], self.log_snr[row + 1]
-        ends = (
-            float(self._curve(start)) - mean,
-            float(self._curve(end)) - mean,
-        )  # either may be 0 up to rounding
-        if ends[0] >= 0 or ends[1] <= 0:
-            level = float(start if ends[0] >= 0 else end)
+
+        def above(at: float) -> float:
+            return float(self._curve(at)) - mean
+
+        if above(start) >= 0 or above(end) <= 0:  # either may be 0 up to rounding
+            level = float(start if above(start) >= 0 else end)
         else:
-            level = float(brentq(lambda at: float(self._curve(at)) - mean, start, end, xtol=1e-9))
+            level = float(brentq(above, start, end, xtol=1e-9))
         slope = float(self.slope(np.linspace(near, level, 33)).min())
         if slope < min_slope:
             return np.nan, f"too flat: the slope falls to {slope:.2f} on the way to log-SNR {level:.2f}"
@@ -144,9 +136,6 @@ def measure_levels(
         reference: the same estimator on held-out images; holds every nominal level.
         min_slope: below this slope of the response curve no number is given.
         max_standard_error: above this standard error of log(sigma/alpha) no number is given.
-
-    Raises:
-        ValueError: if there are fewer than 8 samples, or the reference does not hold a level.
     """
     count = estimate.shape[1]
     if count < 8:
@@ -158,7 +147,7 @@ def measure_levels(
     sampled, forward = (
         np.zeros((steps, count)),
         np.zeros((steps, images)),
-    )  # influence of one sample, of one image
+    )  # influence of one sample, one image
     reasons: list[str | None] = []
     for i, row in enumerate(rows):
         values = estimate[i].astype(np.float64)

@@ -22,14 +22,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction, Recorder
+from nag.files import Archive
 from nag.noise.read import SchedulerLevels
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import corrected
-from nag.shift.archive import Archive
 from nag.shift.calls import batch_of, silent
 from nag.shift.forward import LevelEstimator, fingerprint_of, finite_estimate, place
 
-__all__ = ["Trajectory", "record"]
+__all__ = ["Trajectory", "check_coordinates", "record"]
 
 RESERVED = ("batch_size", "generator", "latents", "output_type", "return_dict")
 
@@ -86,36 +86,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Correction):
-        return value.settings()
-    if isinstance(value, float) and not math.isfinite(value):
+        return _plain(value.settings())
+    if isinstance(value, os.PathLike) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     if isinstance(value, str | int | float | bool | None):
         return value
-    if isinstance(value, os.PathLike):
-        return str(value)
     return getattr(value, "__qualname__", type(value).__name__)
 
 
 def _settings(pipeline: Any, regressor: LevelEstimator, arguments: dict[str, Any]) -> dict[str, Any]:
-    scheduler = {
-        key: value for key, value in dict(pipeline.scheduler.config).items() if not key.startswith("_")
+    config = {
+        key: value
+        for key, value in dict(pipeline.scheduler.config).items()
+        if not key.startswith("_") and value is not None and key != "trained_betas"
     }
-    scheduler = {
-        key: value for key, value in scheduler.items() if value is not None and key != "trained_betas"
+    settings = arguments | {
+        "pipeline": type(pipeline).__name__,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler_config": config,
+        "regressor": fingerprint_of(regressor),
+        "versions": {name: importlib.metadata.version(name) for name in ("diffusers", "torch")},
     }
-    return json.loads(
-        json.dumps(
-            {
-                **_plain(arguments),
-                "pipeline": type(pipeline).__name__,
-                "scheduler": type(pipeline.scheduler).__name__,
-                "scheduler_config": _plain(scheduler),
-                "regressor": fingerprint_of(regressor),
-                "versions": {name: importlib.metadata.version(name) for name in ("diffusers", "torch")},
-            },
-            allow_nan=False,
-        )
-    )
+    return json.loads(json.dumps(_plain(settings), allow_nan=False))
 
 
 def record(
@@ -153,35 +145,28 @@ def record(
             one for each sample, or one for all.
 
     Raises:
-        ValueError: if a number is not positive, there are conditions for another number of samples, an argument is one that
-            `record` sets itself, the regressor works in other coordinates, or the scheduler is not supported.
-        RuntimeError: if an estimate is not finite.
+        Diverged: if an estimate is not finite.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(
-                f"{name} must be at least 1, got {value}. A few hundred samples resolve a shift of 0.02."
-            )
-    if keep_images < 0:
-        raise ValueError(f"keep_images must be at least 0, got {keep_images}. Use 0 to keep none.")
+    at_least = {
+        "num_samples": (num_samples, 1),
+        "batch_size": (batch_size, 1),
+        "keep_images": (keep_images, 0),
+    }
+    for name, (value, least) in at_least.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
     taken = sorted(set(pipeline_kwargs) & set(RESERVED))
     if taken:
         raise ValueError(f"pipeline_kwargs must not hold what `record` sets itself, got {', '.join(taken)}.")
     labels = None if class_labels is None else torch.as_tensor(class_labels)
-    pipeline_kwargs, acting = split_arguments(
-        pipeline,
-        pipeline_kwargs | {"corrections": corrections, "num_inference_steps": num_inference_steps},
-    )
+    given = pipeline_kwargs | {"corrections": corrections, "num_inference_steps": num_inference_steps}
+    pipeline_kwargs, acting = split_arguments(pipeline, given)
     del pipeline_kwargs["num_inference_steps"]
     acting = [one for one in acting if one.on]
-    arguments: dict[str, Any] = {
-        "num_samples": num_samples,
-        "num_inference_steps": num_inference_steps,
-        "seed": seed,
-    }
+    arguments = {"num_samples": num_samples, "num_inference_steps": num_inference_steps, "seed": seed}
     arguments |= {"class_labels": None if labels is None else labels.tolist()} | pipeline_kwargs
     if acting:
-        arguments["corrections"] = [one.settings() for one in acting]
+        arguments["corrections"] = acting
     called = pipeline_kwargs | {"num_inference_steps": num_inference_steps, "class_labels": labels}
     means, variances, images = [], [], []
     levels: SchedulerLevels | None = None

@@ -21,8 +21,7 @@ from nag.quality.reference import reference_features
 from nag.quality.tuning import Search
 from nag.quality.tuning_bench import PipelineBench, recall_of
 from nag.quality.tuning_journal import Candidate, Trial
-from nag.shift.calls import Conditions
-from nag.shift.forward import sample_generators
+from nag.shift.calls import Conditions, sample_generators
 from tests.models import tiny_unet, write_parquet
 
 STEPS, FEATURES = 4, 6

@@ -28,8 +28,9 @@ from nag.noise.read import read_levels
 from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk
 from nag.quality.blind_exact import Knowledge, both_schedules, drift_rows, know
 from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
-from nag.quality.blind_report import check_output, reading, write_blind_check
+from nag.quality.blind_report import FILES, reading, write_blind_check
 from nag.quality.feature_network import SmallClassifier
+from nag.shift.page import check_output
 from tests.models import tiny_checkpoint, tiny_unet, write_parquet
 from tests.oracles import SCHEDULERS, ExactUNet
 
@@ -353,13 +354,13 @@ def test_files_are_replaced_only_when_asked(tmp_path):
     shown = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
     assert shown["interval"] == [None, None]
     with pytest.raises(ValueError, match="output_dir must be new or empty"):
-        check_output(folder)
+        check_output(folder, FILES)
     (folder / "mine.txt").write_text("kept")
     write_blind_check(result(tolerance=0.2), folder, overwrite=True)
     assert BlindCheck.load(folder / "blind_check.json").tolerance == 0.2
     assert (folder / "mine.txt").read_text() == "kept"
     with pytest.raises(ValueError, match="output_dir must be a folder"):
-        check_output(folder / "mine.txt")
+        check_output(folder / "mine.txt", FILES)
 
 
 # The command

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from nag.cli.main import app
 from nag.load import NAGPipeline
 from nag.network.regressor import NoiseLevelRegressor
-from nag.shift.calls import main_network
-from nag.shift.latents import encoded
+from nag.shift.calls import encoded, main_network
 from tests.seams.zoo_transformers import dit
 from tests.seams.zoo_unets import stable_diffusion
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from nag.shift.density import choose_bandwidth, fit_density, ks_distance, overlap
+from nag.shift.density import choose_bandwidth, fit_density, overlap
 
 
 def normal_cdf(x):
@@ -100,28 +100,7 @@ def test_overlap_of_far_densities_is_zero():
     assert overlap(first, second) < 1e-6
 
 
-def test_ks_distance(rng):
-    first = rng.normal(size=500)
-    assert ks_distance(first, first)[0] == 0
-    assert ks_distance(first, first + 100)[0] == 1
-    distance, p_value = ks_distance(first, rng.normal(1, 1, size=5000))
-    assert_allclose(
-        distance, 1 - 2 * normal_cdf(-0.5), atol=0.06
-    )  # the exact distance of the two normals is 0.383
-    assert p_value < 1e-20
-
-
-def test_ks_p_value_is_uniform_without_a_difference():
-    p_values = []
-    for k in range(200):
-        rng = np.random.default_rng(k)
-        p_values.append(ks_distance(rng.normal(size=200), rng.normal(size=150))[1])
-    assert_allclose(
-        np.mean(np.array(p_values) < 0.1), 0.1, atol=0.064
-    )  # 3 binomial standard deviations of 200
-
-
 @pytest.mark.parametrize("values", [np.zeros(7), np.full(20, np.nan)])
 def test_refuses_values_without_a_density(values):
-    with pytest.raises(ValueError, match="values must be one row of at least 8 finite numbers, got shape"):
+    with pytest.raises(ValueError, match="values.* [07] of"):
         choose_bandwidth(values)

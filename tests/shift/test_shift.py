@@ -14,7 +14,7 @@ from nag.network.regressor import NoiseEstimate
 from nag.noise.discrete import DiscreteVP
 from nag.shift import ForwardReference, NoiseShift, Trajectory, forward_reference, measure_shift
 from nag.shift.forward import level_grid
-from nag.shift.means import mean_shifts, unbiased_abs
+from nag.shift.measure import mean_shifts, unbiased_abs
 from nag.shift.response import ResponseCurve, measure_levels
 
 LEVELS = np.array([-2.0, 0.0, 2.0, 4.0])
@@ -330,8 +330,6 @@ def test_no_measurable_step_has_no_mean():
 def test_refuses_bad_input():
     estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"])
     trajectory = trajectory_of(estimate)
-    with pytest.raises(ValueError, match=r"interval must rise from low to high log-SNR, got \(2, -2\)"):
-        measure_shift(trajectory, reference, interval=(2, -2))
     with pytest.raises(
         ValueError, match=r"interval must hold a step, got \(20, None\) for steps in \[-2.00, 4.00\]"
     ):
@@ -346,14 +344,7 @@ def test_refuses_bad_input():
         )
     with pytest.raises(ValueError, match="trajectory must hold at least 8 samples, got 7"):
         measure_levels(estimate[:, :7], LEVELS, reference)
-    single = replace(
-        reference, log_snr=GRID[:1], estimate=reference.estimate[:1], variance=reference.variance[:1]
-    )
-    with pytest.raises(ValueError, match="reference must hold at least 2 levels, got 1"):
-        ResponseCurve(single)
-    with pytest.raises(
-        ValueError, match="data must be what NoiseShift.to_dict makes, got trouble with 'settings'"
-    ):
+    with pytest.raises(ValueError, match="data must be what NoiseShift.to_dict makes"):
         NoiseShift.from_dict({"steps": []})
 
 

@@ -10,27 +10,41 @@ the number of steps, clipping and the estimator. Beside the shift stand the two 
 perfect network: its label mismatch (the network is told a rounded level) and its arrival mismatch (the previous step
 ends elsewhere than the next one begins).
 
+The shifts x_i of a run's steps are dependent: one sample passes through all of them. Their covariance C is known to
+first order (`response.py`), so their mean has the variance (sum of C) / n^2, and the mean of any function of the x_i has
+the spread that draws from N(x, C) give it. The plain mean of |x_i| is never 0, however small the shift. Here
+
+    a(x, s) = x erf(x / (s sqrt 2)) - 2 s phi(x / s),      s = standard error of x,
+
+replaces |x|. It is the mean of sign(x + z) (x - z) over z ~ N(0, s^2): one half of the data says which sign, the other
+how much, and the two are independent. Its expectation is 0 without a shift, never above the true |shift|, and equal to
+it once that exceeds about four standard errors.
+
 References:
     Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497 (noise shift).
+    Data fission: splitting a single data point, Leiner 2023, arXiv 2112.11079 (x + z and x - z).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from scipy.special import erf
+from scipy.stats import ks_2samp
 
-from nag.shift.density import Bandwidth, Density, fit_density, ks_distance, overlap
+from nag.shift.density import Bandwidth, Density, fit_density, overlap
 from nag.shift.forward import ForwardReference
-from nag.shift.means import mean_shifts
 from nag.shift.response import ResponseCurve, measure_levels
 from nag.shift.trajectory import Trajectory
 
-__all__ = ["NoiseShift", "StepDensity", "StepShift", "measure_shift"]
+__all__ = ["NoiseShift", "StepDensity", "StepShift", "mean_shifts", "measure_shift", "unbiased_abs"]
 
-INTERVAL = (-2.5, None)
+DRAWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +136,7 @@ class NoiseShift:
         num_measured: those of them that have a number.
         mean_shift: mean shift over these, in log(sigma/alpha); None without any.
         mean_shift_standard_error: of `mean_shift`.
-        mean_abs_shift: mean |shift|, free of the upward bias of |noise|; see `nag.shift.means`. May be slightly negative.
+        mean_abs_shift: mean |shift|, free of the upward bias of |noise|; see the module's text. May be slightly negative.
         mean_abs_shift_standard_error: of `mean_abs_shift`.
         num_samples: sampled trajectories.
         num_images: held-out images.
@@ -149,23 +163,17 @@ class NoiseShift:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries, lists and numbers that strict JSON can hold; what is missing is None, never nan."""
-        return _lists(asdict(self))
+        return json.loads(json.dumps(asdict(self), allow_nan=False))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NoiseShift:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: if the dictionary is not one of `to_dict`.
-        """
+        """The inverse of `to_dict`."""
         try:
-            values = dict(data) | {"settings": dict(data["settings"])}
-            values["steps"] = tuple(
-                StepShift(**dict(step) | {"density": _density(step["density"])}) for step in data["steps"]
+            values = {name: tuple(v) if isinstance(v, list | tuple) else v for name, v in data.items()}
+            steps = tuple(
+                StepShift(**step | {"density": _density(step["density"])}) for step in data["steps"]
             )
-            for name in ("interval", "curve_log_snr", "curve_mean", "curve_standard_error"):
-                values[name] = tuple(data[name])
-            return cls(**values)
+            return cls(**values | {"steps": steps})
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"data must be what NoiseShift.to_dict makes, got trouble with {error}."
@@ -186,12 +194,6 @@ class NoiseShift:
                     f"{head}{s.shift:8.3f} {s.standard_error:7.3f} {s.z or 0:6.1f} {s.shift_timesteps:7.1f}{tail}"
                 )
         return "\n".join(lines)
-
-
-def _lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _density(data: Mapping[str, Any]) -> StepDensity:
@@ -217,11 +219,33 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(f"{value:.6g}") for value in values)
 
 
+def unbiased_abs(
+    x: Float[np.ndarray, "*shape"], standard_error: Float[np.ndarray, "*#shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """a(x, s) of the module's text: |x| without the upward bias of noise."""
+    u = x / np.maximum(standard_error, 1e-12)
+    return x * erf(u / np.sqrt(2)) - 2 * standard_error * np.exp(-0.5 * u**2) / np.sqrt(2 * np.pi)
+
+
+def mean_shifts(
+    shift: Float[np.ndarray, " steps"], covariance: Float[np.ndarray, "steps steps"]
+) -> tuple[float, float, float, float]:
+    """Mean shift, its standard error, mean |shift|, its standard error, over dependent steps."""
+    error = np.sqrt(np.diag(covariance))
+    draws = np.random.default_rng(0).multivariate_normal(shift, covariance, size=DRAWS, method="svd")
+    return (
+        float(shift.mean()),
+        float(np.sqrt(covariance.mean())),
+        float(unbiased_abs(shift, error).mean()),
+        float(unbiased_abs(draws, error[None]).mean(axis=1).std()),
+    )
+
+
 def measure_shift(
     trajectory: Trajectory,
     reference: ForwardReference,
     *,
-    interval: tuple[float | None, float | None] = INTERVAL,
+    interval: tuple[float | None, float | None] = (-2.5, None),
     min_slope: float = 0.2,
     max_standard_error: float = 0.1,
     density_points: int = 128,
@@ -235,19 +259,8 @@ def measure_shift(
         min_slope: where the estimator's response curve is flatter, a step gets a reason instead of a number.
         max_standard_error: where the standard error in log(sigma/alpha) is larger, likewise.
         density_points: points of the drawn densities.
-
-    Raises:
-        ValueError: if the interval is empty or holds no step, the two come from different regressors, the reference
-            does not hold a level of the trajectory, or there are fewer than 8 samples or images.
     """
-    low, high = (
-        (-np.inf if interval[0] is None else interval[0]),
-        (np.inf if interval[1] is None else interval[1]),
-    )
-    if not low < high:
-        raise ValueError(
-            f"interval must rise from low to high log-SNR, got {interval}. Use None for an open end."
-        )
+    low, high = (end if one is None else one for one, end in zip(interval, (-np.inf, np.inf), strict=True))
     inside = (trajectory.log_snr >= low) & (trajectory.log_snr < high)
     if not inside.any():
         span = f"[{trajectory.log_snr.min():.2f}, {trajectory.log_snr.max():.2f}]"
@@ -258,29 +271,30 @@ def measure_shift(
             f"reference must come from the trajectory's regressor {regressors[0]}, got {regressors[1]}."
         )
     options = {"min_slope": min_slope, "max_standard_error": max_standard_error}
-    levels = measure_levels(trajectory.estimate, trajectory.log_snr, reference, **options)
-    moved = trajectory.timestep_of(trajectory.log_snr - 2 * levels.shift) - trajectory.timestep_of(
-        trajectory.log_snr
-    )
+    nominal = trajectory.log_snr
+    levels = measure_levels(trajectory.estimate, nominal, reference, **options)
+    moved = trajectory.timestep_of(nominal - 2 * levels.shift) - trajectory.timestep_of(nominal)
     steps = []
-    for i, nominal in enumerate(trajectory.log_snr):
-        row = reference.row(nominal)
-        sampled, forward = (
-            table.astype(np.float64) for table in (trajectory.estimate[i], reference.estimate[row])
-        )
+    for i, level in enumerate(nominal):
+        row, found = reference.row(level), dict[str, Any]()
+        sampled, forward = (a.astype(np.float64) for a in (trajectory.estimate[i], reference.estimate[row]))
+        variances = trajectory.variance[i], reference.variance[row]
+        for name, values, claimed in zip(("sampled", "forward"), (sampled, forward), variances, strict=True):
+            found[f"{name}_mean"] = float(values.mean())
+            found[f"{name}_std"] = float(values.std(ddof=1))
+            found[f"{name}_claimed_std"] = float(np.sqrt(claimed.mean(dtype=np.float64)))
         densities = fit_density(sampled), fit_density(forward)
-        ks, p_value = ks_distance(sampled, forward)
+        ks = ks_2samp(sampled, forward, method="asymp")
+        shift, error = float(levels.shift[i]), float(levels.standard_error[i])
         measured = levels.reasons[i] is None
         steps.append(
             StepShift(
                 step=i,
                 timestep=float(trajectory.timesteps[i]),
-                log_snr=float(nominal),
-                shift=float(levels.shift[i]) if measured else None,
-                standard_error=float(levels.standard_error[i]) if measured else None,
-                z=float(levels.shift[i] / levels.standard_error[i])
-                if measured and levels.standard_error[i]
-                else None,
+                log_snr=float(level),
+                shift=shift if measured else None,
+                standard_error=error if measured else None,
+                z=shift / error if measured and error else None,
                 shift_timesteps=float(moved[i]) if measured else None,
                 reason=levels.reasons[i],
                 raw_shift=float(-0.5 * (sampled.mean() - forward.mean())),
@@ -289,39 +303,32 @@ def measure_shift(
                 ),
                 slope=float(levels.slope[i]),
                 slope_standard_error=float(levels.slope_standard_error[i]),
-                label_mismatch=float(-0.5 * (trajectory.label_log_snr[i] - nominal)),
+                label_mismatch=float(-0.5 * (trajectory.label_log_snr[i] - level)),
                 label_mismatch_timesteps=float(trajectory.label_mismatch[i]),
-                arrival_mismatch=float(-0.5 * (trajectory.arrival_log_snr[i] - nominal)),
+                arrival_mismatch=float(-0.5 * (trajectory.arrival_log_snr[i] - level)),
                 overlap=overlap(*densities),
-                ks=ks,
-                ks_p_value=p_value,
-                sampled_mean=float(sampled.mean()),
-                forward_mean=float(forward.mean()),
-                sampled_std=float(sampled.std(ddof=1)),
-                forward_std=float(forward.std(ddof=1)),
-                sampled_claimed_std=float(np.sqrt(trajectory.variance[i].mean(dtype=np.float64))),
-                forward_claimed_std=float(np.sqrt(reference.variance[row].mean(dtype=np.float64))),
+                ks=float(ks.statistic),
+                ks_p_value=float(ks.pvalue),
                 density=_drawn(*densities, density_points),
+                **found,
             )
         )
     used = inside & np.isfinite(levels.shift)
+    names = ("mean_shift", "mean_shift_standard_error", "mean_abs_shift", "mean_abs_shift_standard_error")
     means: tuple[float | None, ...] = (None,) * 4
     if used.any():
         means = mean_shifts(levels.shift[used], levels.covariance[np.ix_(used, used)])
     curve = ResponseCurve(reference)
     return NoiseShift(
         steps=tuple(steps),
-        interval=(None if np.isinf(low) else float(low), None if np.isinf(high) else float(high)),
+        interval=tuple(None if np.isinf(end) else float(end) for end in (low, high)),  # type: ignore[arg-type]
         num_steps=int(inside.sum()),
         num_measured=int(used.sum()),
-        mean_shift=means[0],
-        mean_shift_standard_error=means[1],
-        mean_abs_shift=means[2],
-        mean_abs_shift_standard_error=means[3],
         num_samples=trajectory.estimate.shape[1],
         num_images=reference.estimate.shape[1],
         curve_log_snr=_rounded(curve.log_snr),
         curve_mean=_rounded(curve.mean),
         curve_standard_error=_rounded(curve.standard_error),
         settings=options | {"trajectory": trajectory.settings, "reference": reference.settings},
+        **dict(zip(names, means, strict=True)),
     )
