@@ -14,7 +14,6 @@ from torch import Tensor
 from nag.corrections.calibration import NoiseCalibration
 from nag.files import parse_json
 from nag.load import NAGPipeline
-from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.named import make_scheduler
 from nag.quality.feature_network import load_feature_network
 from nag.quality.sampling import Sampled, sample_features
@@ -47,6 +46,7 @@ __all__ = [
     "image_table",
     "load_bench",
     "load_pipeline",
+    "open_bench",
     "read_assignments",
     "scheduler_line",
     "states_of",
@@ -61,10 +61,10 @@ class Bench:
     Args:
         pipeline: on its device.
         regressor: the estimator of levels, its network attached; None where none is needed.
+        conditions: of the samples.
         images: `(M, *shape)`, as states of the pipeline: in [-1, 1], or encoded by its VAE.
         image_labels: `(M,)`, or None for an estimator that knows no classes.
         captions: of the images, or None for a pipeline that takes none.
-        conditions: of the samples.
         network: the feature network.
         reference: the `ReferenceFeatures` that samples are compared with, by that network.
         arguments: of every call of the pipeline: class guidance and eta, where they are set.
@@ -74,11 +74,11 @@ class Bench:
     """
 
     pipeline: Any
-    regressor: NoiseLevelRegressor | None
-    images: Tensor
-    image_labels: Tensor | None
-    captions: tuple[str, ...] | None
+    regressor: Any
     conditions: Conditions
+    images: Any = None
+    image_labels: Tensor | None = None
+    captions: tuple[str, ...] | None = None
     network: Any = None
     reference: Any = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -86,19 +86,14 @@ class Bench:
     mixed_precision: str = "no"
     progress: bool = True
 
-    @classmethod
-    def of(
-        cls, pipeline: Any, images: Tensor, labels: Tensor | None, conditions: Conditions, **others: Any
-    ) -> Bench:
+    def holding(self, images: Tensor, labels: Tensor | None) -> Bench:
         """With images `(M, C, H, W)` in [-1, 1] that have the prompts of the conditions in turn."""
-        prompts = conditions.of(len(images)).get("prompt")
-        return cls(
-            pipeline=pipeline,
-            images=states_of(pipeline, images, conditions),
+        prompts = self.conditions.of(len(images)).get("prompt")
+        return replace(
+            self,
+            images=states_of(self.pipeline, images, self.conditions),
             image_labels=labels,
             captions=None if prompts is None else tuple(prompts),
-            conditions=conditions,
-            **{"regressor": pipeline.regressor} | others,
         )
 
     def part(self, rows: slice, **changes: Any) -> Bench:
@@ -176,16 +171,11 @@ def why_not(
     return None
 
 
-def check_sampler(
-    pipe: Any, schedulers: Iterable[Any], conditions: Conditions, *, guidance_scale: float | None, eta: float
-) -> None:
-    """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes.
-
-    Raises:
-        ValueError: as the pipeline would.
-    """
-    arguments = given(guidance_scale=guidance_scale, eta=eta)
-    reasons = [why_not(pipe, scheduler, conditions, arguments) for scheduler in schedulers]
+def check_sampler(bench: Bench, schedulers: Iterable[Any]) -> None:
+    """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes."""
+    reasons = [
+        why_not(bench.pipeline, scheduler, bench.conditions, bench.arguments) for scheduler in schedulers
+    ]
     if all(reasons):
         raise ValueError(reasons[0])
 
@@ -300,28 +290,40 @@ def _check_size(table: Any, data: Path) -> None:
                 )
 
 
-def load_bench(
+def open_bench(
     model: str,
     data: Path,
-    regressor: str | None,
-    num_images: int,
-    device: str | None,
+    *,
+    regressor: str | None = None,
+    device: Any = None,
     prompts: Path | None = None,
+    guidance_scale: float | None = None,
+    eta: float = 0.0,
+    num_images: int | None = None,
+    **others: Any,
 ) -> Bench:
-    """Loads model, regressor and images.
-
-    Raises:
-        ValueError: if there is no regressor, or it does not fit the model, or prompts are missing.
-    """
+    """A bench that holds no images yet; the data are read for their captions alone."""
     pipeline = load_pipeline(model, regressor, device)
-    if pipeline.regressor is None:
+    return Bench(
+        pipeline=pipeline,
+        regressor=pipeline.regressor,
+        conditions=conditions_of(
+            pipeline, image_table(pipeline, data, num_images, with_labels=False), prompts
+        ),
+        arguments=given(guidance_scale=guidance_scale, eta=eta),
+        **others,
+    )
+
+
+def load_bench(model: str, data: Path, num_images: int, **others: Any) -> Bench:
+    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
+    bench = open_bench(model, data, num_images=num_images, **others)
+    if bench.regressor is None:
         raise ValueError(
             f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
         )
-    with_labels = pipeline.regressor.config.uses_class
-    table = image_table(pipeline, data, num_images, with_labels=with_labels)
-    conditions = conditions_of(pipeline, table, prompts)
-    return Bench.of(pipeline, table.tensor(), table.labels if with_labels else None, conditions)
+    labels = bench.regressor.config.uses_class
+    return bench.holding(*held_out_images(bench.pipeline, data, num_images, with_labels=labels))
 
 
 def _split_of(data: Path) -> str:

@@ -117,7 +117,8 @@ class Cell:
             return None
         errors = [one.standard_error for one in found]
         return Measured(
-            value=float(np.mean([one.value for one in found])), standard_error=math.hypot(*errors) / len(errors)
+            value=float(np.mean([one.value for one in found])),
+            standard_error=math.hypot(*errors) / len(errors),
         )
 
 
@@ -273,7 +274,10 @@ def _row(cell: Cell, group: Sequence[Cell]) -> dict[str, Any]:
         "seconds_ratio": None if plain is None else cell.seconds / plain.seconds,
         "frechet": dataclasses.asdict(cell.frechet),
         **{name: None if found is None else dataclasses.asdict(found) for name, found in metrics.items()},
-        "seeds": [{"seed": one.seed, "seconds": one.seconds, "quality": dataclasses.asdict(one.quality)} for one in cell.results],
+        "seeds": [
+            {"seed": one.seed, "seconds": one.seconds, "quality": dataclasses.asdict(one.quality)}
+            for one in cell.results
+        ],
         "minus_plain": None if plain is None or plain is cell else _against(cell, plain),
         "best_baseline": None if best is None else best.method,
         "minus_best_baseline": None if best is None else _against(cell, best),

@@ -58,7 +58,10 @@ __all__ = ["Candidate", "Confirmed", "Meter", "Reading", "Search", "Space", "Tri
 
 STARTS = (0.5, 2.0)  # weights of the first trials, on the default interval
 WEIGHTS = (0.05, 16.0)
-COMBINED, FACTORS = 2, (1.0, 0.5)  # guidances that are tried on a calibrated schedule, and parts of their weight
+COMBINED, FACTORS = (
+    2,
+    (1.0, 0.5),
+)  # guidances that are tried on a calibrated schedule, and parts of their weight
 COMBINED_SHARE = 0.3  # of the time, kept for these
 PENALTY = 10.0  # Frechet distances of plain sampling per share of recall lost beyond what is allowed
 RESAMPLES = 50
@@ -237,7 +240,9 @@ class Search:
             best = [t for t in self.trials() if t.stage == "guided" and t.readings][:COMBINED]
             for factor in FACTORS:
                 for trial in best:
-                    guidance = replace(trial.candidate.guidance, scale=factor * trial.candidate.guidance.scale)
+                    guidance = replace(
+                        trial.candidate.guidance, scale=factor * trial.candidate.guidance.scale
+                    )
                     self._ask("combined", replace(trial.candidate, guidance=guidance, calibrated=True))
             self._optimize(len(self.study.get_trials(states=(TrialState.WAITING,))))
         return self.trials()
