@@ -11,19 +11,17 @@ from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
 from nag.cli.blind_check import _refuse_unconditional
-from nag.cli.compare import _read
+from nag.cli.compare import refuse_other
 from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.tuned import read_entries
 from nag.files import parse_json, read_json, written_whole
 from nag.finetune.checkpoints import load_checkpoint
-from nag.finetune.denoiser import _from_scratch
-from nag.finetune.options import DenoiserOptions
+from nag.finetune.denoiser import DenoiserOptions, _from_scratch
 from nag.quality.bench import read_assignments
 from nag.quality.blind_check import BlindCheck
+from nag.quality.comparison import load_cell
 from nag.quality.feature_network import load_feature_network
 from nag.quality.reference import ReferenceFeatures
-from nag.quality.stage import _refuse_other
-from nag.quality.tuning_journal import Journal
 from nag.shift import Trajectory
 
 DEEP = 200_000 * "["
@@ -54,10 +52,9 @@ def test_other_files_are_named_with_the_reason(tmp_path: Path, content: bytes, r
 READERS = {
     "calibration": lambda path: NoiseCalibration.load(path, DDIMScheduler()),
     "tuned guidance": read_entries,
-    "journal": Journal,
     "blind check": BlindCheck.load,
-    "cell": _read,
-    "settings": lambda path: _refuse_other(path.parent, {}),
+    "cell": load_cell,
+    "settings": lambda path: refuse_other(path.parent, {}),
     "training": lambda path: load_checkpoint(path.parent, torch.nn.Linear(1, 1), None, None),
     "network": lambda path: _from_scratch(DenoiserOptions(model_config_name_or_path=path)),
     "index": lambda path: _refuse_unconditional(str(path.parent)),

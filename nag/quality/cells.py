@@ -49,7 +49,6 @@ class Sizes:
         num_samples: for each of them.
         seed: of everything else.
         tune_samples: for each candidate.
-        num_images: images of a calibration and of a shift.
         calibration_samples: of a calibration.
         shift_samples: trajectories of a shift.
         resamples: bootstrap resamples.
@@ -59,7 +58,6 @@ class Sizes:
     num_samples: int
     seed: int
     tune_samples: int
-    num_images: int
     calibration_samples: int
     shift_samples: int
     resamples: int
@@ -214,7 +212,7 @@ class Comparison:
             )
             self._use(cell.scheduler)
             return found
-        table = self.choosing.part(slice(self.sizes.num_images)).calibrate(
+        table = self.choosing.calibrate(
             num_samples=self.sizes.calibration_samples,
             batch_size=max(8, self.choosing.batch_size),
             seed=self.sizes.seed + 1,
@@ -284,15 +282,14 @@ class Comparison:
             return None
         levels = json.dumps(trajectory.log_snr.tolist())
         if levels not in self._forward:
-            held_out = bench.part(slice(sizes.num_images))
             self._forward[levels] = forward_reference(
-                held_out.images,
+                bench.images,
                 bench.regressor,
                 trajectory,
                 seed=sizes.seed + 4,
                 batch_size=bench.batch_size,
-                class_labels=held_out.labels(),
-                told=held_out.told(),
+                class_labels=bench.labels(),
+                told=bench.told(),
                 progress=False,
             )
         found = measure_shift(trajectory, self._forward[levels])
