@@ -33,18 +33,21 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
+import cattrs
+
 from nag.files import read_json, written_file
 from nag.noise.measured import Measured
+from nag.shift.page import number
 
-__all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk"]
+__all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk", "reading"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +147,10 @@ class Walk:
 
     def margin(self, tolerance: float) -> Measured | None:
         """Loss minus what is allowed: at most 0 where the level may be hidden. None if the walk diverged."""
+        loss, allowed = self.relative_distance, tolerance
         if self.frechet_difference is not None and self.frechet_told is not None:
-            value = self.frechet_difference.value - tolerance * self.frechet_told.value
-            return Measured(value=value, standard_error=self.frechet_difference.standard_error)
-        if self.relative_distance is None:
-            return None
-        value = self.relative_distance.value - tolerance
-        return Measured(value=value, standard_error=self.relative_distance.standard_error)
+            loss, allowed = self.frechet_difference, tolerance * self.frechet_told.value
+        return loss and Measured(value=loss.value - allowed, standard_error=loss.standard_error)
 
     def allows(self, tolerance: float) -> bool:
         """Whether hiding the level costs no more than the tolerance."""
@@ -190,25 +190,24 @@ class BlindCheck:
     levels: tuple[LevelRow, ...]
     drift: tuple[DriftRow, ...]
     walks: tuple[Walk, ...]
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def aligned(self, row: LevelRow) -> bool:
+        """Whether the posterior is narrow and the null branch's deviation points its way."""
+        way = row.alignment.value > 2 * row.alignment.standard_error
+        return row.width <= self.max_width and way
 
     def trusts(self, row: LevelRow) -> bool:
         """Whether classifier-free noise guidance can trust the null branch at a level."""
-        aligned = row.alignment.value > 2 * row.alignment.standard_error
-        return row.width <= self.max_width and row.explained.value >= self.threshold and aligned
+        return self.aligned(row) and row.explained.value >= self.threshold
 
     @property
     def trusted(self) -> tuple[int, int] | None:
         """The longest run of trusted levels, as indices of its first and last row; None if no level is trusted."""
-        runs, start = [], None
-        for index, row in enumerate((*self.levels, None)):
-            inside = row is not None and self.trusts(row)
-            if inside and start is None:
-                start = index
-            elif not inside and start is not None:
-                runs.append((start, index - 1))
-                start = None
-        return max(runs, key=lambda run: run[1] - run[0]) if runs else None
+        runs = groupby(range(len(self.levels)), key=lambda index: self.trusts(self.levels[index]))
+        found = [tuple(indices) for trusted, indices in runs if trusted]
+        longest = max(found, key=len, default=())
+        return (longest[0], longest[-1]) if longest else None
 
     @property
     def noise_guidance_interval(self) -> tuple[float | None, float | None]:
@@ -223,15 +222,14 @@ class BlindCheck:
                 "without its level it predicts the same data: use noise_guidance_mode='gradient' with a regressor."
             )
         if self.trusted is None:
-            narrow = [row for row in self.levels if row.width <= self.max_width]
-            aligned = [row for row in narrow if row.alignment.value > 2 * row.alignment.standard_error]
-            best = max((row.explained.value for row in aligned), default=0)
+            narrow = sum(row.width <= self.max_width for row in self.levels)
+            explained = [row.explained.value for row in self.levels if self.aligned(row)]
             raise ValueError(
                 f"noise_guidance_interval must hold a level where the null branch can be trusted, got none: of "
-                f"{len(self.levels)} levels the posterior is narrow at {len(narrow)}, the null branch deviates like the exact one "
-                f"at {len(aligned)} of these, and at best {100 * best:.0f} % of that is explained where {100 * self.threshold:g} % "
-                "are asked for. Fine-tune "
-                "with `nag finetune denoiser --level_dropout`, or use noise_guidance_mode='gradient' with a regressor."
+                f"{len(self.levels)} levels the posterior is narrow at {narrow}, the null branch deviates like the exact one at "
+                f"{len(explained)} of these, and at best {100 * max(explained, default=0):.0f} % of that is explained where "
+                f"{100 * self.threshold:g} % are asked for. Fine-tune with `nag finetune denoiser --level_dropout`, or use "
+                "noise_guidance_mode='gradient' with a regressor."
             )
         first, last = self.trusted
         levels = [row.log_snr for row in self.levels]
@@ -254,31 +252,10 @@ class BlindCheck:
             found.setdefault((row.schedule, row.target), []).append(row.relative.value)
         return {key: sum(values) / len(values) for key, values in found.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: if that is no such result.
-        """
-        try:
-            rows = {
-                name: tuple(_row(kind, one) for one in data[name])
-                for name, kind in (("levels", LevelRow), ("drift", DriftRow), ("walks", Walk))
-            }
-            return cls(**{**data, **rows})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"data must be what BlindCheck.to_dict gave, got trouble: {error!r}.") from error
-
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a JSON file, whole or not at all, and returns its path."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
         with written_file(path) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return Path(path)
 
     @classmethod
@@ -289,18 +266,68 @@ class BlindCheck:
             ValueError: if the file holds no such result.
         """
         try:
-            return cls.from_dict(read_json(path))
-        except ValueError as error:
+            return cattrs.structure(read_json(path), cls)
+        except (cattrs.BaseValidationError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path must name a blind_check.json, got {str(path)!r}: {error} Make one with `nag blind-check`."
             ) from error
 
 
-def _row(kind: type, data: Mapping[str, Any]) -> Any:
-    """A row from its plain values: pairs of a value and its error, and lists, are made what they were."""
-    values = {}
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            value = Measured(**value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+def _walked(walk: Walk, tolerance: float) -> str:
+    """What it says, in a sentence."""
+    margin = walk.margin(tolerance)
+    if margin is None or walk.relative_distance is None:
+        return f"{walk.name.capitalize()} sampling diverged without the level."
+    away = 100 * walk.relative_distance.value
+    text = f"{walk.name.capitalize()} sampling of {len(walk.log_snr)} steps ends {away:.3g} % away without the level"
+    told, blind, change = walk.frechet_told, walk.frechet_blind, walk.frechet_difference
+    if told is not None and blind is not None and change is not None:
+        text += f"; Frechet distance {told.value:.3g} → {blind.value:.3g}"
+        text += f" ({change.value:+.2g} ± {change.standard_error:.2g})"
+    text += f": {'within' if margin.value <= 0 else 'more than'} the tolerance of {100 * tolerance:g} %"
+    unclear = abs(margin.value) < 2 * margin.standard_error
+    return f"{text}, but not by two standard errors: use more samples." if unclear else f"{text}."
+
+
+def reading(result: BlindCheck) -> list[str]:
+    """The verdict with the numbers behind it, sentence by sentence."""
+    said = {
+        "can be dropped": "can be dropped",
+        "only with stochastic sampling": "can be dropped with stochastic sampling only",
+        "not": "cannot be dropped",
+    }[result.verdict]
+    walked = [_walked(walk, result.tolerance) for walk in result.walks]
+    parts = [" ".join([f"The noise condition of this checkpoint {said}.", *walked])]
+    middle = min(result.levels, key=lambda row: abs(row.log_snr))
+    wide = [row.log_snr for row in result.levels if row.width > result.max_width]
+    claimed = middle.width_regressor
+    parts.append(
+        f"At log-SNR {number(middle.log_snr, 1)} a state tells its level to {middle.width:.2g} in log-SNR (for a known image "
+        f"{middle.width_law:.2g}"
+        + ("" if claimed is None else f"; the regressor claims {claimed:.2g}")
+        + ")"
+        + (
+            f"; from {number(max(wide), 1)} down it leaves more than {result.max_width:g} open"
+            if wide
+            else ""
+        )
+        + "."
+    )
+    try:
+        ends = zip(("from", "up to"), result.noise_guidance_interval, strict=True)
+    except ValueError as error:
+        parts.append(f"Classifier-free noise guidance: {error}")
+    else:
+        side = " ".join(f"{word} log-SNR {number(value, 2)}" for word, value in ends if value is not None)
+        parts.append(
+            f"Classifier-free noise guidance can trust the null branch {side or 'at all levels'}: there the "
+            f"posterior's width accounts for at least {100 * result.threshold:g} % of its deviation."
+        )
+    means = result.mean_drift()
+    if means:
+        best, worst = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        parts.append(
+            f"On these data an ideal blind network disturbs the drift least with {best[1]} on {best[0]} ({means[best]:.2g} of "
+            f"the noise per unit of log-SNR), most with {worst[1]} on {worst[0]} ({means[worst]:.2g})."
+        )
+    return parts
