@@ -52,93 +52,56 @@ __all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk", "reading"]
 
 @dataclass(frozen=True, kw_only=True)
 class LevelRow:
-    """One noise level: what the data say about it, and what the network does with that.
+    """One noise level: what the data say about it, and what the network does with that."""
 
-    Attributes:
-        t: the level in the clock of the network's process.
-        log_snr: its log-SNR.
-        width: sqrt of the mean of Var[log_snr | x], exact on the data.
-        width_law: the same for a known image, |d log_snr/dt| / sqrt(I(t)).
-        width_regressor: the mean standard deviation that the regressor claims; None without one.
-        variance: Var[t | x], exact on the data.
-        variance_law: 1 / I(t); t^2 / (2 D + |x_0|^2) on a flow.
-        variance_law_noise: b^2 / (2 D b'^2); Sun's t^2 / 2 D on a flow.
-        square: |f(x, t)|^2 / D of the network.
-        null_error: |f(x, null) - f(x, t)|^2 / D of the network.
-        exact_error: |f - f_t|^2 / D of the exact optima, on the same states.
-        explained: exact_error / null_error, at most 1, with its standard error.
-        alignment: mean cosine of the two differences.
-    """
-
-    t: float
-    log_snr: float
-    width: float
-    width_law: float
-    width_regressor: float | None
-    variance: Measured
-    variance_law: float
-    variance_law_noise: float
-    square: float
-    null_error: Measured
-    exact_error: Measured
-    explained: Measured
-    alignment: Measured
+    t: float  # the level in the clock of the network's process
+    log_snr: float  # its log-SNR
+    width: float  # sqrt of the mean of Var[log_snr | x], exact on the data
+    width_law: float  # the same for a known image, |d log_snr/dt| / sqrt(I(t))
+    width_regressor: float | None  # the mean standard deviation that the regressor claims; None without one
+    variance: Measured  # Var[t | x], exact on the data
+    variance_law: float  # 1 / I(t); t^2 / (2 D + |x_0|^2) on a flow
+    variance_law_noise: float  # b^2 / (2 D b'^2); Sun's t^2 / 2 D on a flow
+    square: float  # |f(x, t)|^2 / D of the network
+    null_error: Measured  # |f(x, null) - f(x, t)|^2 / D of the network
+    exact_error: Measured  # |f - f_t|^2 / D of the exact optima, on the same states
+    explained: Measured  # exact_error / null_error, at most 1, with its standard error
+    alignment: Measured  # mean cosine of the two differences
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftRow:
-    """What a blind network of one target does to the sampler's drift at one level, exact on the data.
+    """What a blind network of one target does to the sampler's drift at one level, exact on the data."""
 
-    Attributes:
-        schedule: "vp" or "flow".
-        target: prediction type.
-        log_snr: level of the states and of the clock.
-        gain: |nu|, with which the probability flow reads the target.
-        error: |f - f_t|.
-        drift: gain times error, in units of du/dt.
-        relative: the same per unit of log-SNR, divided by sigma sqrt(D): a share of the noise, and so comparable between
-            schedules.
-    """
-
-    schedule: str
-    target: str
-    log_snr: float
-    gain: float
-    error: Measured
-    drift: Measured
+    schedule: str  # "vp" or "flow"
+    target: str  # prediction type
+    log_snr: float  # level of the states and of the clock
+    gain: float  # |nu|, with which the probability flow reads the target
+    error: Measured  # |f - f_t|
+    drift: Measured  # gain times error, in units of du/dt
+    # the same per unit of log-SNR, divided by sigma sqrt(D): a share of the noise, and so comparable between schedules
     relative: Measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """One sampler from the same noise, told the level and blind.
+    """One sampler from the same noise, told the level and blind."""
 
-    Attributes:
-        stochasticity: 0 for the probability flow, 1 for ancestral noise.
-        log_snr: of the steps.
-        diverged: whether states were not finite any more; then there are no numbers.
-        bound: median over samples of sum_i A_i B_i.
-        distance: median of |x_blind - x_told| at the end.
-        relative_distance: mean of |x_blind - x_told| / |x_told| at the end.
-        amplification: per step, median A_i; likewise injection (B_i), lipschitz (L_i) and distances.
-        frechet_told: to the held-out images; None without a feature network, likewise the two others.
-        frechet_blind: the same of the blind samples.
-        frechet_difference: blind minus told, on common noise.
-    """
-
-    stochasticity: float
-    log_snr: tuple[float, ...]
-    diverged: bool = False
-    bound: float | None = None
-    distance: float | None = None
-    relative_distance: Measured | None = None
+    stochasticity: float  # 0 for the probability flow, 1 for ancestral noise
+    log_snr: tuple[float, ...]  # of the steps
+    diverged: bool = False  # whether states were not finite any more; then there are no numbers
+    bound: float | None = None  # median over samples of sum_i A_i B_i
+    distance: float | None = None  # median of |x_blind - x_told| at the end
+    relative_distance: Measured | None = None  # mean of |x_blind - x_told| / |x_told| at the end
+    # per step, median A_i; likewise injection (B_i), lipschitz (L_i) and distances
     amplification: tuple[float, ...] = ()
     injection: tuple[float, ...] = ()
     lipschitz: tuple[float, ...] = ()
     distances: tuple[float, ...] = ()
+    # to the held-out images; None without a feature network, likewise the two others
     frechet_told: Measured | None = None
-    frechet_blind: Measured | None = None
-    frechet_difference: Measured | None = None
+    frechet_blind: Measured | None = None  # the same of the blind samples
+    frechet_difference: Measured | None = None  # blind minus told, on common noise
 
     @property
     def name(self) -> str:
@@ -160,37 +123,21 @@ class Walk:
 
 @dataclass(frozen=True, kw_only=True)
 class BlindCheck:
-    """What `nag blind-check` found.
+    """What `nag blind-check` found."""
 
-    Args:
-        prediction: what the network predicts.
-        process: class name of its process.
-        dimension: D, numbers per image.
-        num_posterior_images: images that the exact posterior knows.
-        num_states: states per level.
-        num_samples: samples per walk.
-        threshold: smallest `explained` of a trusted level.
-        max_width: largest `width` of a trusted level.
-        tolerance: relative loss of quality at which the level counts as dispensable.
-        levels: rows, noisy end first.
-        drift: rows of all schedules, targets and levels.
-        walks: deterministic, then stochastic.
-        settings: of the command.
-    """
-
-    prediction: str
-    process: str
-    dimension: int
-    num_posterior_images: int
-    num_states: int
-    num_samples: int
-    threshold: float
-    max_width: float
-    tolerance: float
-    levels: tuple[LevelRow, ...]
-    drift: tuple[DriftRow, ...]
-    walks: tuple[Walk, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    prediction: str  # what the network predicts
+    process: str  # class name of its process
+    dimension: int  # D, numbers per image
+    num_posterior_images: int  # images that the exact posterior knows
+    num_states: int  # states per level
+    num_samples: int  # samples per walk
+    threshold: float  # smallest `explained` of a trusted level
+    max_width: float  # largest `width` of a trusted level
+    tolerance: float  # relative loss of quality at which the level counts as dispensable
+    levels: tuple[LevelRow, ...]  # rows, noisy end first
+    drift: tuple[DriftRow, ...]  # rows of all schedules, targets and levels
+    walks: tuple[Walk, ...]  # deterministic, then stochastic
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the command
 
     def aligned(self, row: LevelRow) -> bool:
         """Whether the posterior is narrow and the null branch's deviation points its way."""

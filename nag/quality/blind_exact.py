@@ -69,30 +69,20 @@ def chosen_levels(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExactLevel:
-    """Exact moments of p(level | x) at B states, and what hiding the level does to each target.
+    """Exact moments of p(level | x) at B states, and what hiding the level does to each target."""
 
-    Attributes:
-        variance_t: `(B,)`, Var[t | x].
-        variance_log_snr: `(B,)`, Var[log_snr | x].
-        difference: per target `(B, D)`, f - f_t: the blind optimum minus the one that is told.
-    """
-
-    variance_t: Tensor
-    variance_log_snr: Tensor
+    variance_t: Tensor  # `(B,)`, Var[t | x]
+    variance_log_snr: Tensor  # `(B,)`, Var[log_snr | x]
+    # per target `(B, D)`, f - f_t: the blind optimum minus the one that is told
     difference: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Knowledge:
-    """Posteriors over images and levels: one for all images, or one for each class.
+    """Posteriors over images and levels: one for all images, or one for each class."""
 
-    Args:
-        process: of the states.
-        oracles: by class; the key is None without classes.
-    """
-
-    process: GaussianProcess
-    oracles: Mapping[int | None, FiniteData]
+    process: GaussianProcess  # of the states
+    oracles: Mapping[int | None, FiniteData]  # by class; the key is None without classes
 
     def at(
         self,

@@ -43,15 +43,10 @@ __all__ = ["Ends", "Network", "level_rows", "walk"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Network:
-    """A denoiser that can be asked with its level and without, in the coordinates of its input.
+    """A denoiser that can be asked with its level and without, in the coordinates of its input."""
 
-    Args:
-        unet: a network of `nag.network.table`, in evaluation mode.
-        levels: of its scheduler.
-    """
-
-    unet: nn.Module
-    levels: SchedulerLevels
+    unet: nn.Module  # a network of `nag.network.table`, in evaluation mode
+    levels: SchedulerLevels  # of its scheduler
 
     @torch.no_grad()
     def ask(
@@ -150,15 +145,10 @@ def _share(part: Tensor, whole: Tensor) -> Measured:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ends:
-    """Where the two walks ended.
+    """Where the two walks ended."""
 
-    Attributes:
-        told: `(B, *shape)`, samples of the network that was told its level.
-        blind: `(B, *shape)`, those of the network that was not.
-    """
-
-    told: Float[Tensor, "samples *shape"]
-    blind: Float[Tensor, "samples *shape"]
+    told: Float[Tensor, "samples *shape"]  # `(B, *shape)`, samples of the network that was told its level
+    blind: Float[Tensor, "samples *shape"]  # `(B, *shape)`, those of the network that was not
 
     def sheet(self, name: str, count: int = 16) -> UInt8[np.ndarray, "kept height width channels"]:
         """The first samples as pictures."""

@@ -53,27 +53,16 @@ def fisher_floor(process: GaussianProcess, log_snr: Tensor, squared_norm: Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class RegressorAccuracy:
-    """Error of a regressor per level, and its calibration over the prior.
+    """Error of a regressor per level, and its calibration over the prior."""
 
-    Args:
-        log_snr: K levels.
-        rmse: root-mean-square error of the log-SNR at each.
-        rmse_standard_error: of each.
-        floor: the clairvoyant Fisher floor at each.
-        bias: mean error at each; towards the prior where the state leaves the level open.
-        coverage_90: share of states, over the prior of levels, whose level lies in the 90 % interval.
-        coverage_standard_error: of it.
-        count: states per level.
-    """
-
-    log_snr: tuple[float, ...]
-    rmse: tuple[float, ...]
-    rmse_standard_error: tuple[float, ...]
-    floor: tuple[float, ...]
-    bias: tuple[float, ...]
-    coverage_90: float
-    coverage_standard_error: float
-    count: int
+    log_snr: tuple[float, ...]  # K levels
+    rmse: tuple[float, ...]  # root-mean-square error of the log-SNR at each
+    rmse_standard_error: tuple[float, ...]  # of each
+    floor: tuple[float, ...]  # the clairvoyant Fisher floor at each
+    bias: tuple[float, ...]  # mean error at each; towards the prior where the state leaves the level open
+    coverage_90: float  # share of states, over the prior of levels, whose level lies in the 90 % interval
+    coverage_standard_error: float  # of it
+    count: int  # states per level
 
     @property
     def ratio(self) -> tuple[float, ...]:

@@ -68,7 +68,7 @@ def calibrate(
     class_labels: Sequence[int] | Tensor | None = None,
     image_labels: Sequence[int] | Tensor | None = None,
     corrections: Correction | Sequence[Correction] = (),
-    told: Callable[[int, int], Told] | None = None,
+    told: Told | None = None,
     interval: Interval = (-2.5, None),
     progress: bool = True,
     **pipeline_kwargs: Any,
