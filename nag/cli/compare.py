@@ -297,11 +297,11 @@ def _check(options: CompareOptions) -> None:
         raise ValueError(
             f"schedulers must be of {', '.join(SCHEDULERS)}, got {', '.join(unknown)}. Check the spelling."
         )
-    values: tuple[Any, ...]
-    for name, values in (("schedulers", options.schedulers), ("steps", options.steps)):
-        if not values or len(set(values)) < len(values) or (name == "steps" and min(values) < 1):
+    for name in ("schedulers", "steps"):
+        values = getattr(options, name)
+        if not values or len(set(values)) < len(values) or 0 in values:
             raise ValueError(
-                f"{name} must be one or more, each once, and steps at least 1, got {list(values)}. Leave the others out."
+                f"{name} must be one or more, each once and none of them 0, got {list(values)}. Leave the others out."
             )
 
 

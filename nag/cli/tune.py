@@ -188,7 +188,7 @@ def _confirmed(
             values |= {"reading": asdict(trial.readings[-1]), "plain": asdict(trial.plain[-1])}
         return values
 
-    best, allowed = trials[0], options.max_recall_loss
+    best, allowed, chosen = trials[0], options.max_recall_loss, tuple[Any, ...]()
     evidence: dict[str, Any] = {
         "trials": len(trials),
         "seed": options.seed,
@@ -198,7 +198,7 @@ def _confirmed(
         "best": [plain(trial) for trial in trials[:LISTED]],
     }
     if best.recall_loss > allowed or best.difference >= 0:
-        helps, chosen = False, ()
+        helps = False
         reason = f"leave it off: no trial was better than plain sampling at equal cost with {1 - allowed:.0%} of its recall."
     else:
         print(f"\nConfirming on fresh seeds: {best.candidate}")
@@ -209,8 +209,9 @@ def _confirmed(
             "seeds": options.confirm_seeds,
             "mixed_precision": options.mixed_precision,
         }
-        table = [Calibrated(meter.table(best.candidate))] if best.candidate.calibrated else []
-        chosen = (best.candidate.guidance, *table) if helps else ()
+        if helps:
+            table = [Calibrated(meter.table(best.candidate))] if best.candidate.calibrated else []
+            chosen = (best.candidate.guidance, *table)
     return Entry(sampler=sampler, corrections=chosen, helps=helps, reason=reason, evidence=evidence)
 
 

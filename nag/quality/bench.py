@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class Bench:
         """The images' classes, if the estimator uses them."""
         return self.image_labels if self.regressor is not None and self.regressor.config.uses_class else None
 
-    def told(self) -> Callable[[int, int], Told] | None:
+    def told(self) -> Told | None:
         """The estimator under the images' captions, for pipelines that take prompts."""
         if self.captions is None:
             return None

@@ -3,19 +3,25 @@
 A feature network is any callable f: images (B, C, H, W) with values in [-1, 1] -> features (B, F). Here are the protocol, a
 loader by name, batched extraction, and three kinds of network:
 
-    vision models of transformers   by folder or Hub name, DINOv2 among them; see `nag.quality.vision`
-    TorchScript files               FID's Inception network among them
+    vision models of transformers   by folder or Hub name, DINOv2 among them
+    TorchScript files               FID's Inception network among them; the package torch-fidelity, which has it too, does
+                                    not import without torchvision
     `SmallClassifier`               the penultimate layer of a network for small images, where Inception (299x299 RGB) is
                                     too big and too far from the data
 
 A network that is a classifier also has `features_and_logits(images) -> ((B, F), (B, classes))`, from one evaluation.
+
+References:
+    Exposing flaws of generative model evaluation metrics, Stein 2023, arXiv:2306.04675 (DINOv2's class token as features).
+    DINOv2: learning robust visual features without supervision, Oquab 2023, arXiv:2304.07193.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,9 +35,20 @@ from tqdm.auto import tqdm
 
 from nag.files import fetch_beside, hub_options, read_json
 from nag.network.regressor import fingerprint
-from nag.quality.vision import VisionModelFeatures
 
-TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts", ".torchscript")
+__all__ = [
+    "FeatureExtractor",
+    "SmallClassifier",
+    "SmallClassifierFeatures",
+    "TorchScriptFeatures",
+    "VisionModelFeatures",
+    "extract_features",
+    "features_and_classes",
+    "load_feature_network",
+]
+
+INTERPOLATION = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
+"""PIL's numbers, as in preprocessor_config.json."""
 
 
 @runtime_checkable
@@ -50,15 +67,12 @@ class SmallClassifier(ModelMixin, ConfigMixin):
     Linear -> ReLU (the features) -> dropout -> Linear (the logits).
 
     Args:
-        sample_size: Height and width of the images, a multiple of 4.
-        in_channels: Channels of the images.
-        num_classes: Number of classes.
-        block_out_channels: Channels of the two stages.
-        num_features: Size F of the features.
-        dropout: Dropout probability before the last layer, in training only.
-
-    Raises:
-        ValueError: If sample_size is not a multiple of 4.
+        sample_size: height and width of the images.
+        in_channels: channels of the images.
+        num_classes: number of classes.
+        block_out_channels: channels of the two stages.
+        num_features: size F of the features.
+        dropout: probability before the last layer, in training only.
     """
 
     @register_to_config
@@ -72,19 +86,12 @@ class SmallClassifier(ModelMixin, ConfigMixin):
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
-        if sample_size < 4 or sample_size % 4:
-            raise ValueError(
-                f"sample_size must be a positive multiple of 4, got {sample_size}. Pad or resize the images."
-            )
         layers: list[nn.Module] = []
         channels = in_channels
         for width in block_out_channels:
             for _ in range(2):
-                layers += [
-                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(),
-                ]
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.stages = nn.Sequential(*layers)
@@ -93,17 +100,7 @@ class SmallClassifier(ModelMixin, ConfigMixin):
         self.to_logits = nn.Linear(num_features, num_classes)
 
     def features(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
-        """Features (B, num_features), not negative, of images (B, C, H, W) in [-1, 1].
-
-        Raises:
-            ValueError: If the images have another size or number of channels than the network.
-        """
-        expected = (self.config.in_channels, self.config.sample_size, self.config.sample_size)
-        if tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"images must have the shape (batch, {', '.join(map(str, expected))}), got {tuple(x.shape)}. "
-                "Resize them, or train a classifier for this size."
-            )
+        """Features (B, num_features), not negative, of images (B, C, H, W) in [-1, 1]."""
         return F.relu(self.to_features(self.stages(x.to(self.dtype)).flatten(1)))
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
@@ -115,12 +112,22 @@ class SmallClassifier(ModelMixin, ConfigMixin):
         return self.logits(x)
 
 
-class SmallClassifierFeatures(nn.Module):
-    """A `SmallClassifier` as a feature network: called, it gives the features.
+class _Classifying(nn.Module):
+    """A feature network that may give class scores, and whose call gives the features alone."""
 
-    Args:
-        classifier: The network; it is not copied.
-    """
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, F) of images (B, C, H, W) in [-1, 1], and class scores (B, classes) where it is a classifier."""
+        raise NotImplementedError
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Features (B, F) of images (B, C, H, W) in [-1, 1]."""
+        return self.features_and_logits(images)[0]
+
+
+class SmallClassifierFeatures(_Classifying):
+    """A `SmallClassifier` as a feature network; it is not copied."""
 
     def __init__(self, classifier: SmallClassifier) -> None:
         super().__init__()
@@ -128,18 +135,11 @@ class SmallClassifierFeatures(nn.Module):
         self.fingerprint = fingerprint(classifier)
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, F) and class scores (B, classes) of images (B, C, H, W) in [-1, 1]."""
         features = self.classifier.features(images)
         return features, self.classifier.to_logits(self.classifier.drop(features))
 
-    def forward(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch features"]:
-        """Features (B, F) of images (B, C, H, W) in [-1, 1]."""
-        return self.classifier.features(images)
 
-
-class TorchScriptFeatures(nn.Module):
+class TorchScriptFeatures(_Classifying):
     """A feature network from a TorchScript file, fed with images of the size and channels that it wants.
 
     For FID's Inception network (input (B, 3, 299, 299)): `TorchScriptFeatures(path, size=299, channels=3)`; bilinear
@@ -148,26 +148,19 @@ class TorchScriptFeatures(nn.Module):
 
     Args:
         path: TorchScript file.
-        size: Images are resized to size x size; None leaves them.
-        channels: Gray images are repeated to this many channels; None leaves them.
-
-    Raises:
-        ValueError: If there is no file at path.
+        size: images are resized to size x size; None leaves them.
+        channels: gray images are repeated to this many channels; None leaves them.
     """
 
     def __init__(self, path: str | Path, size: int | None = None, channels: int | None = None) -> None:
         super().__init__()
-        if not Path(path).is_file():
-            raise ValueError(f"path must be a TorchScript file, got {str(path)!r}. Check the spelling.")
         with Path(path).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         self.network = torch.jit.load(str(path), map_location="cpu").eval()
-        self.size = size
-        self.channels = channels
+        self.size, self.channels = size, channels
         self.fingerprint = f"{digest} {size} {channels}"
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, F) of images (B, C, H, W) in [-1, 1], and class scores where the file gives them."""
         if self.channels is not None and images.shape[1] == 1:
             images = images.expand(-1, self.channels, -1, -1)
         if self.size is not None and images.shape[2:] != (self.size, self.size):
@@ -175,9 +168,98 @@ class TorchScriptFeatures(nn.Module):
         output = self.network(images)
         return output if isinstance(output, tuple) else (output, None)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Features (B, F) of images (B, C, H, W) in [-1, 1]."""
-        return self.features_and_logits(images)[0]
+
+class VisionModelFeatures(_Classifying):
+    """A vision model of transformers, such as "facebook/dinov2-base", as a feature network.
+
+    An image x becomes the input ((x + 1) / 2 - mean) / std by the checkpoint's preprocessor_config.json, but is resized as a
+    whole, in float and on its own device: a distance between sets of images is to see all of them. (transformers' processors
+    without torchvision crop, round to 8 bit on the CPU, and ConvNeXt's takes no height and width.) Gray images are repeated
+    to RGB. The features are the class token of `last_hidden_state`, or the mean over positions in networks without one. A
+    checkpoint of `...ForImageClassification` gives class scores too.
+
+    Args:
+        name_or_path: folder or Hub id, with weights in safetensors.
+        size: height and width that images are resized to; None: those of the preprocessor's crop, or of its resizing.
+        options: as for `from_pretrained`: cache_dir, force_download, local_files_only, revision, token.
+    """
+
+    def __init__(self, name_or_path: str | os.PathLike[str], size: int | None = None, **options: Any) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+        name, options = str(name_or_path), hub_options(options)
+        config = AutoConfig.from_pretrained(name, **options)
+        self.channels: int = getattr(config, "vision_config", config).num_channels
+        found = fetch_beside(name, "preprocessor_config.json", **options)
+        if found is None:
+            raise ValueError(
+                f"name_or_path must have a preprocessor_config.json, got none in {name!r}. "
+                "Copy it from the original model: it says how images are normalised."
+            )
+        self.preprocessor: dict[str, Any] = read_json(found)
+        self.mode = INTERPOLATION[self.preprocessor.get("resample", 3)]
+        self.size = (size, size) if size is not None else _input_size(self.preprocessor)
+        self.classifies = any(c.endswith("ForImageClassification") for c in config.architectures or [])
+        loader = AutoModelForImageClassification if self.classifies else AutoModel
+        model, loading = loader.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, **options
+        )
+        missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)  # no pooler is used
+        if missing:
+            raise ValueError(
+                f"name_or_path must hold all weights, got {name!r} without {', '.join(missing[:5])}. "
+                "Save the model again: random weights would give random features."
+            )
+        self.model = getattr(model, "vision_model", model).float().eval()
+        self.has_class_token = any(
+            key.endswith(("cls_token", "class_embedding")) for key, _ in self.model.named_parameters()
+        )
+        about = {
+            key: value
+            for key, value in config.to_diff_dict().items()
+            if key not in ("_name_or_path", "transformers_version")
+        }
+        settings = json.dumps([self.preprocessor, self.size, about], sort_keys=True, default=str)
+        self.fingerprint = f"{fingerprint(self.model)} {hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        settings = self.preprocessor
+        smooth = {} if self.mode == "nearest-exact" else {"antialias": True, "align_corners": False}
+        x = images.float().add(1).div(2)
+        if x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode=self.mode, **smooth).clamp(0, 1)  # as in 8 bit: no overshoot
+        x = x.expand(-1, self.channels, -1, -1)
+        if settings.get("do_rescale", True):
+            x = x * (255 * settings.get("rescale_factor", 1 / 255))
+        if settings.get("do_normalize", True):
+            mean, std = (x.new_tensor(settings[key])[:, None, None] for key in ("image_mean", "image_std"))
+            x = (x - mean) / std
+        return x
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, reached = self.prepared(images), []
+        body = self.model.base_model if self.classifies else self.model
+        handle = body.register_forward_hook(lambda module, args, output: reached.append(output))
+        try:
+            output = self.model(pixel_values=x)
+        finally:
+            handle.remove()
+        features = reached[0].last_hidden_state
+        if features.ndim == 4:  # convolutional: (B, F, H, W)
+            features = features.flatten(2).transpose(1, 2)
+        features = features[:, 0] if self.has_class_token else features.mean(dim=1)
+        return features, output.logits if self.classifies else None
+
+
+def _input_size(preprocessor: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of a network's input."""
+    cropped = preprocessor.get("do_center_crop") and preprocessor.get("crop_size")
+    size = cropped or preprocessor["size"]
+    if isinstance(size, int):
+        return size, size
+    return (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
 
 
 def load_feature_network(
@@ -191,40 +273,35 @@ def load_feature_network(
     """Load a feature network by its name, in evaluation mode.
 
     Args:
-        name_or_path: A folder or Hub id of a `SmallClassifier` or of a transformers vision model; or a TorchScript file.
-        size: The image size that a TorchScript file or a vision model wants; None: as it is, or as the model's preprocessor says.
-        channels: For a TorchScript file, the number of channels that it wants.
-        device: Where it runs; None is the CPU.
-        options: For a Hub id, as for `from_pretrained`: cache_dir, force_download, local_files_only, revision, token.
+        name_or_path: a folder or Hub id of a `SmallClassifier` or of a transformers vision model; or a TorchScript file.
+        size: the image size that a TorchScript file or a vision model wants; None: as it is, or as the model's preprocessor says.
+        channels: for a TorchScript file, the number of channels that it wants.
+        device: where it runs; None is the CPU.
+        options: for a Hub id, as for `from_pretrained`: cache_dir, force_download, local_files_only, revision, token.
 
     Returns:
         A network: images (B, C, H, W) in [-1, 1] -> features (B, F), with `features_and_logits` and a `fingerprint`.
-
-    Raises:
-        ValueError: If there is no such network.
     """
     name = str(name_or_path)
-    if name.endswith(TORCHSCRIPT_SUFFIXES) or Path(name).is_file():
-        return TorchScriptFeatures(name, size, channels).to(device or "cpu").eval()
-    config, reason = _read_config(name, options)
-    if config.get("_class_name") == "SmallClassifier":
-        classifier = SmallClassifier.from_pretrained(name, **hub_options(options))
-        return SmallClassifierFeatures(classifier).to(device or "cpu").eval()
-    if "model_type" in config:
-        return VisionModelFeatures(name, size, **options).to(device or "cpu").eval()
-    raise ValueError(
-        "name_or_path must be a TorchScript file (.pt), the folder of a SmallClassifier, or a transformers vision model by "
-        f"folder or Hub id such as 'facebook/dinov2-base', got {name!r} ({reason}). Check the spelling."
-    )
-
-
-def _read_config(name: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The config.json of a checkpoint; or an empty one and why."""
-    try:
-        path = fetch_beside(name, "config.json", **options)
-        return (read_json(path), "another kind of model") if path else ({}, "not found")
-    except (OSError, ValueError) as error:  # no such repository, no connection, not a Hub id, not JSON
-        return {}, f"not found: {type(error).__name__}"
+    config, reason = {}, "another kind of model"
+    if not Path(name).is_file():
+        try:
+            config = read_json(fetch_beside(name, "config.json", **options) or Path(name, "config.json"))
+        except (OSError, ValueError) as error:  # no such repository, no connection, not a Hub id, not JSON
+            reason = f"not found: {type(error).__name__}"
+    network: nn.Module
+    if Path(name).is_file():
+        network = TorchScriptFeatures(name, size, channels)
+    elif config.get("_class_name") == "SmallClassifier":
+        network = SmallClassifierFeatures(SmallClassifier.from_pretrained(name, **hub_options(options)))
+    elif "model_type" in config:
+        network = VisionModelFeatures(name, size, **options)
+    else:
+        raise ValueError(
+            "name_or_path must be a TorchScript file (.pt), the folder of a SmallClassifier, or a transformers vision model by "
+            f"folder or Hub id such as 'facebook/dinov2-base', got {name!r} ({reason}). Check the spelling."
+        )
+    return network.to(device or "cpu").eval()
 
 
 @torch.no_grad()
@@ -234,22 +311,22 @@ def features_and_classes(
     """Features (B, F) of one batch of images, and the classes (B,) that the network finds, None if it is no classifier.
 
     Args:
-        network: The feature network, on the images' device and in evaluation mode.
+        network: on the images' device and in evaluation mode.
         images: (B, C, H, W) in [-1, 1].
-
-    Raises:
-        ValueError: If an image is not finite or leaves [-1, 1], or the network does not return finite (B, F).
     """
-    _check_images(images)
+    low, high = images.min().item(), images.max().item()
+    if not -1.001 <= low <= high <= 1.001:  # NaN fails too
+        raise ValueError(
+            f"images must be finite and in [-1, 1], got values from {low:.4g} to {high:.4g}. "
+            "Clamp samples, and map 8-bit values by x / 127.5 - 1."
+        )
     both = getattr(network, "features_and_logits", None)
     features, logits = both(images) if both is not None else (network(images), None)
-    if features.ndim != 2 or len(features) != len(images):
+    if features.ndim != 2 or len(features) != len(images) or not features.isfinite().all():
         raise ValueError(
-            f"network must return features of shape ({len(images)}, F), got {tuple(features.shape)}. "
-            "Pool or flatten its output."
+            f"network must return finite features of shape ({len(images)}, F), got {tuple(features.shape)} with "
+            f"{int(features.isfinite().sum())} finite. Pool or flatten its output; run it in float32."
         )
-    if not features.isfinite().all():
-        raise ValueError("network must return finite features, got NaN or infinity. Run it in float32.")
     return features, None if logits is None else logits.argmax(1)
 
 
@@ -262,55 +339,22 @@ def extract_features(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Float[Tensor, "images features"]:
-    """Features (N, F) of N images, on the CPU.
+    """Features (N, F) of N images, on the CPU and in their order.
 
     What is compared are pictures: round samples to 8 bit (as a PNG does) before, if the reference is 8 bit.
 
     Args:
-        network: The feature network, already on the device and in evaluation mode.
+        network: already on the device and in evaluation mode.
         images: (N, C, H, W) in [-1, 1], or an iterable of such batches, of which only one is held at a time.
-        batch_size: Images per call of the network.
-        device: Where the network runs.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Features of shape (N, F), in the order of the images.
-
-    Raises:
-        ValueError: If batch_size is not positive, there are no images, an image is not finite or leaves [-1, 1], or the
-            network does not return finite (B, F).
+        batch_size: images per call of the network.
+        device: where the network runs.
+        progress: show a progress bar.
     """
-    if batch_size < 1:
-        raise ValueError(
-            f"batch_size must be at least 1, got {batch_size}. Use a positive number of images per call."
-        )
     total = len(images) if isinstance(images, Tensor) else None
     parts: list[Tensor] = []
     with tqdm(total=total, unit="image", disable=not progress, desc="features") as bar:
-        for batch in _batches(images, batch_size):
-            features, _ = features_and_classes(network, batch.to(device))
-            parts.append(features.cpu())
-            bar.update(len(batch))
-    if not parts:
-        raise ValueError(
-            "images must hold at least one image, got none. Check the folder or the number of samples."
-        )
+        for block in [images] if isinstance(images, Tensor) else images:
+            for batch in block.split(batch_size) if len(block) else ():
+                parts.append(features_and_classes(network, batch.to(device))[0].cpu())
+                bar.update(len(batch))
     return torch.cat(parts)
-
-
-def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    for block in [images] if isinstance(images, Tensor) else images:
-        yield from block.split(batch_size) if len(block) else ()
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4:
-        raise ValueError(
-            f"images must have the shape (batch, channels, height, width), got {tuple(images.shape)}. Add the missing axes."
-        )
-    low, high = images.min().item(), images.max().item()
-    if not -1.001 <= low <= high <= 1.001:  # NaN fails too
-        raise ValueError(
-            f"images must be finite and in [-1, 1], got values from {low:.4g} to {high:.4g}. "
-            "Clamp samples, and map 8-bit values by x / 127.5 - 1."
-        )

@@ -31,6 +31,8 @@ from typing import Any
 
 import cattrs
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from nag.corrections import NoiseGuidance
@@ -136,8 +138,7 @@ def open_study(path: Path | None = None, name: str = "search") -> optuna.Study:
     storage = None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
-        storage = optuna.storages.JournalStorage(backend)
+        storage = JournalStorage(JournalFileBackend(str(path)))
     return optuna.create_study(
         storage=storage,
         study_name=name,

@@ -219,7 +219,7 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
             {"corrections": ("class_interval:guidance_scale=2",), "guidance_scale": 3.0},
             "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with WeakModel",
         ),
-        ({"features": "nowhere.pt"}, "path.*'nowhere.pt'"),
+        ({"features": "nowhere.pt"}, "name_or_path.*'nowhere.pt'"),
     ],
 )  # fmt: skip
 def test_refused_before_any_work(checkpoint, tmp_path, changed, text):

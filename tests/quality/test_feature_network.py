@@ -9,8 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    BertConfig,
-    BertModel,
     CLIPConfig,
     CLIPModel,
     ConvNextConfig,
@@ -23,11 +21,11 @@ from transformers import (
 from nag.quality.feature_network import (
     SmallClassifier,
     TorchScriptFeatures,
+    VisionModelFeatures,
     extract_features,
     features_and_classes,
     load_feature_network,
 )
-from nag.quality.vision import VisionModelFeatures
 
 
 @pytest.fixture
@@ -196,10 +194,10 @@ def test_dinov2_gives_its_class_token_of_the_normalised_whole_image(colours, tmp
     network = load_feature_network(tmp_path)
     assert isinstance(network, VisionModelFeatures)
     rounding = 1.5 / 255 / min(IMAGENET[1])  # PIL rounds to 8 bit after each of its two passes
-    torch.testing.assert_close(network._prepared(colours), by_hand(colours), rtol=0, atol=rounding)
+    torch.testing.assert_close(network.prepared(colours), by_hand(colours), rtol=0, atol=rounding)
     features, classes = features_and_classes(network, colours)
     assert classes is None
-    expected = model(pixel_values=network._prepared(colours)).last_hidden_state[:, 0]
+    expected = model(pixel_values=network.prepared(colours)).last_hidden_state[:, 0]
     torch.testing.assert_close(features, expected, rtol=0, atol=0)
     by_pil = model(pixel_values=by_hand(colours)).pooler_output
     assert float((features - by_pil).abs().max()) < 0.2 * float(
@@ -215,9 +213,9 @@ def test_an_image_of_the_right_size_is_only_normalised(generator, tmp_path):
     images = torch.rand(2, 3, 28, 28, generator=generator) * 2 - 1
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
     network = load_feature_network(tmp_path)
-    torch.testing.assert_close(network._prepared(images), ((images + 1) / 2 - mean) / std)
+    torch.testing.assert_close(network.prepared(images), ((images + 1) / 2 - mean) / std)
     steep = torch.where(torch.arange(20) < 10, -1.0, 1.0).expand(1, 3, 20, 20)  # a cubic filter overshoots
-    prepared = network._prepared(steep) * std + mean
+    prepared = network.prepared(steep) * std + mean
     assert -1e-6 < float(prepared.min()) <= float(prepared.max()) < 1 + 1e-6
 
 
@@ -238,7 +236,7 @@ def test_a_classification_checkpoint_gives_scores_and_the_same_features(colours,
     network, plain = load_feature_network(tmp_path / "classifier"), load_feature_network(tmp_path / "plain")
     features, logits = network.features_and_logits(colours)
     torch.testing.assert_close(features, plain(colours), rtol=0, atol=1e-6)
-    torch.testing.assert_close(logits, model(pixel_values=network._prepared(colours)).logits)
+    torch.testing.assert_close(logits, model(pixel_values=network.prepared(colours)).logits)
     assert features_and_classes(network, colours)[1].tolist() == logits.argmax(1).tolist()
     assert not network.model.base_model._forward_hooks
 
@@ -249,10 +247,10 @@ def test_a_network_without_class_token_gives_the_mean_over_positions(colours, tm
     settings = {"do_rescale": False, "do_normalize": False, "resample": 2, "size": 32}
     model = saved(tmp_path, ConvNextModel, config, settings)
     network = load_feature_network(tmp_path)
-    hidden = model(network._prepared(colours)).last_hidden_state
+    hidden = model(network.prepared(colours)).last_hidden_state
     torch.testing.assert_close(network(colours), hidden.mean(dim=(2, 3)))
     resized = nn.functional.interpolate((colours + 1) / 2, (32, 32), mode="bilinear")
-    torch.testing.assert_close(network._prepared(colours), resized, rtol=0, atol=1e-5)
+    torch.testing.assert_close(network.prepared(colours), resized, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -267,7 +265,7 @@ def test_of_a_model_of_texts_and_images_the_images_part_is_used(colours, tmp_pat
     vision = {**TINY, "intermediate_size": 16, "image_size": 28, "patch_size": 7}
     model = saved(tmp_path, CLIPModel, CLIPConfig(text_config=text, vision_config=vision))
     network = load_feature_network(tmp_path)
-    expected = model.vision_model(network._prepared(colours)).last_hidden_state[:, 0]
+    expected = model.vision_model(network.prepared(colours)).last_hidden_state[:, 0]
     torch.testing.assert_close(network(colours), expected)
 
 
@@ -277,49 +275,24 @@ def test_size_replaces_the_preprocessors_and_is_in_the_fingerprint(colours, tmp_
     saved(tmp_path / "b", seed=1)
     saved(tmp_path / "c", preprocessor=PREPROCESSOR | {"image_mean": [0.5, 0.5, 0.5]})
     small = load_feature_network(tmp_path / "a", size=14)
-    assert small._prepared(colours).shape == (4, 3, 14, 14)
+    assert small.prepared(colours).shape == (4, 3, 14, 14)
     networks = [small, *(load_feature_network(tmp_path / name) for name in "abc")]
     assert len({network.fingerprint for network in networks}) == 4
     (tmp_path / "a").rename(tmp_path / "elsewhere")
     assert networks[1].fingerprint == load_feature_network(tmp_path / "elsewhere").fingerprint
 
 
-def test_checkpoints_that_cannot_be_followed_are_refused(colours, tmp_path):
-    def refused(folder, text):
-        with pytest.raises(ValueError, match=text):
-            load_feature_network(folder)
-
-    saved(tmp_path / "a", preprocessor=PREPROCESSOR | {"resample": 1})
-    refused(
-        tmp_path / "a", r"must have a resample of 0, 2, 3 \(PIL's numbers .* got 1. Change it in a local copy"
-    )
-    saved(tmp_path / "b", preprocessor={"do_normalize": False})
-    refused(
-        tmp_path / "b", r"must say the height and width of the network's input, got size \{\}. Pass size="
-    )
-    saved(tmp_path / "c")
-    (tmp_path / "c" / "preprocessor_config.json").unlink()
-    refused(tmp_path / "c", "name_or_path must have a preprocessor_config.json, got none in")
-    saved(tmp_path / "d")
-    weights = load_file(tmp_path / "d" / "model.safetensors")
+def test_checkpoints_that_would_give_wrong_features_are_refused(tmp_path):
+    saved(tmp_path / "a")
+    (tmp_path / "a" / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="name_or_path must have a preprocessor_config.json, got none"):
+        load_feature_network(tmp_path / "a")
+    saved(tmp_path / "b")
+    weights = load_file(tmp_path / "b" / "model.safetensors")
     del weights["embeddings.cls_token"]
-    save_file(weights, tmp_path / "d" / "model.safetensors", metadata={"format": "pt"})
-    refused(tmp_path / "d", "name_or_path must hold all weights, got .* without embeddings.cls_token. Save")
-    text = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
-    )
-    saved(tmp_path / "e", BertModel, text)
-    refused(tmp_path / "e", "name_or_path must be a model of images, got .* of type 'bert'. Take one such as")
-    saved(tmp_path / "g")
-    weights = load_file(tmp_path / "g" / "model.safetensors")
-    torch.save(weights, tmp_path / "g" / "pytorch_model.bin")
-    (tmp_path / "g" / "model.safetensors").unlink()
-    refused(
-        tmp_path / "g", "name_or_path must hold weights in safetensors, got .* without. Save the model again"
-    )
-    saved(tmp_path / "f")
-    with pytest.raises(ValueError, match="images must have 1 or 3 channels for this feature network, got 2"):
-        load_feature_network(tmp_path / "f")(colours[:, :2])
+    save_file(weights, tmp_path / "b" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"name_or_path .* without embeddings.cls_token"):
+        load_feature_network(tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", ["absent", "nobody/no-such-model", "not a: name", "folder"])
@@ -344,33 +317,15 @@ def test_another_kind_of_model_is_refused(unet, tmp_path):
 # ---- bad input
 
 
-def test_bad_input_is_refused(classifier, images, tmp_path):
-    def network(x):
-        return x.flatten(1)
-
-    with pytest.raises(ValueError, match="sample_size must be a positive multiple of 4, got 10"):
-        SmallClassifier(sample_size=10)
-    with pytest.raises(
-        ValueError, match=r"images must have the shape \(batch, 1, 8, 8\), got \(2, 1, 16, 16\)"
-    ):
-        extract_features(classifier.features, torch.zeros(2, 1, 16, 16))
-    with pytest.raises(ValueError, match="path must be a TorchScript file, got"):
-        load_feature_network(tmp_path / "absent.pt")
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        extract_features(network, images, batch_size=0)
-    with pytest.raises(
-        ValueError, match=r"images must have the shape \(batch, channels, height, width\), got \(7, 8, 8\)"
-    ):
-        extract_features(network, images[:, 0])
-    with pytest.raises(ValueError, match=r"images must be finite and in \[-1, 1\], got values from 0 to 255"):
-        extract_features(network, torch.linspace(0, 255, 256).reshape(4, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"images must be finite and in \[-1, 1\], got values from nan"):
-        extract_features(network, torch.full((1, 1, 8, 8), torch.nan))
-    with pytest.raises(ValueError, match="images must hold at least one image, got none"):
-        extract_features(network, images[:0])
-    with pytest.raises(
-        ValueError, match=r"network must return features of shape \(7, F\), got \(7, 1, 8, 8\)"
-    ):
-        extract_features(lambda x: x, images)
-    with pytest.raises(ValueError, match="network must return finite features, got NaN or infinity"):
-        extract_features(lambda x: network(x) / 0, images)
+@pytest.mark.parametrize(
+    ("network", "images", "message"),
+    [
+        (torch.flatten, torch.linspace(0, 255, 256).reshape(4, 1, 8, 8), r"images .* from 0 to 255"),
+        (torch.flatten, torch.full((1, 1, 8, 8), torch.nan), "images .* from nan"),
+        (lambda x: x, torch.zeros(7, 1, 8, 8), r"network .* shape \(7, F\), got \(7, 1, 8, 8\)"),
+        (lambda x: x.flatten(1) / 0, torch.zeros(7, 1, 8, 8), "network .* with 0 finite"),
+    ],
+)
+def test_bad_input_is_refused(network, images, message):
+    with pytest.raises(ValueError, match=message):
+        extract_features(network, images)
