@@ -4,7 +4,7 @@
     accelerate launch finetune/regressor.py --help
 
 Loss per sample: -log N(log_snr_t; m(x_t), s^2(x_t)), levels drawn from the denoiser's training prior (uniform over the
-timesteps). Afterwards mean and variance are calibrated on held-out images (`NoiseLevelRegressor.set_calibration`).
+timesteps). Afterwards mean and variance are fitted to held-out images (`NoiseLevelRegressor.fit`).
 
 References:
     Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
@@ -162,7 +162,7 @@ def calibrate_regressor(
             means.append(estimate.log_snr.cpu())
             stds.append(estimate.std.cpu())
             truths.append(process.log_snr(t))
-    regressor.set_calibration(torch.cat(means), torch.cat(stds), torch.cat(truths))
+    regressor.fit(torch.cat(means), torch.cat(stds), torch.cat(truths))
 
 
 def run(options: RegressorOptions) -> dict[str, Any]:

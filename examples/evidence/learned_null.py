@@ -3,7 +3,7 @@
     python examples/evidence/learned_null.py --models outputs/models --data_dir data --output_dir outputs/evidence
 
 Fine-tunes `small_base` as train.py fine-tunes `small_ft_10_800`, with the same options, images and random numbers, but with
-a trained vector in the place of the zeros (`nag.network.null.learn_null_embedding`). Then both are measured as in the study
+a trained vector in the place of the zeros (`learn_null_embedding`). Then both are measured as in the study
 `dropout_10_800` of run.py, from the same noise: plain, noise guidance with the weight chosen for zeros, and with its own
 where that is another. Zeros trained once more with another seed say how much two trainings differ anyway. Beside that, the
 loss of both on held-out images with the level hidden and told, with the same noise.
@@ -42,6 +42,23 @@ GUIDED = "nag:scale={},interval=-2.5..4"
 HELD_OUT_SEED = 5
 
 
+def learn_null_embedding(unet: Any) -> list[Any]:
+    """Gives each level module a trained vector, `null_embedding`, for the place of the zeros of a hidden level.
+
+    It is zero at first, which changes nothing, and part of the state dict from then on. A module that has one keeps it.
+    """
+    from torch import nn
+
+    from nag.network.table import level_modules
+
+    modules: list[Any] = level_modules(unet)
+    for module in modules:
+        if not hasattr(module, "null_embedding"):
+            last = [part.weight for part in module.modules() if hasattr(part, "weight")][-1]
+            module.null_embedding = nn.Parameter(last.new_zeros(len(last)))
+    return [module.null_embedding for module in modules]
+
+
 def save(unet: Any, scheduler: Any, folder: Path) -> None:
     """A plain diffusers pipeline, and the null embeddings beside it, which plain diffusers does not know."""
     from diffusers import DDIMPipeline
@@ -61,8 +78,6 @@ def save(unet: Any, scheduler: Any, folder: Path) -> None:
 def restore(unet: Any, folder: Path) -> None:
     """Gives a UNet of a folder that `save` wrote its null embeddings."""
     from safetensors.torch import load_file
-
-    from nag.network.null import learn_null_embedding
 
     learn_null_embedding(unet)
     unet.load_state_dict(unet.state_dict() | load_file(folder / NULL_FILE))
@@ -90,7 +105,6 @@ def train_model(models: Path, data: Path) -> None:
     from nag.finetune.denoiser import DenoiserTask
     from nag.finetune.loop import check_output_dir, train
     from nag.load import NAGPipeline
-    from nag.network.null import learn_null_embedding
     from nag.shift.images import load_images
 
     if (models / LEARNED / "model_index.json").exists():

@@ -242,7 +242,7 @@ def _check(options: TuneOptions) -> None:
 def _space(bench: Bench, options: TuneOptions) -> Space:
     """What can be searched on this model and scheduler; what was asked for must be possible."""
     from nag.corrections import NoiseGuidance
-    from nag.corrections.interval import PURE_NOISE
+    from nag.corrections.base import PURE_NOISE
     from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
     from nag.quality.bench import why_not

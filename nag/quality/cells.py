@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from nag.corrections.calibration import NoiseCalibration, require_calibratable
+from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.text import Method
 from nag.files import written_file
 from nag.noise.measured import Measured
 from nag.noise.named import make_scheduler
+from nag.noise.relevel import require_calibratable
 from nag.quality.bench import Bench, why_not
 from nag.quality.comparison import Cell, SeedResult, cell_name
 from nag.quality.distances import frechet_distance_of_moments
