@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction
+from nag.corrections.base import Interval, inside
 from nag.corrections.calibration import NoiseCalibration
-from nag.corrections.interval import Interval, inside
 from nag.noise.read import read_levels
 from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
