@@ -36,9 +36,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
 from cifar10_data import write_splits
 from scales import SCALES, Scale
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 STOPPED = 130
@@ -244,19 +245,13 @@ def check(run: Run, stage: str | None) -> list[str]:
 
 
 def main(
-    data: Annotated[Path, typer.Option("--data", help="Folder with CIFAR-10: tiles or parquet files.")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the results.")],
-    scale: Annotated[ScaleName, typer.Option("--scale", help="The form of the example.")] = ScaleName.GPU,
-    stage: Annotated[str | None, typer.Option("--stage", help="Do this stage only.")] = None,
-    class_conditional: Annotated[
-        bool, typer.Option("--class_conditional", help="Train a class-conditional denoiser.")
-    ] = False,
-    features: Annotated[
-        Path | None, typer.Option("--features", help="TorchScript file of FID's Inception network.")
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option("--minutes", help="Stop a stage after so many minutes; the next call goes on.")
-    ] = 8.0,
+    data: Annotated[Path, arg(help="Folder with CIFAR-10: tiles or parquet files.")],
+    output_dir: Annotated[Path, arg(help="Folder of the results.")],
+    scale: Annotated[ScaleName, arg(help="The form of the example.")] = ScaleName.GPU,
+    stage: Annotated[str | None, arg(help="Do this stage only.")] = None,
+    class_conditional: Annotated[bool, arg(help="Train a class-conditional denoiser.")] = False,
+    features: Annotated[Path | None, arg(help="TorchScript file of FID's Inception network.")] = None,
+    minutes: Annotated[float, arg(help="Stop a stage after so many minutes; the next call goes on.")] = 8.0,
 ) -> None:
     """Train on CIFAR-10, fine-tune with level dropout, and compare."""
     if not minutes > 0:
@@ -282,4 +277,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True, config=(tyro.conf.EnumChoicesFromValues,))

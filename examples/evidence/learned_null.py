@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -244,13 +245,9 @@ def row(null: str, cell: Cell, plain: Cell, zeros: Cell) -> dict[str, Any]:
 
 
 def main(
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
-        "outputs/models"
-    ),
-    data_dir: Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16.")] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the rows.")] = Path(
-        "outputs/evidence"
-    ),
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/models"),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16.")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="Folder of the rows.")] = Path("outputs/evidence"),
 ) -> None:
     """Compare a learned null embedding with zeros."""
     import torch
@@ -287,4 +284,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import tyro
+from tyro.conf import Positional, arg
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "fashion_mnist" / "model"
@@ -101,18 +102,14 @@ def call(kind: str, output: Path, flags: dict[str, object]) -> None:
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="Models to train; default: all.")] = None,
-    data_dir: Annotated[
-        Path, typer.Option("--data_dir", help="Holds fashion_mnist_16, mnist_16, ...")
-    ] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="One folder per model.")] = Path(
-        "outputs/models"
-    ),
+    names: Annotated[Positional[tuple[str, ...]], arg(help="Models to train; default: all.")] = (),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16, mnist_16, ...")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="One folder per model.")] = Path("outputs/models"),
 ) -> None:
     """Train the models of docs/evidence.md."""
     unknown = sorted(set(names or []) - set(MODELS))
     if unknown:
-        raise typer.BadParameter(f"names must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"names must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
     for name in names or MODELS:
         data, flags = MODELS[name]
         base = flags.get("pretrained_model_name_or_path")
@@ -132,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

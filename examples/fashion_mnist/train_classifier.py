@@ -20,8 +20,9 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-import typer
+import tyro
 from torch import Tensor
+from tyro.conf import arg
 
 from nag.quality.distances import frechet_distance
 from nag.quality.feature_network import SmallClassifier, extract_features
@@ -136,24 +137,16 @@ def write_card(
 
 
 def main(
-    train_data_dir: Annotated[Path, typer.Option("--train_data_dir", help="Folder written by prepare.py.")],
-    output_dir: Annotated[Path, typer.Option("--output_dir")] = HERE / "model" / "classifier",
-    data_name: Annotated[
-        str, typer.Option("--data_name", help="Name of the data, for the model card.")
-    ] = "Fashion-MNIST",
-    data_source: Annotated[
-        str | None, typer.Option("--data_source", help="Where the data come from, for the model card.")
-    ] = None,
-    flip: Annotated[
-        bool, typer.Option("--flip/--no_flip", help="Mirror half of the images in training.")
-    ] = True,
-    accuracy_split: Annotated[
-        str, typer.Option("--accuracy_split", help="test, or heldout where test holds training images.")
-    ] = "test",
-    num_train_epochs: Annotated[int, typer.Option("--num_train_epochs")] = 12,
-    train_batch_size: Annotated[int, typer.Option("--train_batch_size")] = 128,
-    learning_rate: Annotated[float, typer.Option("--learning_rate")] = 4e-3,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    train_data_dir: Annotated[Path, arg(help="Folder written by prepare.py.")],
+    output_dir: Path = HERE / "model" / "classifier",
+    data_name: Annotated[str, arg(help="Name of the data, for the model card.")] = "Fashion-MNIST",
+    data_source: Annotated[str | None, arg(help="Where the data come from, for the model card.")] = None,
+    flip: Annotated[bool, arg(help="Mirror half of the images in training.")] = True,
+    accuracy_split: Annotated[str, arg(help="test, or heldout where test holds training images.")] = "test",
+    num_train_epochs: int = 12,
+    train_batch_size: int = 128,
+    learning_rate: float = 4e-3,
+    seed: int = 0,
 ) -> None:
     """Train the classifier and save it with its figures."""
     if accuracy_split not in SPLITS:
@@ -206,4 +199,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

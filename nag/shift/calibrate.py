@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction
-from nag.corrections.base import Interval, inside
+from nag.corrections.base import Interval
 from nag.corrections.calibration import NoiseCalibration
 from nag.noise.read import read_levels
 from nag.noise.relevel import require_calibratable
@@ -109,7 +109,8 @@ def calibrate(
     reference = forward_reference(
         images, regressor, nominal, seed=seed + 1, class_labels=image_labels, told=told, progress=progress
     )
-    within = [inside(interval, level) for level in nominal]
+    low, high = interval
+    within = (nominal >= (-np.inf if low is None else low)) & (nominal <= (np.inf if high is None else high))
     table: list[float | None] = [None] * len(nominal)
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]
