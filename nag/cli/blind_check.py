@@ -71,10 +71,10 @@ def run(options: BlindCheckOptions) -> BlindCheck:
         load_pipeline,
         scheduler_line,
     )
-    from nag.quality.blind_check import BlindCheck
-    from nag.quality.blind_exact import both_schedules, drift_rows, know
-    from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
-    from nag.quality.blind_report import FILES, reading, write_blind_check
+    from nag.quality.blind_check import BlindCheck, reading
+    from nag.quality.blind_exact import both_schedules, chosen_levels, drift_rows, know
+    from nag.quality.blind_measure import Network, level_rows, walk
+    from nag.quality.blind_report import FILES, write_blind_check
     from nag.shift.calls import main_network, takes
     from nag.shift.page import check_output
 
@@ -90,7 +90,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     scheduler = make_scheduler(options.scheduler, pipe.scheduler)
     scheduler.set_timesteps(options.steps)
     levels = read_levels(scheduler)
-    t = check_log_snr(levels.training, options.levels or default_log_snr(levels.training))
+    t = chosen_levels(levels.training, options.levels)
     features = _features(options, pipe)
     classes = classes_of(pipe)
     images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes is not None)
