@@ -29,14 +29,7 @@ from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
-from nag.shift.forward import (
-    LevelEstimator,
-    Told,
-    fingerprint_of,
-    finite_estimate,
-    forward_reference,
-    place,
-)
+from nag.shift.forward import LevelEstimator, Told, fingerprint_of, finite_estimate, forward_reference, place
 from nag.shift.response import measure_levels
 from nag.shift.trajectory import check_coordinates
 
