@@ -34,9 +34,7 @@ def main() -> None:
     print("Loading torch and diffusers ...", flush=True)
 
     from nag.cli import calibrate, shift
-    from nag.cli.measuring import CalibrateOptions, ShiftOptions
     from nag.finetune import regressor
-    from nag.finetune.options import RegressorOptions
 
     out: Path = options.output_dir
     if options.fresh and out.exists():
@@ -51,7 +49,7 @@ def main() -> None:
     stage(1, "Training a noise-level regressor head on the frozen UNet")
     if not (head / "config.json").is_file():
         regressor.run(
-            RegressorOptions(
+            regressor.RegressorOptions(
                 pretrained_model_name_or_path=str(MODEL),
                 kind="frozen",
                 train_data_dir=DATA / "head.parquet",
@@ -78,18 +76,18 @@ def main() -> None:
     stage(2, "Measuring, step after step, at which level the states really are")
     if not table.is_file():
         calibrate.run(
-            CalibrateOptions(
-                **shared, data=DATA / "calibration.parquet", num_images=400, seed=1, output=table
+            calibrate.CalibrateOptions(
+                **shared, data=DATA / "calibration.parquet", num_images=400, seed=1, output_dir=out
             )
         )
     stage(3, "Measuring the shift: plain, calibrated, and with Noise Awareness Guidance")
-    options = ShiftOptions(
+    options = shift.ShiftOptions(
         **shared,
         data=DATA / "test.parquet",
         num_images=400,
         seed=2,
-        noise_calibration=str(table),
-        noise_guidance_scale=0.5,
+        corrections=("calibrated", "nag:scale=0.5"),
+        calibration=str(table),
         output_dir=out / "report",
         overwrite=True,
     )

@@ -16,19 +16,70 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
+import tyro
 
-from nag.finetune.options import DenoiserOptions, command
+from nag.finetune.options import TrainingOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nag.finetune.loop import Draws
 
-__all__ = ["DenoiserTask", "main", "run"]
+__all__ = ["DenoiserOptions", "DenoiserTask", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserOptions(TrainingOptions):
+    """Train or fine-tune a denoiser with noise-level dropout.
+
+    nag finetune denoiser --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --level_dropout 0.1
+    """
+
+    model_config_name_or_path: str | None = None
+    """From scratch: UNet2DModel config (JSON file, folder, Hub id)."""
+    objective: Literal["ddpm", "adm", "flow", "edm", "uedm", "ict", "ecm", "eqm"] | None = None
+    """What is trained: ddpm, adm (learned variance), flow, edm, uedm, the consistency models ict and ecm, or
+    eqm (Equilibrium Matching); None: as the pretrained pipeline, or by --prediction_type."""
+    sigma_data: float = 0.5
+    """edm, uedm, ict, ecm: standard deviation of the data."""
+    uedm_weight: Literal["edm", "uniform"] = "edm"
+    """uedm: loss weight of a level, Karras' or 1. It decides what a blind network averages to."""
+    eqm_decay: Literal["constant", "linear", "truncated", "piecewise"] = "truncated"
+    """eqm: how the target falls to 0 at the data."""
+    eqm_interpolation: float = 0.8
+    """eqm: the data's share from which truncated and piecewise fall."""
+    eqm_start: float = 1.0
+    """eqm: piecewise starts at this height."""
+    eqm_multiplier: float = 4.0
+    """eqm: factor of the target."""
+    energy: Literal["dot", "squared_norm"] | None = None
+    """eqm: train the gradient of an explicit energy: <x, f> or |f|^2 / 2; None: f itself."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_prediction"] | None = None
+    """What the network predicts; None: as the pretrained pipeline, or epsilon."""
+    ddpm_num_steps: int = 1000
+    """From scratch: timesteps of the process."""
+    ddpm_beta_schedule: str = "linear"
+    """From scratch: linear, scaled_linear, squaredcos_cap_v2."""
+    clip_sample: bool = True
+    """From scratch: clip the predicted clean image in the saved scheduler."""
+    timestep_spacing: str = "leading"
+    """From scratch: spacing in the saved scheduler: leading, trailing, linspace."""
+    level_dropout: float = 0.1
+    """Share of samples whose noise level is hidden."""
+    class_dropout: float = 0.1
+    """Share of samples whose class becomes the null class (the last embedding)."""
+    null_loss_weight: Literal["uniform", "1/sigma"] = "uniform"
+    """Loss weight of samples with hidden level; 1/sigma makes the corrected guidance of an eps target exact."""
+    validation_steps: int = 0
+    """Write a grid of samples every so many steps; 0: only at the end."""
+    num_validation_images: int = 16
+    """Images in the grid; 0: none."""
+    validation_inference_steps: int = 50
+    """Sampling steps of the grid."""
 
 
 class DenoiserTask:
@@ -261,7 +312,5 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     return train(task, table, options, checkpoint)
 
 
-main = command(DenoiserOptions, run, "Train or fine-tune a denoiser with noise-level dropout.")
-
 if __name__ == "__main__":
-    typer.run(main)
+    run(tyro.cli(DenoiserOptions, use_underscores=True))

@@ -277,7 +277,7 @@ def _train(
                 )
             if paused:
                 accelerator.end_training()
-                return {"step": step}
+                return _told(folder, {"step": step})
             if validation_steps and step % validation_steps == 0 and step < options.max_train_steps:
                 _with_average(task, ema, trained, accelerator, lambda: task.validate(step, folder))  # noqa: B023
     finally:
@@ -294,6 +294,13 @@ def _train(
     _with_average(task, ema, trained, accelerator, finish)
     accelerator.log({k: v for k, v in figures.items() if isinstance(v, float)}, step=step)
     accelerator.end_training()
+    return _told(folder, figures)
+
+
+def _told(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a run, printed."""
+    words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+    print(f"{folder}: {', '.join(words)}")
     return figures
 
 

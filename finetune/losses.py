@@ -14,7 +14,7 @@ from torch import Tensor
 from nag.blind.consistency import ConsistencyTraining
 from nag.blind.objectives import Objective
 from nag.noise.discrete import DiscreteVP
-from nag.noise.process import expand
+from nag.noise.target import expand
 
 __all__ = ["Ask", "Consistency", "ExplicitEnergy", "LearnedVariance", "Loss", "Regression"]
 
@@ -54,8 +54,10 @@ class Regression:
     def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
         t = self.objective.level(u)
         x_t = self.objective.process.corrupt(images, t, eps)
-        value = self.value(ask, x_t, self.objective.label(t))
-        return self.objective.weight(t) * _mean((value - self.objective.target(images, eps, t)).square())
+        value = self.value(ask, x_t, self.objective.timestep(t))
+        return self.objective.weight(t) * _mean(
+            (value - self.objective.target(t).value(images, eps)).square()
+        )
 
     def value(self, ask: Ask, x_t: Tensor, label: Tensor) -> Tensor:
         """What is compared with the target, `(B, C, H, W)`."""
@@ -94,7 +96,7 @@ class LearnedVariance:
         assert isinstance(process, DiscreteVP)
         t = self.objective.level(u)
         x_t = process.corrupt(images, t, eps)
-        value, variance = ask(x_t, self.objective.label(t)).float().chunk(2, dim=1)
+        value, variance = ask(x_t, self.objective.timestep(t)).float().chunk(2, dim=1)
         bound = variational_bound(process, images, x_t, t, value, variance)
         return _mean((value - eps).square()) + bound * (process.num_train_timesteps / 1000)
 
@@ -114,7 +116,7 @@ class Consistency:
 
         def end(level: Tensor) -> Tensor:
             x = images + expand(level, images) * eps
-            value = ask(training.model_input(x, level), training.label(level)).float()
+            value = ask(training.model_input(x, level), training.timestep(level)).float()
             return training.denoised(value, x, level)
 
         upper, lower = training.pair(u, step)

@@ -4,7 +4,7 @@
     accelerate launch finetune/regressor.py --help
 
 Loss per sample: -log N(log_snr_t; m(x_t), s^2(x_t)), levels drawn from the denoiser's training prior (uniform over the
-timesteps). Afterwards mean and variance are calibrated on held-out images (`NoiseLevelRegressor.set_calibration`).
+timesteps). Afterwards mean and variance are fitted to held-out images (`NoiseLevelRegressor.fit`).
 
 References:
     Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
@@ -12,12 +12,13 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
+import tyro
 
-from nag.finetune.options import RegressorOptions, command
+from nag.finetune.options import TrainingOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +26,32 @@ if TYPE_CHECKING:
     from nag.finetune.loop import Draws
     from nag.shift.images import ImageTable
 
-__all__ = ["RegressorTask", "calibrate_regressor", "main", "run"]
+__all__ = ["RegressorOptions", "RegressorTask", "calibrate_regressor", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressorOptions(TrainingOptions):
+    """Train a noise-level regressor for a denoiser.
+
+    nag finetune regressor --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --output_dir MODEL/regressor
+    """
+
+    pretrained_model_name_or_path: str = field()
+    """Pipeline whose UNet is used: a folder or a Hub id."""
+    kind: Literal["frozen", "full", "encoder"] = "frozen"
+    """frozen: a head on the pipeline's own UNet; full: a fine-tuned copy; encoder: its first half."""
+    features: Literal["last", "middle"] = "last"
+    """Layer that the head reads; encoder: always middle."""
+    head_type: Literal["statistics", "attention"] = "statistics"
+    """How the head pools over positions."""
+    hidden_size: int = 128
+    """Width of the head."""
+    calibration_data_dir: Path | None = None
+    """Held-out images for the calibration; None: the last calibration_samples of the training data."""
+    calibration_samples: int = 1000
+    """Held-out images used to calibrate mean and variance."""
+    head_learning_rate: float | None = None
+    """Learning rate of the head; None: as learning_rate."""
 
 
 class RegressorTask:
@@ -136,7 +162,7 @@ def calibrate_regressor(
             means.append(estimate.log_snr.cpu())
             stds.append(estimate.std.cpu())
             truths.append(process.log_snr(t))
-    regressor.set_calibration(torch.cat(means), torch.cat(stds), torch.cat(truths))
+    regressor.fit(torch.cat(means), torch.cat(stds), torch.cat(truths))
 
 
 def run(options: RegressorOptions) -> dict[str, Any]:
@@ -155,10 +181,6 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     from nag.network.table import architecture_of
     from nag.shift.images import load_images
 
-    if not options.pretrained_model_name_or_path:
-        raise ValueError(
-            "pretrained_model_name_or_path must be given, got none. Name a pipeline folder or Hub id."
-        )
     checkpoint = check_output_dir(options)
     pipeline = NAGPipeline.from_pretrained(
         options.pretrained_model_name_or_path,
@@ -223,7 +245,5 @@ def freeze_unused(regressor: Any) -> None:
     regressor.backbone.get_submodule(architecture_of(regressor.backbone).features).requires_grad_(False)
 
 
-main = command(RegressorOptions, run, "Train a noise-level regressor for a denoiser.")
-
 if __name__ == "__main__":
-    typer.run(main)
+    run(tyro.cli(RegressorOptions, use_underscores=True))

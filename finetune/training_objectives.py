@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nag.finetune.options import DenoiserOptions
-
 if TYPE_CHECKING:
     from nag.blind.objectives import Objective
+    from nag.finetune.denoiser import DenoiserOptions
     from nag.finetune.losses import Loss
 
 __all__ = [

@@ -15,7 +15,7 @@ from diffusers import (
 from torch import Tensor
 
 from nag.corrections import Correction, NoiseGuidance
-from nag.corrections.directions import affine_form
+from nag.corrections.directions import training_target
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import SchedulerLevels
 from nag.noise.process import (
@@ -192,7 +192,7 @@ def exact(unet, u, ask, weight: float) -> Tensor:
     """f_t - w lambda grad log p(t|u), from the oracle's gradient."""
     level = ask["levels"].log_snr[ask["step"]]
     t = ask["levels"].training.t_from_log_snr(level)
-    slope = affine_form(ask["levels"], level)[1]
+    slope = training_target(ask["levels"], level).slope
     return unet(u, ask["timestep"]).sample - weight * slope * unet.oracle.posterior_gradient(u, t)
 
 

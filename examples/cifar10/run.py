@@ -26,6 +26,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ class Run:
         stages["calibrate"] = self._words(CALIBRATE + scale.calibrate)
         for number, methods in enumerate(scale.compare_methods, 1):
             words = self._words(COMPARE + scale.compare)
-            stages[f"compare-{number}"] = words + [w for method in methods for w in ("--methods", method)]
+            stages[f"compare-{number}"] = [*words, "--corrections", *methods]
         return stages
 
     def _words(self, command: str) -> list[str]:
@@ -187,7 +188,7 @@ def do(run: Run, stage: str, minutes: float) -> int:
     Returns:
         0, or the exit code of its command: 130 if it was stopped and can go on.
     """
-    from nag.cli.main import app
+    from nag.cli.main import main as nag
 
     words = run.stages()[stage]
     print(f"\n[{stage}] {shlex.join(['nag', *words]) if words else ''}", flush=True)
@@ -197,10 +198,12 @@ def do(run: Run, stage: str, minutes: float) -> int:
     try:
         with limited(minutes):
             if words:
-                code = app(words, standalone_mode=False) or 0
+                nag(words)
             else:
                 {"prepare": prepare, "features": train_features}[stage](run)
-    except (KeyboardInterrupt, typer.Abort):
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except KeyboardInterrupt:
         code = STOPPED
     seconds = round(before + time.monotonic() - start, 1)
     write_json(spent if code else run.marker(stage), {"seconds": seconds, "command": words})
@@ -271,7 +274,7 @@ def main(
         code = do(run, name, minutes)
         if code:
             print(f"[{name}] {'stopped; the same command goes on' if code == STOPPED else 'failed'}")
-            raise typer.Exit(code)
+            sys.exit(code)
     done = [name for name in run.stages() if run.marker(name).exists()]
     seconds = {name: json.loads(run.marker(name).read_text())["seconds"] for name in done}
     shown = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())

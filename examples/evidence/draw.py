@@ -84,7 +84,7 @@ def table(*studies: str, named: bool = False) -> str:
             (scheduler, budget, parse_method(method.replace("{models}", "outputs/models")).label)
             for scheduler in setting["schedulers"]
             for budget in setting["steps"]
-            for method in setting["methods"]
+            for method in setting["corrections"]
         }
         if wanted - done:
             missing.append(study if not found else f"parts of {study}")

@@ -63,7 +63,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | {
             "schedulers": [scheduler],
             "steps": [budget],
-            "methods": [*PLAIN, *(FINER if budget == 50 else BASELINES), *OURS],
+            "corrections": [*PLAIN, *(FINER if budget == 50 else BASELINES), *OURS],
             "shift": budget == 20,
         }
         for budget in (50, 20)
@@ -78,7 +78,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "num_samples": 1500,
             "tune_samples": 250,
             "shift": False,
-            "methods": [
+            "corrections": [
                 *PLAIN,
                 "epsilon_scaling:scale=0.995|0.998",
                 "dcw:scale=-0.001|-0.0005",
@@ -93,7 +93,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | {
         "schedulers": ["ddim"],
         "steps": [40, 100],
-        "methods": PLAIN,
+        "corrections": PLAIN,
         "shift": False,
     },
     "control": EMBEDDED
@@ -104,7 +104,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "shift": False,
         "num_samples": 1000,
         "tune_samples": 200,
-        "methods": [
+        "corrections": [
             *PLAIN,
             *(
                 f"null_autoguidance:scale=3,component={part},interval=-2.5..4"
@@ -127,7 +127,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "tune_samples": 200,
         "shift_samples": 128,
         "regressor": FASHION / "regressors" / "frozen",
-        "methods": [*PLAIN, "nag_corrected:scale=0.5|1|2", "nag_gradient:scale=0.25|1"],
+        "corrections": [*PLAIN, "nag_corrected:scale=0.5|1|2", "nag_gradient:scale=0.25|1"],
     },
     "weight": EMBEDDED
     | TRAILING
@@ -136,7 +136,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "steps": [50],
         "num_samples": 1000,
         "shift_samples": 128,
-        "methods": [*PLAIN, *(f"nag:scale={w},interval=-2.5..4" for w in (0.5, 1, 2, 4, 8))],
+        "corrections": [*PLAIN, *(f"nag:scale={w},interval=-2.5..4" for w in (0.5, 1, 2, 4, 8))],
     },
     "interval": EMBEDDED
     | TRAILING
@@ -145,7 +145,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "steps": [50],
         "num_samples": 1000,
         "shift": False,
-        "methods": [
+        "corrections": [
             *PLAIN,
             *(f"nag:scale=3,interval={i}" for i in ("..", "-5..4", "-2.5..", "-2.5..2", "0..4")),
         ],
@@ -156,7 +156,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | {
             "model": f"{{models}}/{name}",
             "steps": [50],
-            "methods": [*PLAIN, FINER[0], FINER[2], *NAG],
+            "corrections": [*PLAIN, FINER[0], FINER[2], *NAG],
             "num_samples": 1500,
             "tune_samples": 300,
         }
@@ -167,7 +167,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | {
         "model": FASHION / "model_unconditional",
         "steps": [20],
-        "methods": [*PLAIN, BASELINES[0], BASELINES[2], *NAG],
+        "corrections": [*PLAIN, BASELINES[0], BASELINES[2], *NAG],
         "num_samples": 1500,
         "tune_samples": 300,
     },
@@ -176,7 +176,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | TRAILING
         | {
             "model": f"{{models}}/small_ft_{name}",
-            "methods": [*PLAIN, *NAG],
+            "corrections": [*PLAIN, *NAG],
             "num_samples": 1500,
             "tune_samples": 300,
         }
@@ -193,7 +193,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "tune_samples": 260,
             "schedulers": ["ddim"],
             "steps": [30],
-            "methods": [
+            "corrections": [
                 *PLAIN,
                 *NAG,
                 "class_guidance:scale=1.25|1.5|2",
@@ -214,7 +214,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "calibration_samples": 256,
             "schedulers": ["ddim", "dpm++", "deis"],
             "steps": [10, 20],
-            "methods": [*PLAIN, "calibrated"],
+            "corrections": [*PLAIN, "calibrated"],
         }
         for name, model in {
             "fashion_mnist": EMBEDDED,

@@ -80,7 +80,7 @@ def trained(objective: Objective, plane: Tensor, *, told: bool, steps: int, seed
         t = objective.level(torch.rand(256, generator=generator))
         eps = torch.randn(x_0.shape, generator=generator)
         value = network(objective.process.corrupt(x_0, t, eps), t)
-        loss = (value - objective.target(x_0, eps, t)).square().mean()
+        loss = (value - objective.target(t).value(x_0, eps)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

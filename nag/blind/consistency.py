@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nag.noise.process import expand
+from nag.noise.target import expand
 
 __all__ = ["CONSISTENCY", "ConsistencyTraining"]
 
@@ -122,7 +122,7 @@ class ConsistencyTraining:
         """1 / (s - r)."""
         return 1 / (s - r)
 
-    def label(self, s: Tensor) -> Tensor:
+    def timestep(self, s: Tensor) -> Tensor:
         """What a network that is told its level is told: 250 ln s, as diffusers' scheduler does."""
         return 250 * s.clamp(min=self.sigma_min).log()
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nag.noise.discrete import DiscreteVP
-from nag.noise.process import expand
+from nag.noise.target import Target, expand
 
 __all__ = ["variational_bound"]
 
@@ -60,8 +60,8 @@ def variational_bound(
     log_variance = (value + 1) / 2 * high + (1 - value) / 2 * low
     of_x_0 = expand((before.sqrt() * beta / (1 - kept)).to(x_t.dtype), x_t)
     of_x_t = expand(((kept / before).sqrt() * (1 - before) / (1 - kept)).to(x_t.dtype), x_t)
-    alpha, sigma = expand(kept.sqrt().to(x_t.dtype), x_t), expand((1 - kept).sqrt().to(x_t.dtype), x_t)
-    predicted = (x_t - sigma * eps_hat.detach()) / alpha
+    target = Target.eps(kept.sqrt().to(x_t.dtype), (1 - kept).sqrt().to(x_t.dtype))
+    predicted = target.x_0_and_eps(eps_hat.detach(), x_t)[0]
     mean, true_mean = of_x_0 * predicted + of_x_t * x_t, of_x_0 * x_0 + of_x_t * x_t
     divergence = 0.5 * (
         log_variance

@@ -43,7 +43,8 @@ from torch import Tensor
 
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import PreconditionedEDM
-from nag.noise.process import Flow, GaussianProcess, expand
+from nag.noise.process import Flow, GaussianProcess
+from nag.noise.target import Target
 
 __all__ = [
     "DECAYS",
@@ -77,9 +78,9 @@ class Objective:
     Args:
         name: its name in `OBJECTIVES`.
         process: a_t and b_t, in the coordinates of the network's input.
-        prediction: the target, one of `nag.noise.process.PREDICTIONS`; subclasses may have another target.
+        prediction: the target, one of `nag.noise.target.PREDICTIONS`; subclasses may have another target.
         parameters: what `make_objective` was given besides the name.
-        num_train_timesteps: T, the scale of the labels of processes without a table.
+        num_train_timesteps: T, the scale of the timesteps of processes without a table.
         learned_variance: whether the network also predicts the variance of a DDPM step.
     """
 
@@ -96,7 +97,12 @@ class Objective:
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """c_t and d_t of the target r = c x_0 + d eps, of t's shape."""
-        return self.process.coefficients(self.prediction, t)
+        target = self.process.target(self.prediction, t)
+        return target.c, target.d
+
+    def target(self, t: Tensor) -> Target:
+        """The target, in the coordinates of the network's input."""
+        return Target(self.process.alpha(t), self.process.sigma(t), *self.coefficients(t))
 
     def weight(self, t: Tensor) -> Tensor:
         """The loss weight w_t, of t's shape."""
@@ -114,27 +120,11 @@ class Objective:
         """p(t) up to a factor, of t's shape; uniform over the timesteps of a table, which is `LevelPrior.timesteps`."""
         return torch.ones_like(t)
 
-    def label(self, t: Tensor) -> Tensor:
+    def timestep(self, t: Tensor) -> Tensor:
         """What a network is told at a level: its integer timestep, or T t."""
         if isinstance(self.process, DiscreteVP):
             return self.process.timestep(t).round()
         return t * self.num_train_timesteps
-
-    def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """r = c_t x_0 + d_t eps, `(B, *shape)`."""
-        c, d = (expand(k, x_0) for k in self.coefficients(t))
-        return c * x_0 + d * eps
-
-    def x_0_and_eps(self, value: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean data and the noise that a value implies; shapes as in `GaussianProcess.x_0_and_eps`.
-
-        Raises:
-            ValueError: if state and target do not determine them there (EqM at the data).
-        """
-        alpha, sigma = expand(self.process.alpha(t), x_t), expand(self.process.sigma(t), x_t)
-        c, d = (expand(k, x_t) for k in self.coefficients(t))
-        determinant = _invertible(alpha * d - sigma * c)
-        return (d * x_t - sigma * value) / determinant, (alpha * value - c * x_t) / determinant
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,7 +143,7 @@ class _LogNormal(Objective):
         slope = -0.5 * self.process.log_snr_dot(t)  # of ln nsr
         return torch.exp(-0.5 * ((nsr.log() - self.mean) / self.std) ** 2) * slope
 
-    def label(self, t: Tensor) -> Tensor:
+    def timestep(self, t: Tensor) -> Tensor:
         """ln(nsr) / 4, Karras' c_noise."""
         return -self.process.log_snr(t) / 8
 
@@ -209,7 +199,7 @@ def _ddpm(
     rescale_betas_zero_snr: bool = False,
 ) -> Objective:
     process = _table(beta_schedule, num_train_timesteps, rescale_betas_zero_snr)
-    process.coefficients(prediction, torch.tensor(0.5, dtype=torch.float64))  # refuses what is unknown
+    process.target(prediction, torch.tensor(0.5, dtype=torch.float64))  # refuses what is unknown
     return Objective(name="ddpm", process=process, prediction=prediction)
 
 
@@ -332,13 +322,7 @@ def make_objective(name: str, **parameters: Any) -> Objective:
 
 
 def affine_update(
-    alpha: Tensor,
-    sigma: Tensor,
-    c: Tensor,
-    d: Tensor,
-    alpha_next: Tensor,
-    sigma_next: Tensor,
-    noise_std: Tensor | float = 0.0,
+    target: Target, alpha_next: Tensor, sigma_next: Tensor, noise_std: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """kappa, eta and zeta of x' = kappa x + eta f + zeta noise: one step of a first-order sampler, for any target.
 
@@ -346,24 +330,22 @@ def affine_update(
     and the target's value (Sun 2025, eq. 8 and appendix D; DDPM, DDIM, EDM Euler and flow Euler are its rows).
 
     Args:
-        alpha: a of the state; all arguments broadcast.
-        sigma: b of the state.
-        c: of the target.
-        d: of the target.
+        target: at the level of the state.
         alpha_next: a of the state that is reached.
         sigma_next: b of the state that is reached; 0 at the data.
         noise_std: zeta, at most sigma_next.
 
-    Returns:
-        kappa, eta, zeta.
-
     Raises:
-        ValueError: if state and target do not determine the clean data (alpha d = sigma c).
+        ValueError: if the target is a multiple of the state.
     """
-    determinant = _invertible(alpha * d - sigma * c)
+    alpha, sigma, determinant = target.alpha, target.sigma, target.invertible().determinant
     zeta = torch.as_tensor(noise_std).to(sigma) * torch.ones_like(sigma_next)
     kept = (sigma_next**2 - zeta**2).clamp_min(0).sqrt()
-    return (alpha_next * d - kept * c) / determinant, (kept * alpha - alpha_next * sigma) / determinant, zeta
+    return (
+        (alpha_next * target.d - kept * target.c) / determinant,
+        (kept * alpha - alpha_next * sigma) / determinant,
+        zeta,
+    )
 
 
 def posterior_std(
@@ -376,12 +358,3 @@ def posterior_std(
     """
     ratio = (sigma_next * alpha) / (alpha_next * sigma)
     return stochasticity * sigma_next * (1 - ratio**2).clamp_min(0).sqrt()
-
-
-def _invertible(determinant: Tensor) -> Tensor:
-    if bool((determinant == 0).any()):
-        raise ValueError(
-            "level must be one where state and target determine the clean data, got alpha d = sigma c. "
-            "An EqM target that vanishes at the data is descended, not inverted."
-        )
-    return determinant

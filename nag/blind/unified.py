@@ -153,16 +153,15 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         alpha_next = torch.cat([alpha[1:], torch.ones_like(alpha[:1])])
         sigma_next = torch.cat([sigma[1:], torch.zeros_like(sigma[:1])])
         noise = posterior_std(alpha, sigma, alpha_next, sigma_next, self.config.stochasticity)
-        c, d = self.objective.coefficients(t)
-        self.kappa, self.eta, self.zeta = affine_update(alpha, sigma, c, d, alpha_next, sigma_next, noise)
-        self._coefficients = c, d
+        self._target = self.objective.target(t)
+        self.kappa, self.eta, self.zeta = affine_update(self._target, alpha_next, sigma_next, noise)
         self.levels = t
         self.alpha = torch.cat([alpha[:1], alpha_next])
         self.sigma = torch.cat([sigma[:1], sigma_next])
-        label = self.objective.label(t).float()
+        told = self.objective.timestep(t).float()
         if self.order == 2:
-            label = torch.cat([label[:1], label[1:].repeat_interleave(2)])
-        self.timesteps = label.to(device)
+            told = torch.cat([told[:1], told[1:].repeat_interleave(2)])
+        self.timesteps = told.to(device)
         self.num_inference_steps = n
         self._restart()
 
@@ -212,10 +211,7 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
     def _heun(self, x: Tensor, f: Tensor, call: int) -> Tensor:
         """Even calls go along the chord, odd ones repeat that with the mean of both ends' estimates."""
         level, start = (call + 1) // 2, call // 2
-        c, d = (float(k[level]) for k in self._coefficients)
-        alpha, sigma = float(self.alpha[level]), float(self.sigma[level])
-        determinant = alpha * d - sigma * c
-        estimates = (d * x - sigma * f) / determinant, (alpha * f - c * x) / determinant
+        estimates = self._target.each(lambda k: k[level]).x_0_and_eps(f, x)
         flow = isinstance(self.objective.process, Flow)
         k = self.alpha + self.sigma if flow else self.alpha
         a, b = self.alpha / k, self.sigma / k

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from nag.cli.measuring import AccuracyOptions
-from nag.files import written_file
-from nag.quality.bench import load_bench
-from nag.shift.accuracy import measure_accuracy, plot_accuracy
+from tyro.conf import arg
 
-__all__ = ["run"]
+from nag.cli.options import ModelOptions
+
+__all__ = ["AccuracyOptions", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyOptions(ModelOptions):
+    """Measure a regressor's error per noise level against the Fisher floor: accuracy.json and accuracy.png.
+
+    nag accuracy MODEL --data IMAGES --regressors frozen full
+    """
+
+    regressors: Annotated[tuple[str, ...], arg(aliases=["--regressor"])] = ()
+    """Regressors: folders or Hub ids. Empty: the one beside the model."""
+    num_images: int = 1000
+    batch_size: int = 250
+    """Images per batch."""
+    output_dir: Path = Path("outputs/accuracy")
+    """Folder of the result."""
+    overwrite: bool = False
+    """Replace the files of a folder that is in use."""
 
 
 def run(options: AccuracyOptions) -> None:
-    """Measures regressors against the Fisher floor; writes accuracy.json and accuracy.png.
+    """Measures regressors against the Fisher floor; writes accuracy.json and accuracy.png."""
+    from nag.files import written_file
+    from nag.quality.bench import load_bench
+    from nag.shift.accuracy import measure_accuracy, plot_accuracy
 
-    Raises:
-        FileExistsError: if the output files exist and may not be replaced.
-    """
     model, data, output_dir = options.model, options.data, options.output_dir
     num_images, seed, batch_size = options.num_images, options.seed, options.batch_size
     targets = [output_dir / "accuracy.json", output_dir / "accuracy.png"]
@@ -29,7 +48,7 @@ def run(options: AccuracyOptions) -> None:
             )
     results = {}
     for regressor in options.regressors or (None,):
-        bench = load_bench(model, data, regressor, num_images, options.device)
+        bench = load_bench(model, data, num_images, regressor=regressor, device=options.device)
         name = Path(regressor or "regressor").name
         results[name] = measure_accuracy(
             bench.regressor, bench.images, class_labels=bench.image_labels, seed=seed, batch_size=batch_size

@@ -3,42 +3,81 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from nag.cli.options import FeatureOptions, Scheduler, plain
 
-from nag.cli.blind_check_options import BlindCheckOptions
-from nag.files import fetch_beside, read_json
-from nag.noise.named import make_scheduler
-from nag.noise.read import read_levels
-from nag.quality.bench import (
-    balanced_labels,
-    classes_of,
-    feature_network,
-    held_out_images,
-    load_pipeline,
-    scheduler_line,
-)
-from nag.quality.blind_check import BlindCheck, reading
-from nag.quality.blind_exact import both_schedules, chosen_levels, drift_rows, know
-from nag.quality.blind_measure import Network, level_rows, walk
-from nag.quality.blind_report import FILES, write_blind_check
-from nag.quality.feature_network import extract_features
-from nag.shift.calls import main_network, takes
-from nag.shift.page import check_output
+if TYPE_CHECKING:
+    from torch import Tensor
 
-__all__ = ["run"]
+    from nag.quality.blind_check import BlindCheck
+
+__all__ = ["BlindCheckOptions", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindCheckOptions(FeatureOptions):
+    """Say whether a model needs to be told the noise level, and where its null branch can be trusted.
+
+    nag blind-check MODEL --data IMAGES --scheduler ddim --steps 50
+    """
+
+    num_images: int = 2000
+    """Held-out images that are used; with a feature network, samples are compared with them."""
+    num_posterior_images: int = 800
+    """Those of them that the exact posterior knows. Time and narrowness grow with it."""
+    num_states: int = 32
+    """States per noise level."""
+    levels: tuple[float, ...] = ()
+    """Noise levels as log-SNR. Empty: 13 from -8 to 7, as far as the model's process has them."""
+    panels: int | None = None
+    """Quadrature panels of 16 levels behind the exact posterior of a process without a table. None: as many as its
+    width needs."""
+    regressor: str | None = None
+    """Noise-level regressor: a folder or a Hub id. None: the one beside the model."""
+    scheduler: Scheduler = None
+    steps: int = 20
+    """Sampling steps."""
+    num_samples: int = 128
+    """Samples per walk; for a Frechet distance more than there are features."""
+    resamples: int = 50
+    """Bootstrap resamples behind the error bars."""
+    threshold: float = 0.5
+    """Share of the null branch's deviation that the posterior's width must account for where it is trusted."""
+    max_width: float = 1.0
+    """Largest posterior width, in log-SNR, at which the null branch is trusted."""
+    tolerance: float = 0.1
+    """Relative loss of quality at which the noise condition is dispensable."""
+    batch_size: int = 64
+    """Samples per batch."""
+    output_dir: Path = Path("outputs/blind_check")
+    """Folder of the result."""
+    overwrite: bool = False
+    """Replace the files of a folder that is in use."""
 
 
 def run(options: BlindCheckOptions) -> BlindCheck:
-    """Measures, writes blind_check.json, blind_check.html and blind_check.png, and prints the verdict.
+    """Measures, writes blind_check.json, blind_check.html and blind_check.png, and prints the verdict."""
+    import torch
 
-    Raises:
-        ValueError: if a setting is wrong, the model has no noise condition, or the output folder is in use.
-    """
+    from nag.noise.named import make_scheduler
+    from nag.noise.read import read_levels
+    from nag.quality.bench import (
+        balanced_labels,
+        classes_of,
+        held_out_images,
+        load_pipeline,
+        scheduler_line,
+    )
+    from nag.quality.blind_check import BlindCheck, reading
+    from nag.quality.blind_exact import both_schedules, chosen_levels, drift_rows, know
+    from nag.quality.blind_measure import Network, level_rows, walk
+    from nag.quality.blind_report import FILES, write_blind_check
+    from nag.shift.calls import main_network, takes
+    from nag.shift.page import check_output
+
     _check(options)
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     _refuse_unconditional(options.model)
@@ -104,7 +143,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
         levels=tuple(rows),
         drift=tuple(drift),
         walks=tuple(one for one, _ in found),
-        settings=_settings(options) | {"scheduler": scheduler_line(scheduler), "classes": classes},
+        settings=plain(options) | {"scheduler": scheduler_line(scheduler), "classes": classes},
     )
     sheets = {}
     for one, ends in found:
@@ -150,6 +189,8 @@ def _check(options: BlindCheckOptions) -> None:
 
 
 def _refuse_unconditional(model: str) -> None:
+    from nag.files import fetch_beside, read_json
+
     index = fetch_beside(model, "model_index.json")
     name = None if index is None else read_json(index).get("_class_name")
     if name in ("NoiseUnconditionalPipeline", "EqMPipeline"):
@@ -163,6 +204,8 @@ def _features(options: BlindCheckOptions, pipe: Any) -> Any | None:
     """The feature network that is named or lies beside the model; None without one."""
     if options.features is None and not Path(options.model, "classifier").is_dir():
         return None
+    from nag.quality.bench import feature_network
+
     return feature_network(
         options.model,
         options.features,
@@ -173,11 +216,9 @@ def _features(options: BlindCheckOptions, pipe: Any) -> Any | None:
 
 
 def _reference(features: Any, images: Tensor, options: BlindCheckOptions, device: Any) -> Tensor:
-    """Features of the held-out images.
+    """Features of the held-out images; of them and of the samples there must be enough."""
+    from nag.quality.feature_network import extract_features
 
-    Raises:
-        ValueError: if there are too few of them, or of the samples, for a Frechet distance.
-    """
     reference = extract_features(features, images, batch_size=options.batch_size, device=device)
     size = reference.shape[1]
     for name, count in (("num_samples", options.num_samples), ("num_images", len(images))):
@@ -187,12 +228,3 @@ def _reference(features: Any, images: Tensor, options: BlindCheckOptions, device
                 f"least {size + 1}, or a network with fewer features."
             )
     return reference
-
-
-def _settings(options: BlindCheckOptions) -> dict[str, Any]:
-    """The options as JSON can hold them."""
-    values = {item.name: getattr(options, item.name) for item in fields(options)}
-    return {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-    }

@@ -2,81 +2,98 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nag.cli.measuring import CalibrateOptions
-from nag.corrections import NoiseGuidance
-from nag.corrections.calibration import FILE_NAME, NoiseCalibration
-from nag.noise.named import make_scheduler
-from nag.quality.bench import given, load_bench, scheduler_line
-from nag.seams.attach import sampler_of
-from nag.shift.calibrate import calibrate
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates
 
-__all__ = ["run"]
+__all__ = ["CalibrateOptions", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(SamplerOptions):
+    """Measure where the states of a sampler really are, step after step, and save the table beside the model.
+
+    A table holds for the scheduler, steps and corrections that it was measured with.
+
+    nag calibrate MODEL --data IMAGES --schedulers ddim --steps 10 20 --corrections plain "nag:scale=1"
+    """
+
+    schedulers: Schedulers = ()
+    steps: tuple[int, ...] = (20,)
+    """Sampling steps."""
+    corrections: Corrections = ("plain",)
+    num_samples: int = 512
+    """Sampled trajectories."""
+    batch_size: int = 256
+    """Samples per batch."""
+    output_dir: Path | None = None
+    """Folder of noise_calibration.json. None: the model's."""
+    overwrite: bool = False
+    """Replace the table of the same sampler in that file."""
 
 
 def run(options: CalibrateOptions) -> None:
-    """Measures a calibration for every scheduler and step count and saves it.
+    """Measures a calibration for every scheduler, step count and correction, and saves it."""
+    from nag.corrections.calibration import FILE_NAME, NoiseCalibration
+    from nag.noise.named import make_scheduler
+    from nag.quality.bench import load_bench, scheduler_line
+    from nag.seams.attach import sampler_of
 
-    Raises:
-        ValueError: if a setting is wrong.
-        FileExistsError: if the file holds a table for the same sampler and may not be changed.
-    """
-    output = options.output
-    if output is None:
-        if not Path(options.model).is_dir():
-            raise ValueError(
-                f"output must be given for a model from the Hub, got {options.model!r}. Name a file."
-            )
-        output = Path(options.model) / FILE_NAME
-    guidance = options.guidance()
+    if options.output_dir is None and not Path(options.model).is_dir():
+        raise ValueError(
+            f"output_dir must be given for a model from the Hub, got {options.model!r}. Name a folder."
+        )
+    output = (options.output_dir or Path(options.model)) / FILE_NAME
+    methods = candidates(*options.corrections)
+    if any(method.calibrated for method in methods):
+        raise ValueError(
+            f"corrections must be those that act beside a table, got {list(options.corrections)}. Leave 'calibrated' out."
+        )
     bench = load_bench(
-        options.model, options.data, options.regressor, options.num_images, options.device, options.prompts
+        options.model,
+        options.data,
+        options.num_images,
+        regressor=options.regressor,
+        device=options.device,
+        prompts=options.prompts,
+        guidance_scale=options.guidance_scale,
+        eta=options.eta,
     )
-    sampler = sampler_of(bench.pipeline, given(guidance_scale=options.guidance_scale, eta=options.eta))
-    schedulers = [make_scheduler(name, bench.pipeline.scheduler) for name in options.scheduler_names]
-    if output.exists() and not options.overwrite:
-        _refuse_known(output, schedulers, options, guidance, sampler)
+    schedulers = [make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)]
+    asked = [
+        (scheduler, steps, {**bench.arguments, **method.arguments(bench.pipeline.device)})
+        for scheduler, steps, method in itertools.product(schedulers, options.steps, methods)
+    ]
+
+    def known(scheduler: Any, steps: int, arguments: dict[str, Any]) -> bool:
+        scheduler.set_timesteps(steps)
+        acting = tuple(one.settings() for one in arguments.get("corrections", ()))
+        try:
+            NoiseCalibration.load(
+                output, scheduler, corrections=acting, **sampler_of(bench.pipeline, arguments)
+            )
+        except ValueError:
+            return False
+        return True
+
+    for scheduler, steps, arguments in asked:
+        if output.exists() and not options.overwrite and known(scheduler, steps, arguments):
+            raise FileExistsError(
+                f"output_dir must not hold a table for {type(scheduler).__name__} with {steps} steps, got {output}. "
+                "Pass --overwrite to replace it, or name another folder."
+            )
     for scheduler in schedulers:
         print(scheduler_line(scheduler))
-        for steps in options.steps:
-            bench.pipeline.scheduler = make_scheduler(None, scheduler)
-            calibration = calibrate(
-                bench.pipeline,
-                bench.regressor,
-                bench.images,
-                num_inference_steps=steps,
-                num_samples=options.num_samples,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                image_labels=bench.image_labels,
-                corrections=[guidance],
-                told=bench.told(),
-                **bench.conditions.of(options.num_samples),
-                **given(guidance_scale=options.guidance_scale, eta=options.eta),
-            )
-            calibration.save(output)
+    for scheduler, steps, arguments in asked:
+        bench.pipeline.scheduler = make_scheduler(None, scheduler)
+        bench.calibrate(
+            num_inference_steps=steps,
+            num_samples=options.num_samples,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            **arguments,
+        ).save(output)
     print(f"Calibration: {output}")
-
-
-def _refuse_known(
-    path: Path,
-    schedulers: list[Any],
-    options: CalibrateOptions,
-    guidance: NoiseGuidance,
-    sampler: dict[str, Any],
-) -> None:
-    """Raises FileExistsError if the file holds a table for one of the samplers."""
-    for scheduler in schedulers:
-        for steps in options.steps:
-            scheduler.set_timesteps(steps)
-            try:
-                acting = (guidance.settings(),) if guidance.on else ()
-                NoiseCalibration.load(path, scheduler, corrections=acting, **sampler)
-            except ValueError:
-                continue
-            raise FileExistsError(
-                f"output must not hold a table for {type(scheduler).__name__} with {steps} steps, got {path}. "
-                "Pass --overwrite to replace it, or name another file."
-            )

@@ -2,105 +2,63 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any, Union
 
-import typer
+import tyro
+from tyro.conf import OmitSubcommandPrefixes, PositionalMetavarFromFieldName, subcommand
 
-from nag.cli.blind_check_options import BlindCheckOptions
-from nag.cli.measuring import AccuracyOptions, CalibrateOptions, CompareOptions, ShiftOptions
-from nag.cli.options import add_command
-from nag.cli.tune_options import TuneOptions
-from nag.finetune.options import DenoiserOptions, RegressorOptions
+__all__ = ["COMMANDS", "INTERRUPTED", "WRONG_INPUT", "main"]
 
-__all__ = ["app", "main"]
+WRONG_INPUT, INTERRUPTED = 2, 130  # exit codes
 
-app = typer.Typer(
-    name="nag",
-    help="Noise Awareness Guidance for diffusers: measure and correct the noise shift of diffusion samplers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-finetune = typer.Typer(
-    no_args_is_help=True, help="Train a noise-level regressor, or a denoiser with level dropout."
-)
-app.add_typer(finetune, name="finetune")
-
-
-def _run_denoiser(options: DenoiserOptions) -> None:
-    from nag.finetune import denoiser
-
-    typer.echo(f"{options.output_dir}: {_figures(denoiser.run(options))}")
+COMMANDS: dict[str, Any] = {
+    "shift": ("nag.cli.shift", "ShiftOptions"),
+    "calibrate": ("nag.cli.calibrate", "CalibrateOptions"),
+    "compare": ("nag.cli.compare", "CompareOptions"),
+    "tune": ("nag.cli.tune", "TuneOptions"),
+    "accuracy": ("nag.cli.accuracy", "AccuracyOptions"),
+    "blind-check": ("nag.cli.blind_check", "BlindCheckOptions"),
+    "finetune": {
+        "denoiser": ("nag.finetune.denoiser", "DenoiserOptions"),
+        "regressor": ("nag.finetune.regressor", "RegressorOptions"),
+    },
+}
+"""The module of every command, whose `run` takes an instance of the class of its options."""
 
 
-def _run_regressor(options: RegressorOptions) -> None:
-    from nag.finetune import regressor
-
-    typer.echo(f"{options.output_dir}: {_figures(regressor.run(options))}")
-
-
-def _figures(figures: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
-
-
-add_command(
-    finetune,
-    "denoiser",
-    DenoiserOptions,
-    _run_denoiser,
-    "Train or fine-tune a denoiser with noise-level dropout.",
-)
-add_command(
-    finetune, "regressor", RegressorOptions, _run_regressor, "Train a noise-level regressor for a denoiser."
-)
+def one_of(commands: dict[str, Any]) -> Any:
+    """The options of one of some commands, as a type for tyro."""
+    found: list[Any] = []
+    for name, place in commands.items():
+        if isinstance(place, dict):
+            made = subcommand(name, constructor=one_of(place), description="Train a denoiser or a regressor.")
+        else:
+            made = subcommand(name, constructor=getattr(import_module(place[0]), place[1]))
+        found.append(Annotated[Any, made])
+    return Union[tuple(found)]  # noqa: UP007
 
 
-def _job(name: str) -> Callable[[Any], object]:
-    """The function `run` of a module of nag.cli, imported when it is called."""
-    return lambda options: importlib.import_module(f"nag.cli.{name}").run(options)
-
-
-for _name, _options, _help in (
-    (
-        "shift",
-        ShiftOptions,
-        "Measure the noise shift of samplers and write report.html, shift.png and shift.json.",
-    ),
-    (
-        "calibrate",
-        CalibrateOptions,
-        "Measure where the states of a sampler really are, step after step, and save the table beside the model.",
-    ),
-    (
-        "compare",
-        CompareOptions,
-        "Compare methods at equal cost, in every scheduler and budget: compare.html, compare.md and compare.json.",
-    ),
-    (
-        "tune",
-        TuneOptions,
-        "Find weight, interval and form of noise guidance for one sampler, or that none helps; saved beside the model.",
-    ),
-    (
-        "accuracy",
-        AccuracyOptions,
-        "Measure a regressor's error per noise level against the Fisher floor: accuracy.json and accuracy.png.",
-    ),
-    (
-        "blind-check",
-        BlindCheckOptions,
-        "Say whether a model needs to be told the noise level, and where its null branch can be trusted.",
-    ),
-):
-    add_command(app, _name, _options, _job(_name.replace("-", "_")), _help)
-
-
-def main() -> None:
-    """Runs `nag`; bad input ends with a message and exit code 2, an interruption with 130."""
-    app()
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs `nag`; wrong input ends with a message and exit code 2, an interruption with 130."""
+    options = tyro.cli(
+        one_of(COMMANDS),
+        prog="nag",
+        description="Noise Awareness Guidance for diffusers: measure and correct the noise shift of diffusion samplers.",
+        args=words,
+        use_underscores=True,
+        config=(OmitSubcommandPrefixes, PositionalMetavarFromFieldName),
+    )
+    try:
+        sys.modules[type(options).__module__].run(options)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(WRONG_INPUT)
+    except KeyboardInterrupt as error:
+        print(f"Interrupted: {error}" if str(error) else "Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

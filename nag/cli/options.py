@@ -1,146 +1,112 @@
-"""Commands made from frozen dataclasses: one field is one flag, with its type, default and help.
-
-A field whose type is a tuple of any length is a list: its flag may be repeated or take several words, as in
-`--steps 10 20 50`. Nothing heavy is imported here.
-"""
+"""What several commands share. A field is a flag, the text below it its help; nothing heavy is imported here."""
 
 from __future__ import annotations
 
-import inspect
-import types
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, field, fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-import typer
-from typer.core import TyperCommand
+from tyro.conf import Positional, arg
 
-__all__ = ["add_command", "command", "option", "repeat_flags"]
+from nag.corrections.text import Method, method_names, parse_methods
+from nag.noise.named import SCHEDULERS
 
+__all__ = [
+    "Corrections",
+    "FeatureOptions",
+    "ModelOptions",
+    "SamplerOptions",
+    "Scheduler",
+    "Schedulers",
+    "at_least",
+    "candidates",
+    "fresh_seeds",
+    "plain",
+]
 
-def option(
-    default: Any = MISSING, help: str = "", *, positional: bool = False, aliases: tuple[str, ...] = ()
-) -> Any:
-    """A field of a keyword-only dataclass, with its help text.
-
-    Args:
-        default: without one, the field must be given.
-        help: one line.
-        positional: an argument without a flag.
-        aliases: further flags, such as `--scheduler` for `--schedulers`.
-    """
-    metadata = {"help": help, "positional": positional, "aliases": aliases}
-    return field(default=default, metadata=metadata, kw_only=True)
-
-
-def add_command(
-    app: typer.Typer, name: str, options: type[Any], run: Callable[[Any], object], help: str
-) -> None:
-    """Adds to an application a command whose options are the fields of a dataclass; see `command`."""
-
-    class Command(TyperCommand):
-        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            return super().parse_args(ctx, list(repeat_flags(args, options)))
-
-    app.command(name, cls=Command)(command(options, run, help))
-
-
-def _lists(options: type[Any]) -> dict[str, type]:
-    """The fields that are lists, and what they are lists of."""
-    found = {name: (get_origin(kind), get_args(kind)) for name, kind in get_type_hints(options).items()}
-    return {name: args[0] for name, (origin, args) in found.items() if origin is tuple and args[1:] == (...,)}
+_NAMES = ", ".join(SCHEDULERS)
+Scheduler = Annotated[str | None, arg(help=f"Sampler, of {_NAMES}. None: the model's own.")]
+Schedulers = Annotated[
+    tuple[str, ...],
+    arg(aliases=["--scheduler"], help=f"Samplers, of {_NAMES}. Empty: the model's own."),
+]
+Corrections = Annotated[
+    tuple[str, ...],
+    arg(
+        help='Each one text, NAME or NAME:KEY=VALUE,..., joined by +, such as "nag:scale=1+calibrated". Names: '
+        f"{', '.join(method_names())}."
+    ),
+]
 
 
-def repeat_flags(words: Sequence[str], options: type[Any]) -> Iterator[str]:
-    """`--steps 10 20` as `--steps 10 --steps 20`, for the fields that are lists.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What every measurement needs: a model and held-out images."""
 
-    A list ends at the next flag, at `--`, and, if it is of numbers, at a word that is none.
-
-    >>> from dataclasses import dataclass
-    >>> @dataclass
-    ... class Options:
-    ...     steps: tuple[int, ...] = option((20,), "Sampling steps.")
-    >>> list(repeat_flags(["--steps", "10", "20", "model"], Options))
-    ['--steps', '10', '--steps', '20', 'model']
-    """
-    kinds = _lists(options)
-    flags = {
-        flag: kinds[item.name]
-        for item in fields(options)
-        if item.name in kinds
-        for flag in (f"--{item.name}", *item.metadata["aliases"])
-    }
-    current, taken = None, 0
-    for word in words:
-        if word in flags:
-            current, taken = word, 0
-            continue
-        if current is not None:
-            number = flags[current] in (int, float)
-            if taken == 0 or (_is_number(word) if number else not word.startswith("-")):
-                yield current
-                taken += 1
-            else:
-                current = None
-        yield word
-    if current is not None and taken == 0:
-        yield current  # the parser says that its value is missing
+    model: Positional[str]
+    """Pipeline: a folder or a Hub id."""
+    data: Path
+    """Held-out images: a folder or a parquet file."""
+    num_images: int = 500
+    """Held-out images that are used."""
+    seed: int = 0
+    """Seed of all randomness."""
+    device: str | None = None
+    """Where the networks run. None: cuda where there is one, else cpu."""
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions(ModelOptions):
+    """What says how a pipeline samples, and which regressor belongs to it."""
+
+    regressor: str | None = None
+    """Noise-level regressor: a folder or a Hub id. None: the one beside the model."""
+    prompts: Path | None = None
+    """Prompts of a text-to-image model, one in each line. None: the captions of --data."""
+    guidance_scale: float | None = None
+    """Class guidance; 1 is off. None: the pipeline's own, off for pixel models."""
+    eta: float = 0.0
+    """Stochasticity of DDIM."""
 
 
-def command(options: type[Any], run: Callable[[Any], object], help: str) -> Callable[..., None]:
-    """A function with one typed keyword per field, which typer turns into a command.
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(ModelOptions):
+    """What distances between sets of images need besides: a feature network."""
 
-    Whatever is wrong ends with a message and exit code 2, an interruption with 130.
+    features: str | None = None
+    """Feature network: a classifier's folder, a TorchScript file, or a vision model's folder or Hub id.
+    None: classifier/ beside the model."""
+    feature_size: int | None = None
+    """Image size that a TorchScript feature network wants."""
+    feature_channels: int | None = None
+    """Channels that a TorchScript feature network wants."""
 
-    Args:
-        options: the dataclass.
-        run: called with an instance of it.
-        help: what the command does.
-    """
-    hints, lists = get_type_hints(options), _lists(options)
 
-    def main(**values: Any) -> None:
-        try:
-            run(options(**{name: tuple(v) if name in lists else v for name, v in values.items()}))
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            typer.secho(f"Error: {error}", fg="red", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            typer.secho(f"Interrupted: {error}" if str(error) else "Interrupted.", err=True)
-            raise typer.Exit(130) from error
+def at_least(options: ModelOptions, **bounds: int) -> None:
+    """Refuses options that are below a bound."""
+    for name, least in bounds.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}. Raise it.")
 
-    parameters = []
-    for item in fields(options):
-        kind, required = hints[item.name], item.default is MISSING
-        default: Any = inspect.Parameter.empty if required else item.default
-        if item.name in lists:
-            kind = types.GenericAlias(list, lists[item.name])
-            default = default if required else list(default)
-        if item.metadata["positional"]:
-            shown: Any = typer.Argument(help=item.metadata["help"], show_default=not required)
-        else:
-            flag = f"--{item.name}"
-            names = (f"{flag}/--no_{item.name}",) if kind is bool and item.default else (flag,)
-            shown = typer.Option(
-                *names,
-                *item.metadata["aliases"],
-                help=item.metadata["help"],
-                show_default=item.default not in (MISSING, None, ()),
-            )
-        parameters.append(
-            inspect.Parameter(
-                item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
-            )
+
+def fresh_seeds(name: str, seeds: tuple[int, ...], used: Sequence[int]) -> None:
+    """Refuses seeds that come twice, or chose what they are to judge."""
+    if not seeds or len(set(seeds)) < len(seeds) or set(seeds) & set(used) or min(*seeds, *used) < 0:
+        raise ValueError(
+            f"{name} must be at least 0 and differ from each other and from {', '.join(map(str, used))}, which choose, "
+            f"got {list(seeds)}. Take others."
         )
-    main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    main.__annotations__ = {p.name: p.annotation for p in parameters}
-    main.__doc__ = help
-    return main
+
+
+def plain(options: ModelOptions) -> dict[str, object]:
+    """Options as JSON can hold them."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in vars(options).items()
+    }
+
+
+def candidates(*texts: str) -> list[Method]:
+    """What some texts of corrections ask for, each once; every candidate stands for itself."""
+    return [one for method in parse_methods(dict.fromkeys(texts)) for one in method.candidates()]

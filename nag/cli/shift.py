@@ -2,54 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nag.cli.measuring import ShiftOptions
-from nag.noise.named import make_scheduler
-from nag.quality.bench import given, load_bench, scheduler_line
-from nag.shift import NoiseShift, ReportRun, forward_reference, measure_shift, record, write_report
-from nag.shift.page import check_output
-from nag.shift.report import FILES
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain
 
-__all__ = ["plain_settings", "run", "shift_table"]
+if TYPE_CHECKING:
+    from nag.shift import NoiseShift
+
+__all__ = ["ShiftOptions", "run", "shift_table"]
 
 
-def _variants(options: ShiftOptions) -> Iterator[tuple[str, dict[str, Any]]]:
-    guidance = options.guidance()
-    yield "", {}
-    if options.noise_calibration is not None:
-        yield " calibrated", {"noise_calibration": options.noise_calibration}
-    if guidance.scale > 0:
-        yield (
-            f" + NAG {guidance.mode} w={guidance.scale:g}",
-            {"corrections": [guidance]},
-        )
+@dataclass(frozen=True, kw_only=True)
+class ShiftOptions(SamplerOptions):
+    """Measure the noise shift of samplers, plain and corrected: report.html, shift.png and shift.json.
+
+    nag shift MODEL --data IMAGES --schedulers ddim heun --steps 10 20 --corrections "nag:scale=1" calibrated
+    """
+
+    schedulers: Schedulers = ()
+    steps: tuple[int, ...] = (20,)
+    """Sampling steps."""
+    corrections: Corrections = ()
+    calibration: str = "auto"
+    """Table that `calibrated` takes: a file, or "auto" for noise_calibration.json beside the model."""
+    num_samples: int = 256
+    """Sampled trajectories."""
+    batch_size: int = 64
+    """Samples per batch."""
+    output_dir: Path = Path("outputs/shift")
+    """Folder of the result."""
+    overwrite: bool = False
+    """Replace the files of a folder that is in use."""
 
 
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
-    """Measures the shifts and writes report.html, shift.png and shift.json.
+    """Measures the shifts and writes report.html, shift.png and shift.json."""
+    from nag.noise.named import make_scheduler
+    from nag.quality.bench import load_bench, scheduler_line
+    from nag.shift import ReportRun, forward_reference, measure_shift, record, write_report
+    from nag.shift.page import check_output
+    from nag.shift.report import FILES
 
-    Raises:
-        ValueError: if a setting is wrong or the output folder is in use.
-    """
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
-    variants = list(_variants(options))
+    methods = candidates("plain", *options.corrections)
     bench = load_bench(
-        options.model, options.data, options.regressor, options.num_images, options.device, options.prompts
+        options.model,
+        options.data,
+        options.num_images,
+        regressor=options.regressor,
+        device=options.device,
+        prompts=options.prompts,
+        guidance_scale=options.guidance_scale,
+        eta=options.eta,
     )
-    schedulers = {name: make_scheduler(name, bench.pipeline.scheduler) for name in options.scheduler_names}
+    schedulers = {
+        name: make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)
+    }
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
     for name, scheduler in schedulers.items():
         print(scheduler_line(scheduler))
         for steps in options.steps:
-            plain = f"{name or type(scheduler).__name__} {steps}"
-            for suffix, arguments in variants:
+            first = f"{name or type(scheduler).__name__} {steps}"
+            for method in methods:
+                label = first if method.label == "plain" else f"{first} {method.label}"
+                arguments = {**bench.arguments, **method.arguments(bench.pipeline.device)}
+                if method.calibrated:
+                    arguments["noise_calibration"] = options.calibration
                 bench.pipeline.scheduler = make_scheduler(None, scheduler)
-                trajectories[plain + suffix] = record(
+                trajectories[label] = record(
                     bench.pipeline,
                     bench.regressor,
                     num_samples=options.num_samples,
@@ -57,10 +80,9 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
                     num_inference_steps=steps,
                     seed=options.seed,
                     **bench.conditions.of(options.num_samples),
-                    **given(guidance_scale=options.guidance_scale, eta=options.eta),
                     **arguments,
                 )
-                baselines[plain + suffix] = plain if suffix else None
+                baselines[label] = None if label == first else first
     reference = forward_reference(
         bench.images,
         bench.regressor,
@@ -84,7 +106,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         runs,
         options.output_dir,
         title=f"Noise shift of {Path(options.model).name}",
-        settings=plain_settings(options),
+        settings=plain(options),
         overwrite=options.overwrite,
     )
     print(shift_table(shifts))
@@ -92,28 +114,15 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     return shifts
 
 
-def plain_settings(options: ShiftOptions) -> dict[str, Any]:
-    """The settings as JSON can hold them."""
-    values = {item.name: getattr(options, item.name) for item in fields(options)}
-    values["noise_guidance_interval"] = options.interval
-    return {
-        k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-        for k, v in values.items()
-    }
-
-
 def shift_table(shifts: dict[str, NoiseShift]) -> str:
     """One line per run: mean shift and mean |shift| with standard errors."""
     width = max(len(name) for name in shifts)
     lines = [f"{'run':<{width}}  {'mean shift':>17}  {'mean |shift|':>17}  steps"]
     for name, shift in shifts.items():
-        if shift.mean_shift is None or shift.mean_abs_shift is None:
-            lines.append(
-                f"{name:<{width}}  {'not measurable':>17}  {'':>17}  {shift.num_measured}/{shift.num_steps}"
-            )
-            continue
-        mean = f"{shift.mean_shift:+.4f} ± {shift.mean_shift_standard_error:.4f}"
-        size = f"{shift.mean_abs_shift:.4f} ± {shift.mean_abs_shift_standard_error:.4f}"
+        mean, size = "not measurable", ""
+        if shift.mean_shift is not None and shift.mean_abs_shift is not None:
+            mean = f"{shift.mean_shift:+.4f} ± {shift.mean_shift_standard_error:.4f}"
+            size = f"{shift.mean_abs_shift:.4f} ± {shift.mean_abs_shift_standard_error:.4f}"
         lines.append(f"{name:<{width}}  {mean:>17}  {size:>17}  {shift.num_measured}/{shift.num_steps}")
     lines.append("in log(sigma/alpha), positive = noisier than nominal, over steps with log-SNR from -2.5 up")
     return "\n".join(lines)

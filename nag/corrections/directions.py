@@ -2,7 +2,7 @@
 
 A prediction is affine in the score of its level, in network-input coordinates u = alpha x_0 + sigma eps:
 
-    f_t(u) = (c/alpha) u - lambda s_t,      lambda = (sigma/alpha)(d alpha - c sigma).
+    f_t(u) = (c/alpha) u - lambda s_t,      lambda = (sigma/alpha)(d alpha - c sigma)      (`nag.noise.target`).
 
 So the marginal score s = grad_u log p(u) has a prediction too, f_s = (c/alpha) u - lambda s, and because
 grad_u log p(t|u) = s_t - s, the difference f_t - f_s is -lambda grad_u log p(t|u).
@@ -21,17 +21,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.noise.process import expand
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.target import Target, expand
 
 __all__ = [
     "LevelPosterior",
-    "affine_form",
     "along",
     "bounded",
     "corrected_null",
     "level_gradient",
     "refuse_swapped_weights",
+    "training_target",
 ]
 
 
@@ -49,13 +49,11 @@ class LevelPosterior(Protocol):
         """E[function(log_snr) | x], `(B,)`."""
 
 
-def affine_form(levels: SchedulerLevels, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """c/a, lambda and sigma at levels of any shape, in network-input coordinates: f = (c/a) u - lambda s."""
+def training_target(levels: SchedulerLevels, log_snr: Tensor) -> Target:
+    """What the network was trained to predict at levels of any shape: f = offset u - slope s."""
     process = levels.training
-    t = process.t_from_log_snr(log_snr)
-    a, b = process.alpha(t), process.sigma(t)
-    c, d = (levels.prediction_scale * k for k in process.coefficients(levels.prediction, t))
-    return c / a, (b / a) * (d * a - c * b), b
+    target = process.target(levels.prediction, process.t_from_log_snr(log_snr))
+    return target.times(levels.prediction_scale)
 
 
 def corrected_null(
@@ -78,13 +76,13 @@ def corrected_null(
     """
 
     def ratio(level: Tensor) -> Tensor:
-        offset, slope, _ = affine_form(levels, level)
-        return offset / slope
+        target = training_target(levels, level)
+        return target.offset / target.slope
 
-    offset, slope, _ = affine_form(levels, torch.tensor(log_snr, dtype=torch.float64))
-    inverse = expand(moment(lambda level: 1 / affine_form(levels, level)[1]).to(u), u)
+    target = training_target(levels, torch.tensor(log_snr, dtype=torch.float64))
+    inverse = expand(moment(lambda level: 1 / training_target(levels, level).slope).to(u), u)
     score = expand(moment(ratio).to(u), u) * u - inverse * null
-    return float(offset) * u - float(slope) * score
+    return float(target.offset) * u - float(target.slope) * score
 
 
 def level_gradient(

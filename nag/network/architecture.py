@@ -27,7 +27,7 @@ class Architecture:
         level_modules: regular expression, full match, of the modules whose output embeds the noise level: `(B, C)`,
             `(B, 1, C)`, or one row per token.
         timestep: argument of `forward` that carries the level.
-        label: how its pipelines make that argument from the scheduler's timestep t of T: "t", "t-1", "t/T" or "1-t/T".
+        told: how its pipelines make that argument from the scheduler's timestep t of T: "t", "t-1", "t/T" or "1-t/T".
         rows: arguments of `forward` with one row per sample (tensors, or lists of such tensors), dotted for the entries of a
             dict; empty where the network must be asked with whole batches of its pipeline's own.
         per_sample: whether the samples of a batch have levels of their own, which a mask can hide.
@@ -44,7 +44,7 @@ class Architecture:
     name: str
     level_modules: str
     timestep: str = "timestep"
-    label: str = "t"
+    told: str = "t"
     rows: tuple[str, ...] = ()
     per_sample: bool = True
     null: str = "zero"

@@ -5,7 +5,7 @@ instead of from x_t. A head turns its features into mean m and variance s^2 of t
 likelihood over the training prior of levels (uniform over the timesteps). Its mean is therefore the posterior mean: at
 a fixed level it is drawn towards the prior wherever x_t leaves the level open.
 
-Calibration after training, on held-out images, is a function of the predicted mean: m gets the mean residual of the
+What is fitted after training (`fit`), on held-out images, is a function of the predicted mean: m gets the mean residual of the
 levels that were predicted so, and s the factor at which 90 % of them fall inside the 90 % interval.
 
 References:
@@ -291,7 +291,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             yield kept
 
     def estimate_from_features(self, features: Tensor) -> NoiseEstimate:
-        """The calibrated posterior from features of a null-level pass, `(B, C, H, W)` or `(B, L, C)`."""
+        """The posterior from features of a null-level pass, `(B, C, H, W)` or `(B, L, C)`."""
         if features.ndim == 3:
             features = features.transpose(1, 2)[..., None]
         dtype = next(self.head.parameters()).dtype
@@ -301,10 +301,10 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         mean = middle + half * raw[:, 0]
         log_variance = 2 * math.log(half) + raw[:, 1].clamp(-14, 3)
-        bias, scale = self._calibration(mean)
+        bias, scale = self._fitted(mean)
         return NoiseEstimate(log_snr=mean + bias, variance=(log_variance + 2 * scale).exp())
 
-    def _calibration(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def _fitted(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Bias and log scale at a raw mean, linear between the knots."""
         knots = self.calibration_knots.float()
         low = (torch.searchsorted(knots, mean.detach().contiguous()) - 1).clamp(0, KNOTS - 2)
@@ -385,8 +385,8 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         levels = estimate.log_snr[:, None] + estimate.std[:, None] * nodes
         return (function(levels.clamp(*self.log_snr_range)) * weights).sum(dim=1) / weights.sum()
 
-    def set_calibration(self, mean: Tensor, std: Tensor, truth: Tensor) -> None:
-        """Fits the calibration to held-out predictions of the uncalibrated head; levels drawn from the training prior.
+    def fit(self, mean: Tensor, std: Tensor, truth: Tensor) -> None:
+        """Fits bias and spread to held-out predictions of the raw head; levels drawn from the training prior.
 
         Args:
             mean: `(N,)`, predicted log-SNR.
@@ -398,7 +398,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         """
         if len(mean) < 20 * KNOTS:
             raise ValueError(
-                f"calibration must have at least {20 * KNOTS} states, got {len(mean)}. Give more held-out images."
+                f"mean must have at least {20 * KNOTS} states, got {len(mean)}. Give more held-out images."
             )
         mean, std, truth = (v.double().cpu() for v in (mean, std, truth))
         order = mean.argsort()

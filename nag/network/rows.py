@@ -154,46 +154,46 @@ _IMAGES = [
     replace(_HUNYUAN_DIT, name="HunyuanDiT2DControlNetModel", rows=(), features=None),
     _SANA,
     replace(_SANA, name="SanaControlNetModel", rows=(), features=None),
-    *_named(_POOLED, "FluxTransformer2DModel QwenImageTransformer2DModel", label="t/T"),
-    *_named(_POOLED, "FluxControlNetModel QwenImageControlNetModel", label="t/T", features=None),
-    replace(_POOLED, name="NucleusMoEImageTransformer2DModel", label="t/T"),
+    *_named(_POOLED, "FluxTransformer2DModel QwenImageTransformer2DModel", told="t/T"),
+    *_named(_POOLED, "FluxControlNetModel QwenImageControlNetModel", told="t/T", features=None),
+    replace(_POOLED, name="NucleusMoEImageTransformer2DModel", told="t/T"),
     replace(
         _POOLED,
         name="Flux2Transformer2DModel",
         level_modules=r"time_guidance_embed\.timestep_embedder",
-        label="t/T",
+        told="t/T",
     ),
     # the sinusoid itself: it has no embedding behind it, only one of the modulations
     replace(
-        _POOLED, name="ChromaTransformer2DModel", level_modules=r"time_text_embed\.time_proj", label="t/T"
+        _POOLED, name="ChromaTransformer2DModel", level_modules=r"time_text_embed\.time_proj", told="t/T"
     ),
     *_named(_TIME_EMBED, "BriaTransformer2DModel BriaFiboTransformer2DModel"),
-    replace(_TIME_EMBED, name="LongCatImageTransformer2DModel", label="t/T"),
-    replace(_TIME_EMBED, name="OvisImageTransformer2DModel", level_modules=r"timestep_embedder", label="t/T"),
+    replace(_TIME_EMBED, name="LongCatImageTransformer2DModel", told="t/T"),
+    replace(_TIME_EMBED, name="OvisImageTransformer2DModel", level_modules=r"timestep_embedder", told="t/T"),
     replace(
         _SIZES,
         name="CogView3PlusTransformer2DModel",
         rows=(*_TEXT, "original_size", "target_size", "crop_coords"),
     ),
     replace(_SIZES, name="CogView4Transformer2DModel"),
-    replace(_SIZES, name="GlmImageTransformer2DModel", label="t-1"),
+    replace(_SIZES, name="GlmImageTransformer2DModel", told="t-1"),
     Architecture(
         name="AuraFlowTransformer2DModel",
         level_modules=r"time_step_proj",
-        label="t/T",
+        told="t/T",
         rows=_TEXT,
         null="vector",
     ),
     Architecture(
         name="LuminaNextDiT2DModel",
         level_modules=r"time_caption_embed\.timestep_embedder",
-        label="1-t/T",
+        told="1-t/T",
         channels=_config("hidden_size"),
     ),
     Architecture(
         name="Lumina2Transformer2DModel",
         level_modules=r"time_caption_embed\.timestep_embedder",
-        label="1-t/T",
+        told="1-t/T",
         rows=(*_TEXT, "encoder_attention_mask"),
         features=None,  # text and image tokens together
     ),
@@ -207,7 +207,7 @@ _IMAGES = [
         name="ZImageTransformer2DModel",
         level_modules=r"t_embedder",
         timestep="t",
-        label="1-t/T",
+        told="1-t/T",
         features=None,  # text and image tokens together
     ),
     Architecture(
@@ -218,17 +218,17 @@ _IMAGES = [
     Architecture(
         name="PRXTransformer2DModel",
         level_modules=r"time_in",
-        label="t/T",
+        told="t/T",
         features="final_layer",
         channels=_config("hidden_size"),
     ),
     Architecture(
-        name="Krea2Transformer2DModel", level_modules=r"time_embed", label="t/T", features="final_layer"
+        name="Krea2Transformer2DModel", level_modules=r"time_embed", told="t/T", features="final_layer"
     ),
     Architecture(
         name="Ideogram4Transformer2DModel",
         level_modules=r"t_embedding",
-        label="1-t/T",
+        told="1-t/T",
         features=None,  # text and image tokens together
     ),
     Architecture(
@@ -336,7 +336,7 @@ _SOUNDS = [
     Architecture(
         name="LongCatAudioDiTTransformer",
         level_modules=r"time_embed",
-        label="t/T",
+        told="t/T",
         channels=_config("dit_dim"),
     ),
     Architecture(name="MiniMaxMusic3Transformer1DModel", level_modules=r"time_embed", features="proj_out"),

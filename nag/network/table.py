@@ -60,7 +60,7 @@ def architecture_of(model: nn.Module) -> Architecture:
         raise ValueError(
             f"model must be a diffusers network that this library knows, got {names[0]}. It needs a row in "
             "nag/network/rows.py: the module whose output embeds the noise level (`level_modules`), the argument that "
-            "carries the level (`timestep`) and what a pipeline writes there (`label`)."
+            "carries the level (`timestep`) and what a pipeline writes there (`told`)."
         )
     reason = REFUSED[name] if name in REFUSED else ARCHITECTURES[name].refused(model)
     if reason is not None:

@@ -12,14 +12,12 @@ guidance and all regressors work). The level, log_snr_i = 2 log(alpha_i / sigma_
     "edm"   alpha = 1; the input is c_in x_i with c_in = 1 / sqrt(sigma^2 + sigma_data^2)
     "flow"  as the network sees it; alpha = 1 - sigma
 
-Levels belong to a step's *index*: schedulers of order 2 repeat timesteps or walk over midpoints. The label that the
-network is told is a separate number; where a scheduler rounds it, `label_mismatch` says by how much, and where the
+Levels belong to a step's *index*: schedulers of order 2 repeat timesteps or walk over midpoints. The timestep that
+the network is told is a separate number; where a scheduler rounds it, `timestep_mismatch` says by how much, and where the
 previous step does not end at the level that the next one takes for granted, `arrival_mismatch` does.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models, Karras 2022, arXiv 2206.00364, eq. 7.
-    Progressive Distillation, Salimans 2022, arXiv 2202.00512, appendix D (v).
-    Flow Matching for Generative Modeling, Lipman 2023, arXiv 2210.02747, eq. 20 (velocity).
 """
 
 from __future__ import annotations
@@ -32,9 +30,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nag.noise.process import EDM, GaussianProcess, expand
+from nag.noise.process import EDM, GaussianProcess
+from nag.noise.target import Target
 
-__all__ = ["Label", "PreconditionedEDM", "SchedulerLevels", "log_snr_of"]
+__all__ = ["Clock", "PreconditionedEDM", "SchedulerLevels", "log_snr_of"]
 
 _SMALLEST = math.sqrt(torch.finfo(torch.float32).tiny)
 """Smallest alpha or sigma: a state of pure noise (or pure data) gets the finite log-SNR -87 (or 87)."""
@@ -80,19 +79,12 @@ class PreconditionedEDM(EDM):
         c_in = (nsr**2 + self.sigma_data**2).rsqrt()
         return c_in, nsr * c_in
 
-    def coefficients(self, prediction: str, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The target r = c x_0 + d eps; "edm" is the raw network, c = c_in nsr / sigma_data, d = -c_in sigma_data."""
-        if prediction != "edm":
-            return super().coefficients(prediction, t)
-        nsr, c_in = self._nsr(t)
-        return nsr * c_in / self.sigma_data, -self.sigma_data * c_in
-
 
 @dataclass(frozen=True)
-class Label:
-    """What the network is told at a level, and back; both on float64 tensors of any shape."""
+class Clock:
+    """The timestep that the network is told at a level, and back; both on float64 tensors of any shape."""
 
-    of_log_snr: Callable[[Tensor], Tensor]
+    timestep: Callable[[Tensor], Tensor]
     log_snr: Callable[[Tensor], Tensor]
 
 
@@ -102,18 +94,19 @@ class SchedulerLevels:
 
     Args:
         family: "vp", "ve", "edm" or "flow", the coordinates of the scheduler's state.
-        prediction: what the network predicts, one of `nag.noise.process.PREDICTIONS`.
+        prediction: what the network predicts, one of `nag.noise.target.PREDICTIONS`.
         prediction_scale: the network's value is this number times that prediction: -1 for EDM networks with
             diffusers' v_prediction, for inverted flow schedules and for data-ward velocities, else 1.
         training: the network's process, in network-input coordinates. Networks with EDM preconditioning get
             `PreconditionedEDM`, whose states are c_in (x_0 + nsr eps); there the raw network value is "edm",
             F = c_in (nsr / sigma_data x_0 - sigma_data eps).
-        timesteps: `(N,)`, the labels the network is told, one for each call of `scheduler.step`.
+        timesteps: `(N,)`, what the network is told, one for each call of `scheduler.step`.
         alpha: `(N,)`, signal coefficient of the state handed to step i, in the scheduler's coordinates.
         sigma: `(N,)`, its noise standard deviation.
         input_scale: `(N,)`, the factor of `scale_model_input`.
         arrival_log_snr: `(N,)`, the level at which step i - 1 leaves a perfectly predicted state.
-        label: the network's label as a function of the level.
+        clock: what the network is told as a function of the level.
+        own_state: the first step that continues from a state of the scheduler's own instead of the one it is handed.
     """
 
     family: str
@@ -125,7 +118,8 @@ class SchedulerLevels:
     sigma: Tensor
     input_scale: Tensor
     arrival_log_snr: Tensor
-    label: Label = field(repr=False)
+    clock: Clock = field(repr=False)
+    own_state: int | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -146,35 +140,37 @@ class SchedulerLevels:
         return self.input_scale * self.sigma
 
     def timestep_of(self, log_snr: Tensor) -> Tensor:
-        """The label, not rounded, that belongs to a level; float64 on the CPU, of the same shape.
+        """The timestep, not rounded, that belongs to a level; float64 on the CPU, of the same shape.
 
-        Labels of a table of training timesteps end at 0 and T - 1.
+        Those of a table of training timesteps end at 0 and T - 1.
         """
-        return self.label.of_log_snr(log_snr.detach().double().cpu())
+        return self.clock.timestep(log_snr.detach().double().cpu())
 
     def log_snr_of(self, timestep: Tensor) -> Tensor:
-        """The level that the network takes a label for; float64 on the CPU, of the same shape."""
-        return self.label.log_snr(timestep.detach().double().cpu())
+        """The level that the network takes a timestep for; float64 on the CPU, of the same shape."""
+        return self.clock.log_snr(timestep.detach().double().cpu())
 
-    def label_mismatch(self) -> Tensor:
-        """`(N,)`, label told minus label of the scheduler's level, in labels (training timesteps for tables).
+    def timestep_mismatch(self) -> Tensor:
+        """`(N,)`, timestep told minus timestep of the scheduler's level.
 
         Positive: the network is told a noisier level than the scheduler's. Rounding and truncation of timesteps.
         """
         return self.timesteps - self.timestep_of(self.log_snr)
 
     def arrival_mismatch(self) -> Tensor:
-        """`(N,)`, label of the scheduler's level minus label of the level at which the state arrives.
+        """`(N,)`, timestep of the scheduler's level minus that of the level at which the state arrives.
 
         Positive: the state is cleaner than the scheduler takes it for. Not zero where a scheduler's stride is not
         the spacing of its timesteps, such as DDIM with "linspace" spacing.
         """
         return self.timestep_of(self.log_snr) - self.timestep_of(self.arrival_log_snr)
 
-    def _terms(
-        self, i: int | None, log_snr: Tensor | float | None, like: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(alpha, sigma, c, d) in network-input coordinates, broadcast against `like`."""
+    def target(self, i: int | None = None, *, log_snr: Tensor | float | None = None) -> Target:
+        """What the network predicts, in network-input coordinates, at the nominal level of a step or at another level.
+
+        Raises:
+            ValueError: if not exactly one of `i` and `log_snr` is given.
+        """
         if (i is None) == (log_snr is None):
             raise ValueError(
                 f"log_snr must be given exactly when no step i is, got i={i} and log_snr={log_snr}. "
@@ -185,20 +181,13 @@ class SchedulerLevels:
             sigma = self.network_sigma[i].clamp_min(_SMALLEST)
         else:
             alpha, sigma = self.training.alpha_sigma(torch.as_tensor(log_snr, dtype=torch.float64))
-        c, d = torch.zeros_like(alpha), torch.ones_like(alpha)
-        if self.prediction == "x_0":
-            c, d = d, c
-        elif self.prediction == "v":
-            c, d = -sigma, alpha
-        elif self.prediction == "velocity":
-            c = -d
-        elif self.prediction == "score":
-            d = -1 / sigma
+        if self.prediction == "velocity":
+            target = Target.velocity(alpha, sigma, -torch.ones_like(alpha), torch.ones_like(alpha))
         elif isinstance(self.training, EDM) and self.prediction == "edm":
-            c, d = sigma / self.training.sigma_data, -self.training.sigma_data * alpha
-        terms = (alpha, sigma, self.prediction_scale * c, self.prediction_scale * d)
-        alpha, sigma, c, d = (expand(term.to(like), like) for term in terms)
-        return alpha, sigma, c, d
+            target = Target.edm(alpha, sigma, self.training.sigma_data)
+        else:
+            target = getattr(Target, self.prediction)(alpha, sigma)
+        return target.times(self.prediction_scale)
 
     def x_0_and_eps(
         self,
@@ -208,29 +197,17 @@ class SchedulerLevels:
         *,
         log_snr: Tensor | float | None = None,
     ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
-        """The clean data and the noise that a network's prediction implies at a level.
-
-        x_0_hat = (d y - sigma r) / (alpha d - sigma c) and eps_hat = (alpha r - c y) / (alpha d - sigma c), for the
-        input y, the value r = c x_0 + d eps, and alpha, sigma in network-input coordinates.
+        """The clean data and the noise that a network's prediction implies at a level, in float32 at least.
 
         Args:
             value: `(B, *shape)`, the network's prediction.
             model_input: `(B, *shape)`, what it was made for: `scale_model_input` of the state.
             i: the step whose nominal level is meant.
             log_snr: `()` or `(B,)`, another level instead of a step's.
-
-        Returns:
-            x_0_hat and eps_hat, each `(B, *shape)`, in float32 at least.
-
-        Raises:
-            ValueError: if not exactly one of `i` and `log_snr` is given.
         """
         wide = torch.promote_types(torch.promote_types(value.dtype, model_input.dtype), torch.float32)
         value, model_input = value.to(wide), model_input.to(wide)
-        alpha, sigma, c, d = self._terms(i, log_snr, model_input)
-        determinant = alpha * d - sigma * c
-        x_0 = (d * model_input - sigma * value) / determinant
-        return x_0, (alpha * value - c * model_input) / determinant
+        return self.target(i, log_snr=log_snr).to(model_input).x_0_and_eps(value, model_input)
 
     def prediction_from(
         self,
@@ -241,8 +218,7 @@ class SchedulerLevels:
         log_snr: Tensor | float | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """The network's value c x_0 + d eps at a level, the inverse of `x_0_and_eps`; arguments as there."""
-        _, _, c, d = self._terms(i, log_snr, x_0)
-        return c * x_0 + d * eps
+        return self.target(i, log_snr=log_snr).to(x_0).value(x_0, eps)
 
     def state(
         self, x_0: Float[Tensor, "batch *shape"], eps: Float[Tensor, "batch *shape"], i: int

@@ -1,26 +1,16 @@
-"""Gaussian processes x_t = alpha_t x_0 + sigma_t eps, and what a network may predict about them.
+"""Gaussian processes x_t = alpha_t x_0 + sigma_t eps.
 
 With eps ~ N(0, I) and t from 0 (data) to 1 (noise), a process is the pair (alpha_t, sigma_t). Everything that does
 not depend on the clock is written in the log signal-to-noise ratio, log_snr = 2 log(alpha_t / sigma_t).
 
-A network predicts r = c_t x_0 + d_t eps. Two such numbers and the state give back
-
-    x_0 = (d x_t - sigma r) / (alpha d - sigma c),      eps = (alpha r - c x_t) / (alpha d - sigma c),
-
-so every conversion goes through (x_0, eps) and no pair of targets needs a rule of its own:
-
-    eps: (0, 1)    x_0: (1, 0)    v: (-sigma, alpha)    velocity: (d alpha/dt, d sigma/dt)    score: (0, -1/sigma)
-    edm: Karras' preconditioned network output, in the coordinates alpha = 1
-
-`v` is Salimans and Ho's alpha eps - sigma x_0; `velocity` is dx_t/dt. They are never mixed. The processes here are
-continuous in t; `nag.noise.discrete` has the one of a table of integer timesteps.
+What a network may predict about such a state is a `nag.noise.target.Target`, made for a level by
+`GaussianProcess.target`. The processes here are continuous in t; `nag.noise.discrete` has the one of a table of integer
+timesteps.
 
 References:
     Denoising Diffusion Probabilistic Models, Ho 2020, arXiv 2006.11239, eq. 4.
     Score-Based Generative Modeling through SDEs, Song 2021, arXiv 2011.13456, eqs. 30-33.
     Elucidating the Design Space of Diffusion-Based Generative Models, Karras 2022, arXiv 2206.00364, eqs. 5, 7.
-    Progressive Distillation, Salimans 2022, arXiv 2202.00512, appendix D (v).
-    Flow Matching for Generative Modeling, Lipman 2023, arXiv 2210.02747, eq. 20 (velocity).
 """
 
 from __future__ import annotations
@@ -32,38 +22,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nag.noise.target import PREDICTIONS, Target, expand
+
 __all__ = [
     "EDM",
-    "PREDICTIONS",
     "Cosine",
     "Flow",
     "GaussianProcess",
     "VarianceExploding",
     "VarianceKeeping",
     "VariancePreserving",
-    "expand",
 ]
-
-PREDICTIONS = ("eps", "x_0", "v", "velocity", "score", "edm")
-
-
-def expand(t: Tensor, like: Tensor) -> Tensor:
-    """Gives a per-sample value trailing axes, so that it broadcasts against a batch.
-
-    Args:
-        t: `()` or `(B,)`, one value for all samples or one for each.
-        like: `(B, *shape)`.
-
-    Raises:
-        ValueError: if `t` has another shape.
-    """
-    if t.ndim == 0:
-        return t
-    if t.shape != like.shape[:1]:
-        raise ValueError(
-            f"t must have shape () or ({like.shape[0]},), got {tuple(t.shape)}. Give one level, or one per sample."
-        )
-    return t.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,64 +99,25 @@ class GaussianProcess(ABC):
         alpha, sigma = self.alpha(t), self.sigma(t)
         return 2 * (sigma / alpha) * (self.sigma_dot(t) * alpha - self.alpha_dot(t) * sigma)
 
-    def coefficients(self, prediction: str, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The regression target r = c x_0 + d eps of a prediction type.
+    def target(self, prediction: str, t: Tensor) -> Target:
+        """What a network of a prediction type predicts at levels of any shape.
 
         Args:
-            prediction: one of `PREDICTIONS`.
-            t: `()` or `(B,)`, levels in [0, 1].
-
-        Returns:
-            c and d, of t's shape.
+            prediction: one of `nag.noise.target.PREDICTIONS`; "edm" for the EDM process only.
+            t: levels in [0, 1].
 
         Raises:
-            ValueError: if the prediction is unknown, or not defined for this process ("edm").
+            ValueError: if the prediction is unknown, or not defined for this process.
         """
-        zero, one = torch.zeros_like(t), torch.ones_like(t)
-        if prediction == "eps":
-            return zero, one
-        if prediction == "x_0":
-            return one, zero
-        if prediction == "v":
-            return -self.sigma(t), self.alpha(t)
         if prediction == "velocity":
-            return self.alpha_dot(t), self.sigma_dot(t)
-        if prediction == "score":
-            return zero, -1 / self.sigma(t)
-        if prediction == "edm":
+            return Target.velocity(self.alpha(t), self.sigma(t), self.alpha_dot(t), self.sigma_dot(t))
+        if prediction not in PREDICTIONS or prediction == "edm":
+            known = ", ".join(name for name in PREDICTIONS if name != "edm")
             raise ValueError(
-                f"prediction must not be 'edm' for {type(self).__name__}, got 'edm'. Use the EDM process."
+                f"prediction must be one of {known} for {type(self).__name__}, got {prediction!r}."
             )
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}.")
-
-    def x_0_and_eps(self, value: Tensor, x_t: Tensor, t: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
-        """The clean data and the noise that a prediction implies, so that x_t = alpha x_0_hat + sigma eps_hat.
-
-        Args:
-            value: `(B, *shape)`, the network's prediction.
-            x_t: `(B, *shape)`, the state it was made for.
-            t: `()` or `(B,)`, its level.
-            prediction: one of `PREDICTIONS`.
-
-        Returns:
-            x_0_hat and eps_hat, each `(B, *shape)`.
-
-        Raises:
-            ValueError: if the prediction is unknown.
-        """
-        alpha, sigma = expand(self.alpha(t), x_t), expand(self.sigma(t), x_t)
-        c, d = (expand(k, x_t) for k in self.coefficients(prediction, t))
-        determinant = alpha * d - sigma * c
-        return (d * x_t - sigma * value) / determinant, (alpha * value - c * x_t) / determinant
-
-    def from_x_0_and_eps(self, x_0: Tensor, eps: Tensor, t: Tensor, prediction: str) -> Tensor:
-        """The value c x_0 + d eps of a prediction type; shapes as in `x_0_and_eps`."""
-        c, d = (expand(k, x_0) for k in self.coefficients(prediction, t))
-        return c * x_0 + d * eps
-
-    def convert(self, value: Tensor, x_t: Tensor, t: Tensor, *, source: str, target: str) -> Tensor:
-        """Reads a prediction of type `source` as one of type `target`; shapes as in `x_0_and_eps`."""
-        return self.from_x_0_and_eps(*self.x_0_and_eps(value, x_t, t, source), t, target)
+        target: Target = getattr(Target, prediction)(self.alpha(t), self.sigma(t))
+        return target
 
 
 class VarianceKeeping(GaussianProcess):
@@ -285,9 +215,8 @@ class VarianceExploding(_SignalKeeping):
 class EDM(_SignalKeeping):
     """Karras' process: sigma_t^(1/rho) linear in t from sigma_min to sigma_max (Karras 2022, eq. 5).
 
-    `EDM(sigma_min=0, sigma_max=1, rho=1)` is the plain path sigma_t = t. Prediction "edm" is the raw network F of
-    D = c_skip x_t + c_out F (Karras 2022, eq. 7); its target has c = sigma / (sigma_data s), d = -sigma_data / s, with
-    s^2 = sigma^2 + sigma_data^2.
+    `EDM(sigma_min=0, sigma_max=1, rho=1)` is the plain path sigma_t = t. Its network's raw value is
+    the prediction "edm".
     """
 
     sigma_min: float = 0.002
@@ -314,12 +243,10 @@ class EDM(_SignalKeeping):
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return ((torch.exp(-0.5 * log_snr / self.rho) - low) / (high - low)).clamp(self.t_min, 1)
 
-    def coefficients(self, prediction: str, t: Tensor) -> tuple[Tensor, Tensor]:
-        if prediction != "edm":
-            return super().coefficients(prediction, t)
-        sigma = self.sigma(t)
-        s = (sigma**2 + self.sigma_data**2).sqrt()
-        return sigma / (self.sigma_data * s), -self.sigma_data / s
+    def target(self, prediction: str, t: Tensor) -> Target:
+        if prediction == "edm":
+            return Target.edm(self.alpha(t), self.sigma(t), self.sigma_data)
+        return super().target(prediction, t)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nag.noise.discrete import DiscreteVP
-from nag.noise.levels import Label, PreconditionedEDM, SchedulerLevels, log_snr_of
+from nag.noise.levels import Clock, PreconditionedEDM, SchedulerLevels, log_snr_of
 from nag.noise.process import Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 
 __all__ = [
@@ -117,8 +117,8 @@ def _prediction(scheduler: Any, *allowed: str) -> str:
     return str(prediction)
 
 
-def _training(scheduler: Any) -> tuple[GaussianProcess, Label]:
-    """The network's process in network-input coordinates, and the label it is told."""
+def _training(scheduler: Any) -> tuple[GaussianProcess, Clock]:
+    """The network's process in network-input coordinates, and what it is told."""
     config = scheduler.config
     if _is(scheduler, "EDMEuler", "EDMDPMSolverMultistep", "CosineDPMSolverMultistep"):
         process = PreconditionedEDM(
@@ -131,21 +131,21 @@ def _training(scheduler: Any) -> tuple[GaussianProcess, Label]:
     if _is(scheduler, *_FLOWS) or config.get("use_flow_sigmas", False):
         scale = float(config.get("num_train_timesteps", 1))
         sign = 0.5 if _is_reversed(scheduler) else -0.5
-        return Flow(), Label(
+        return Flow(), Clock(
             lambda log_snr: scale * torch.sigmoid(sign * log_snr),
-            lambda label: torch.logit(label / scale) / sign,
+            lambda told: torch.logit(told / scale) / sign,
         )
     if _is(scheduler, "ScoreSdeVe"):
-        return VarianceExploding(sigma_min=config.sigma_min, sigma_max=config.sigma_max), Label(
-            lambda log_snr: torch.exp(-0.5 * log_snr), lambda label: -2 * label.log()
+        return VarianceExploding(sigma_min=config.sigma_min, sigma_max=config.sigma_max), Clock(
+            lambda log_snr: torch.exp(-0.5 * log_snr), lambda told: -2 * told.log()
         )
     if _is(scheduler, "ScoreSdeVp"):
         song = VariancePreserving(beta_min=config.beta_min, beta_max=config.beta_max)
-        return song, Label(song.t_from_log_snr, song.log_snr)
+        return song, Clock(song.t_from_log_snr, song.log_snr)
     if _is(scheduler, "IPNDM"):
         return Cosine(), _ARCTAN
     if _is(scheduler, "DDPMWuerstchen"):
-        return Cosine(), _wuerstchen_label(float(config.s), float(config.scaler))
+        return Cosine(), _wuerstchen_clock(float(config.s), float(config.scaler))
     squared = _double(scheduler.alphas_cumprod).clone()
     if squared[-1] >= squared[-2]:  # zero terminal SNR, for which some schedulers substitute 2^-24
         squared[-1] = 0
@@ -155,7 +155,7 @@ def _training(scheduler: Any) -> tuple[GaussianProcess, Label]:
             sigma_min=config.sigma_min or low, sigma_max=config.sigma_max or high, sigma_data=1.0
         ), _C_NOISE
     table = DiscreteVP.from_alphas_cumprod(squared)
-    return table, Label(
+    return table, Clock(
         lambda log_snr: table.timestep(table.t_from_log_snr(log_snr)),
         lambda timestep: table.log_snr(table.t_from_timestep(timestep)),
     )
@@ -166,21 +166,21 @@ def _is_reversed(scheduler: Any) -> bool:
     return bool(scheduler.config.get("invert_sigmas", False)) or _is(scheduler, "MiniMaxH3")
 
 
-def _wuerstchen_label(offset: float, scaler: float) -> Label:
+def _wuerstchen_clock(offset: float, scaler: float) -> Clock:
     """Level in [0, 1] of a clamped cosine schedule with a warped clock."""
     start = math.cos(offset / (1 + offset) * math.pi / 2) ** 2
 
-    def log_snr(label: Tensor) -> Tensor:
-        warped = 1 - (1 - label) ** scaler if scaler > 1 else label**scaler
+    def log_snr(told: Tensor) -> Tensor:
+        warped = 1 - (1 - told) ** scaler if scaler > 1 else told**scaler
         squared = torch.cos((warped + offset) / (1 + offset) * math.pi / 2) ** 2 / start
         return torch.logit(squared.clamp(1e-4, 0.9999))
 
-    def of_log_snr(log_snr: Tensor) -> Tensor:
+    def timestep(log_snr: Tensor) -> Tensor:
         angle = torch.acos((torch.sigmoid(log_snr) * start).sqrt())
         warped = (angle * 2 / math.pi * (1 + offset) - offset).clamp(0, 1)
         return 1 - (1 - warped) ** (1 / scaler) if scaler > 1 else warped ** (1 / scaler)
 
-    return Label(of_log_snr, log_snr)
+    return Clock(timestep, log_snr)
 
 
 def _levels(
@@ -195,7 +195,7 @@ def _levels(
     arrival_log_snr: Tensor | None = None,
     prediction_scale: float = 1.0,
 ) -> SchedulerLevels:
-    training, label = _training(scheduler)
+    training, clock = _training(scheduler)
     return SchedulerLevels(
         family=family,
         prediction=prediction,
@@ -206,8 +206,44 @@ def _levels(
         sigma=sigma,
         input_scale=torch.ones_like(alpha) if input_scale is None else input_scale,
         arrival_log_snr=log_snr_of(alpha, sigma) if arrival_log_snr is None else arrival_log_snr,
-        label=label,
+        clock=clock,
+        own_state=_own_state(scheduler, len(alpha)),
     )
+
+
+def _own_state(scheduler: Any, calls: int) -> int | None:
+    """The first call of `step` that continues from a state of the scheduler's own."""
+    steps = next((of for names, of in _OWN_STATES.items() if _is(scheduler, *names)), lambda *_: ())
+    return next(iter(steps(scheduler, calls)), None)
+
+
+def _later_stages(scheduler: Any, calls: int) -> Iterable[int]:
+    """Runge-Kutta stages, and PNDM's start."""
+    return range(1, calls)
+
+
+def _higher_orders(scheduler: Any, calls: int) -> Iterable[int]:
+    """Single-step solvers, whose later stages have the higher orders."""
+    return (i for i, order in enumerate(scheduler.order_list[:calls]) if order > 1)
+
+
+def _corrected(scheduler: Any, calls: int) -> Iterable[int]:
+    """Predictor-correctors redo the step before; a last call that goes to x_0_hat, all but, loses nothing."""
+    config = scheduler.config
+    predicts_x_0 = config.get("predict_x0", config.get("algorithm_type") == "data_prediction")
+    ends_there = bool(predicts_x_0 and scheduler.sigmas[-1] < 0.05)
+    return (i for i in range(1, calls - ends_there) if i - 1 not in config.get("disable_corrector", ()))
+
+
+_OWN_STATES: dict[tuple[str, ...], Callable[[Any, int], Iterable[int]]] = {
+    (
+        *("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE"),
+        *("FlowMatchHeunDiscrete", "PNDM"),
+    ): _later_stages,
+    ("DPMSolverSinglestep",): _higher_orders,
+    ("UniPCMultistep", "SASolver"): _corrected,
+}
+"""The schedulers that do not step from the state they are handed; `tests/noise/test_read.py` finds them by experiment."""
 
 
 def _read_vp(scheduler: Any) -> SchedulerLevels:
@@ -283,8 +319,8 @@ def _read_continuous(scheduler: Any) -> SchedulerLevels:
         alpha, sigma = _double(scheduler.alphas)[: len(t)], _double(scheduler.betas)[: len(t)]
         return _levels(scheduler, "vp", "v", alpha, sigma)
     t = t[:-1] if _is(scheduler, "DDPMWuerstchen") else t
-    process, label = _training(scheduler)
-    return _levels(scheduler, "vp", "eps", *process.alpha_sigma(label.log_snr(t)))
+    process, clock = _training(scheduler)
+    return _levels(scheduler, "vp", "eps", *process.alpha_sigma(clock.log_snr(t)))
 
 
 def _read_score_sde_ve(scheduler: Any) -> SchedulerLevels:
@@ -299,10 +335,10 @@ def _read_score_sde_ve(scheduler: Any) -> SchedulerLevels:
     return _levels(scheduler, "ve", "score", torch.ones_like(sigma), sigma, timesteps=scheduler.sigmas)
 
 
-_C_NOISE = Label(lambda log_snr: -log_snr / 8, lambda label: -8 * label)  # log(sigma) / 4
-_ARCTAN = Label(
+_C_NOISE = Clock(lambda log_snr: -log_snr / 8, lambda told: -8 * told)  # log(sigma) / 4
+_ARCTAN = Clock(
     lambda log_snr: torch.atan(torch.exp(-0.5 * log_snr)) * 2 / math.pi,
-    lambda label: -2 * torch.tan(label * math.pi / 2).log(),
+    lambda told: -2 * torch.tan(told * math.pi / 2).log(),
 )
 _PREDICTIONS = {
     "epsilon": "eps",

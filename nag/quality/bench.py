@@ -86,25 +86,14 @@ class Bench:
     mixed_precision: str = "no"
     progress: bool = True
 
-    def holding(self, images: Tensor, labels: Tensor | None) -> Bench:
-        """With images `(M, C, H, W)` in [-1, 1] that have the prompts of the conditions in turn."""
+    def holding(self, images: Tensor, labels: Tensor | None, rows: slice = slice(None)) -> Bench:
+        """With some of the images `(M, C, H, W)` in [-1, 1], all of which have the prompts of the conditions in turn."""
         prompts = self.conditions.of(len(images)).get("prompt")
         return replace(
             self,
-            images=states_of(self.pipeline, images, self.conditions),
-            image_labels=labels,
-            captions=None if prompts is None else tuple(prompts),
-        )
-
-    def part(self, rows: slice, **changes: Any) -> Bench:
-        """The same with some of the images."""
-        labels, captions = self.image_labels, self.captions
-        return replace(
-            self,
-            images=self.images[rows],
+            images=states_of(self.pipeline, images[rows], self.conditions),
             image_labels=None if labels is None else labels[rows],
-            captions=None if captions is None else captions[rows],
-            **changes,
+            captions=None if prompts is None else tuple(prompts[rows]),
         )
 
     def labels(self) -> Tensor | None:

@@ -27,6 +27,7 @@ from nag.network.table import split_output, unwrap
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import SchedulerLevels
 from nag.noise.measured import Measured
+from nag.noise.target import Target
 from nag.quality.blind_check import LevelRow, Walk
 from nag.quality.blind_exact import Knowledge
 from nag.quality.distances import frechet_distance
@@ -159,11 +160,12 @@ def _steps(levels: SchedulerLevels, stochasticity: float) -> tuple[Tensor, ...]:
     before = torch.cat([torch.full_like(log_snr[:1], -torch.inf), log_snr.cummax(0).values[:-1]])
     rows = (log_snr > before).nonzero().flatten()
     alpha, sigma = levels.network_alpha[rows], levels.network_sigma[rows]
-    c, d = levels.training.coefficients(levels.prediction, levels.training.t_from_log_snr(log_snr[rows]))
+    trained = levels.training.target(levels.prediction, levels.training.t_from_log_snr(log_snr[rows]))
+    target = Target(alpha, sigma, trained.c, trained.d)
     alpha_next = torch.cat([alpha[1:], torch.ones_like(alpha[:1])])
     sigma_next = torch.cat([sigma[1:], torch.zeros_like(sigma[:1])])
     noise = posterior_std(alpha, sigma, alpha_next, sigma_next, stochasticity)
-    return rows, *affine_update(alpha, sigma, c, d, alpha_next, sigma_next, noise)
+    return rows, *affine_update(target, alpha_next, sigma_next, noise)
 
 
 def walk(

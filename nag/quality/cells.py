@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from nag.corrections.calibration import NoiseCalibration, require_calibratable
+from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.text import Method
 from nag.files import written_file
 from nag.noise.measured import Measured
 from nag.noise.named import make_scheduler
+from nag.noise.relevel import require_calibratable
 from nag.quality.bench import Bench, why_not
 from nag.quality.comparison import Cell, SeedResult, cell_name
 from nag.quality.distances import frechet_distance_of_moments
@@ -49,7 +50,6 @@ class Sizes:
         num_samples: for each of them.
         seed: of everything else.
         tune_samples: for each candidate.
-        num_images: images of a calibration and of a shift.
         calibration_samples: of a calibration.
         shift_samples: trajectories of a shift.
         resamples: bootstrap resamples.
@@ -59,7 +59,6 @@ class Sizes:
     num_samples: int
     seed: int
     tune_samples: int
-    num_images: int
     calibration_samples: int
     shift_samples: int
     resamples: int
@@ -214,7 +213,7 @@ class Comparison:
             )
             self._use(cell.scheduler)
             return found
-        table = self.choosing.part(slice(self.sizes.num_images)).calibrate(
+        table = self.choosing.calibrate(
             num_samples=self.sizes.calibration_samples,
             batch_size=max(8, self.choosing.batch_size),
             seed=self.sizes.seed + 1,
@@ -284,15 +283,14 @@ class Comparison:
             return None
         levels = json.dumps(trajectory.log_snr.tolist())
         if levels not in self._forward:
-            held_out = bench.part(slice(sizes.num_images))
             self._forward[levels] = forward_reference(
-                held_out.images,
+                bench.images,
                 bench.regressor,
                 trajectory,
                 seed=sizes.seed + 4,
                 batch_size=bench.batch_size,
-                class_labels=held_out.labels(),
-                told=held_out.told(),
+                class_labels=bench.labels(),
+                told=bench.told(),
                 progress=False,
             )
         found = measure_shift(trajectory, self._forward[levels])

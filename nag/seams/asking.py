@@ -111,7 +111,7 @@ class Call:
         names = (
             (self.row.timestep,) if self.row is not None else ("timestep", "timesteps", "t", "timestep_ratio")
         )
-        self.label_name = next((name for name in names if self.arguments.get(name) is not None), None)
+        self.timestep_name = next((name for name in names if self.arguments.get(name) is not None), None)
 
     @property
     def sample(self) -> Tensor:
@@ -120,16 +120,16 @@ class Call:
         return torch.stack(value) if isinstance(value, list) else value
 
     @property
-    def label(self) -> Tensor | None:
+    def timestep(self) -> Tensor | None:
         """What the network is told of the level."""
-        value = self.arguments.get(self.label_name) if self.label_name else None
+        value = self.arguments.get(self.timestep_name) if self.timestep_name else None
         return None if value is None else torch.as_tensor(value)
 
-    def relabelled(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with another label."""
-        assert self.label_name is not None
-        assert self.label is not None
-        arguments = self.arguments | {self.label_name: change(self.label)}
+    def retold(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with another timestep."""
+        assert self.timestep_name is not None
+        assert self.timestep is not None
+        arguments = self.arguments | {self.timestep_name: change(self.timestep)}
         return Call(self.network, self.plain, (), arguments)
 
     def answer(self) -> Any:
@@ -139,7 +139,7 @@ class Call:
     def _has_rows(self, name: str, key: str = "") -> bool:
         """Whether an argument, or an entry of a dictionary, has one row per sample."""
         named = self.row.rows if self.row is not None else ()
-        return name in named or f"{name}.{key}" in named or name in (self.sample_name, self.label_name)
+        return name in named or f"{name}.{key}" in named or name in (self.sample_name, self.timestep_name)
 
     def can_be_cut(self) -> bool:
         """Whether it is known which arguments have one row per sample."""
@@ -177,7 +177,7 @@ class Call:
         block: slice,
         *,
         u: Tensor | None = None,
-        label: Tensor | None = None,
+        timestep: Tensor | None = None,
         network: nn.Module | None = None,
         changes: dict[str, Any] | None = None,
         null: bool = False,
@@ -189,7 +189,7 @@ class Call:
         Args:
             block: rows of the call.
             u: `(B, C, *shape)`, another input for these rows.
-            label: another label, `()` or `(B,)`.
+            timestep: another timestep, `()` or `(B,)`.
             network: another network.
             changes: other arguments, for the rows of the block.
             null: hide the level.
@@ -206,8 +206,8 @@ class Call:
         place = slice(0, size) if rows == size else block
         if u is not None:
             arguments[self.sample_name] = self._placed(arguments[self.sample_name], u, place)
-        if label is not None:
-            arguments[self.label_name or "timestep"] = label.to(self.sample.device)
+        if timestep is not None:
+            arguments[self.timestep_name or "timestep"] = timestep.to(self.sample.device)
         for name, value in (changes or {}).items():
             if value is not None and rows != size:
                 every = arguments[name].clone()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LAYOUTS", "TOLD", "Layout", "layout_of", "same_label"]
+__all__ = ["LAYOUTS", "TOLD", "Layout", "layout_of", "same_timestep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ TOLD: dict[str, Callable[[Tensor, float], Tensor]] = {
 """What a pipeline tells its network, as a function of the scheduler's timestep t and the number T of training steps."""
 
 
-def same_label(label: Tensor, nominal: Tensor) -> Tensor:
-    """Where labels are the nominal one, up to a pipeline's rounding to half precision; bool, of the label's shape."""
-    nominal = nominal.to(label.device, torch.float64)
-    return (label.double() - nominal).abs() <= 4e-3 * nominal.abs().clamp_min(0.25)
+def same_timestep(timestep: Tensor, nominal: Tensor) -> Tensor:
+    """Where timesteps are the nominal one, up to a pipeline's rounding to half precision; bool, of the timestep's shape."""
+    nominal = nominal.to(timestep.device, torch.float64)
+    return (timestep.double() - nominal).abs() <= 4e-3 * nominal.abs().clamp_min(0.25)

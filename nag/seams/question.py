@@ -46,7 +46,7 @@ class AskedQuestion:
         arguments = (
             self.call._rows(lambda tensor: tensor[self.block]) if self.several else self.call.arguments
         )
-        left = (self.call.sample_name, self.call.label_name, "class_labels", "return_dict")
+        left = (self.call.sample_name, self.call.timestep_name, "class_labels", "return_dict")
         return {name: value for name, value in arguments.items() if name not in left and value is not None}
 
     def whole(self) -> Any:
@@ -89,7 +89,7 @@ class AskedQuestion:
         self,
         *,
         u: Tensor | None = None,
-        label: Tensor | None = None,
+        timestep: Tensor | None = None,
         network: nn.Module | None = None,
         unconditional: bool = False,
         null: bool = False,
@@ -114,15 +114,15 @@ class AskedQuestion:
                     "guidance_scale of the pipeline must be above 1 to ask without a prompt, got a call with the prompt alone. "
                     "Switch class guidance on."
                 )
-        if label is not None:
-            label = self.run.told(label)
+        if timestep is not None:
+            timestep = self.run.told(timestep)
         return self._asked(
             block=block,
             u=u,
-            label=label,
+            timestep=timestep,
             network=network,
             changes=changes,
-            null=null or (self.hidden and label is None),
+            null=null or (self.hidden and timestep is None),
             head=head,
             whole=self.run.layout.rows_mix,
         )

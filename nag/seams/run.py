@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from nag.corrections.base import HIDDEN, At, Correction, overrides
-from nag.corrections.calibrated import Calibrated
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.corrections.calibration import Calibrated
 from nag.network.table import row_of, unwrap
 from nag.noise.read import SchedulerLevels, read_levels
-from nag.noise.relevel import discards_passed_state, relevel
+from nag.noise.relevel import relevel
 from nag.seams.asking import Call, output_with, rows_of
-from nag.seams.layouts import TOLD, Layout, layout_of, same_label
+from nag.seams.layouts import TOLD, Layout, layout_of, same_timestep
 from nag.seams.listening import heard, is_heard, tapped
 from nag.seams.question import AskedQuestion, Unheard, split_prediction
 
@@ -308,7 +308,7 @@ class Run:
     def asked_beside(self, module: nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A ControlNet is told the level that a correction has set."""
         call = Call(module, plain, args, kwargs)
-        if call.label is None or not self._of_this_step(call):
+        if call.timestep is None or not self._of_this_step(call):
             return plain(*args, **kwargs)
         if self.at is None or self.at.level is None:
             level = next((one for one in self.corrections if isinstance(one, Calibrated)), None)
@@ -429,7 +429,7 @@ class Run:
                 self.found = error
         return None if isinstance(self.found, ValueError) else self.found
 
-    def _index(self, label: Tensor | None) -> int:
+    def _index(self, timestep: Tensor | None) -> int:
         """Index of the step that comes."""
         own = getattr(self.scheduler, "step_index", None)
         if own is not None:
@@ -440,10 +440,10 @@ class Run:
                 self.start = int(begin)
             else:
                 self.start = 0
-                if label is not None and self.rule is not None:
+                if timestep is not None and self.rule is not None:
                     nominal = self.rule(self.scheduler.timesteps.double(), self._count())
-                    told = label.double().reshape(-1)[-1]
-                    places = same_label(nominal, told.expand_as(nominal)).nonzero()
+                    told = timestep.double().reshape(-1)[-1]
+                    places = same_timestep(nominal, told.expand_as(nominal)).nonzero()
                     self.start = int(places[0]) if len(places) else 0
         return self.start + self.done
 
@@ -452,27 +452,27 @@ class Run:
 
     def _of_this_step(self, call: Call) -> bool:
         """Whether a call is told this step's level; finds out at the first one how it is told."""
-        if call.label is None or call.label.numel() == 0:
+        if call.timestep is None or call.timestep.numel() == 0:
             return self.rule is None and self.at is None and call.row is not None
         timesteps = torch.as_tensor(self.scheduler.timesteps)
         if self.rule is None:
-            hint = getattr(call.row, "label", "t")
+            hint = getattr(call.row, "told", "t")
             rules = [hint, *(name for name in TOLD if name != hint)]
             for name in rules:
                 nominal = TOLD[name](timesteps.double().cpu(), self._count())
-                told = call.label.detach().double().cpu().reshape(-1, 1)
-                if bool(same_label(told, nominal[None].expand(len(told), -1)).any()):
+                told = call.timestep.detach().double().cpu().reshape(-1, 1)
+                if bool(same_timestep(told, nominal[None].expand(len(told), -1)).any()):
                     self.rule = TOLD[name]
                     break
             else:
                 return False
-        elif call.label.device.type != "cpu":
+        elif call.timestep.device.type != "cpu":
             return True  # a comparison would stall the device
-        i = self._index(call.label)
+        i = self._index(call.timestep)
         if i >= len(timesteps):
             return False
         nominal = self.rule(timesteps[i].double(), self._count())
-        return bool(same_label(call.label, nominal.expand_as(call.label)).any())
+        return bool(same_timestep(call.timestep, nominal.expand_as(call.timestep)).any())
 
     def told(self, timestep: Tensor) -> Tensor:
         """A timestep of the scheduler as this pipeline tells it."""
@@ -524,7 +524,7 @@ class Run:
         channels = self.channels(call)
         if u.ndim > 3 and u.shape[1] > channels:
             u = u[:, :channels]  # inpainting and the like: the state comes first
-        i = self._index(call.label)
+        i = self._index(call.timestep)
         timesteps = self.scheduler.timesteps
         return At(
             i=i,
@@ -570,16 +570,16 @@ class Run:
         level = at.levels.timestep_of(torch.as_tensor(at.level)).float()
         told = self.told(level)
 
-        def change(label: Tensor) -> Tensor:
-            new = told.to(label.device)
+        def change(timestep: Tensor) -> Tensor:
+            new = told.to(timestep.device)
             if new.ndim and len(call.sample) != len(new):
                 new = new.repeat(len(call.sample) // len(new))
-            if label.ndim == 0 or (new.ndim and label.shape != new.shape):
+            if timestep.ndim == 0 or (new.ndim and timestep.shape != new.shape):
                 return new
-            same = same_label(label, nominal.expand_as(label))
-            return torch.where(same, new.expand_as(label), label.float())
+            same = same_timestep(timestep, nominal.expand_as(timestep))
+            return torch.where(same, new.expand_as(timestep), timestep.float())
 
-        return call.relabelled(change)
+        return call.retold(change)
 
     def _in_step(self, at: At, x: Tensor) -> None:
         """From here on a correction sees the state itself, in network-input coordinates."""
@@ -616,7 +616,7 @@ class Run:
                 continue
             at.memory = memory
             moves = overrides(one, "state")
-            if moves and not at.two_stages and discards_passed_state(self.scheduler):
+            if moves and not at.two_stages and at.levels.own_state is not None:
                 raise ValueError(
                     f"scheduler must step from the state it is handed for {type(one).__name__}, got "
                     f"{type(self.scheduler).__name__}. Use DDIM, Euler or DPMSolverMultistep."

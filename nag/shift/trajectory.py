@@ -211,7 +211,7 @@ def _level_columns(levels: SchedulerLevels) -> dict[str, np.ndarray]:
         "log_snr": log_snr.numpy(),
         "timesteps": levels.timesteps.numpy(),
         "label_log_snr": levels.log_snr_of(levels.timesteps).numpy(),
-        "label_mismatch": levels.label_mismatch().numpy(),
+        "label_mismatch": levels.timestep_mismatch().numpy(),
         "arrival_log_snr": levels.arrival_log_snr.numpy(),
         "timestep_table": torch.stack([table, levels.timestep_of(table)]).numpy(),
     }

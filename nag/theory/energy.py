@@ -34,9 +34,9 @@ from torch import Tensor
 
 from nag.theory.levelwise import NEGLIGIBLE, Levelwise, average, levelwise
 from nag.theory.posterior import FiniteData
-from nag.theory.targets import Target, target_form
+from nag.theory.targets import Prediction, target_form
 
-__all__ = ["BlindField", "decompose", "energy_gradient", "marginal_energy", "preconditioned_gradient"]
+__all__ = ["BlindField", "decompose", "energy_gradient", "marginal_energy"]
 
 
 def marginal_energy(oracle: FiniteData, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
@@ -78,7 +78,7 @@ class BlindField:
 def decompose(
     oracle: FiniteData,
     x: Float[Tensor, "batch *shape"],
-    target: Target,
+    target: Prediction,
     *,
     loss_weight: Callable[[Tensor], Tensor] | None = None,
     sharpness: float = 1.0,
@@ -120,11 +120,3 @@ def decompose(
         mean_slope=joined[4],
         mean_offset=joined[5],
     )
-
-
-def preconditioned_gradient(
-    oracle: FiniteData, x: Float[Tensor, "batch *shape"], target: Target
-) -> Float[Tensor, "batch *shape"]:
-    """E[lambda_t | x] grad E(x), the natural-gradient term, without the other two."""
-    moment = oracle.posterior_moment(x, lambda t: target_form(oracle.process, target, t).slope, of="t")
-    return moment.reshape(-1, *(1,) * (x.ndim - 1)) * energy_gradient(oracle, x)

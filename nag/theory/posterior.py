@@ -44,7 +44,7 @@ from torch import Tensor
 
 from nag.noise.process import GaussianProcess
 from nag.theory.prior import LevelPrior, log_normalised
-from nag.theory.targets import Target, coefficients
+from nag.theory.targets import Prediction, coefficients
 
 __all__ = ["FiniteData"]
 
@@ -172,9 +172,9 @@ class FiniteData:
     # What a network that is told the level predicts
 
     def prediction(
-        self, x: Float[Tensor, "batch *shape"], t: Tensor | float, prediction: Target
+        self, x: Float[Tensor, "batch *shape"], t: Tensor | float, prediction: Prediction
     ) -> Float[Tensor, "batch *shape"]:
-        """f_t(x) = E[c_t x_0 + d_t eps | x, t] for a prediction type of `nag.noise.process.PREDICTIONS`, or t -> (c, d)."""
+        """f_t(x) = E[c_t x_0 + d_t eps | x, t] for a prediction type of `nag.noise.target.PREDICTIONS`, or t -> (c, d)."""
         x = self._query(x)
         level = self._level(x, t)
         log_weight = -self._log_likelihoods(x, level)  # turns p(x, n | t) into p(n | x, t)
@@ -197,14 +197,14 @@ class FiniteData:
     def blind(
         self,
         x: Float[Tensor, "batch *shape"],
-        prediction: Target,
+        prediction: Prediction,
         loss_weight: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """f(x) = E[w f_t(x) | x] / E[w | x]: the optimum of a noise-unconditional network.
 
         Args:
             x: `(B, *shape)`.
-            prediction: one of `nag.noise.process.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`.
+            prediction: one of `nag.noise.target.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`.
             loss_weight: w(t), `(K,)` to `(K,)`, the weight of level t's squared error in training.
 
         Raises:

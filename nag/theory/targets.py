@@ -32,16 +32,17 @@ import torch
 from torch import Tensor
 
 from nag.noise.process import GaussianProcess
+from nag.noise.target import Target
 
-__all__ = ["Target", "TargetForm", "coefficients", "target_form", "target_rate"]
+__all__ = ["Prediction", "TargetForm", "coefficients", "target_form", "target_rate"]
 
-Target = str | Callable[[Tensor], tuple[Tensor, Tensor]]
-"""A prediction type of `nag.noise.process.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`."""
+Prediction = str | Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A prediction type of `nag.noise.target.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`."""
 
 _STEP = 1e-5  # of a central difference, as a share of t's distance to 0 or 1
 
 
-def coefficients(process: GaussianProcess, target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
+def coefficients(process: GaussianProcess, target: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
     """The target's c_t and d_t.
 
     Args:
@@ -53,7 +54,8 @@ def coefficients(process: GaussianProcess, target: Target, t: Tensor) -> tuple[T
         ValueError: if the prediction type is unknown, or a function answers in another shape.
     """
     if isinstance(target, str):
-        return process.coefficients(target, t)
+        named = process.target(target, t)
+        return named.c, named.d
     c, d = target(t)
     if c.shape != t.shape or d.shape != t.shape:
         raise ValueError(
@@ -84,7 +86,7 @@ class TargetForm:
     pull: Tensor
 
 
-def target_form(process: GaussianProcess, target: Target, t: Tensor) -> TargetForm:
+def target_form(process: GaussianProcess, target: Prediction, t: Tensor) -> TargetForm:
     """Slope, offset, gain and pull of a target at levels t.
 
     Args:
@@ -109,23 +111,18 @@ def target_form(process: GaussianProcess, target: Target, t: Tensor) -> TargetFo
         )
     a_dot, b_dot = process.alpha_dot(t), process.sigma_dot(t)
     c, d = coefficients(process, target, t)
-    determinant = a * d - b * c
-    if bool((determinant == 0).any()):
-        raise ValueError(
-            f"target must not be a multiple of the state, got a d - b c = 0 at t = {float(t[determinant == 0].min())}. "
-            "There it says nothing about x_0: leave that level out."
-        )
+    form = Target(a, b, c, d).invertible()
     return TargetForm(
         c=c,
         d=d,
-        slope=b / a * determinant,
-        offset=c / a,
-        gain=(b_dot * a - a_dot * b) / determinant,
-        pull=(a_dot * d - b_dot * c) / determinant,
+        slope=form.slope,
+        offset=form.offset,
+        gain=(b_dot * a - a_dot * b) / form.determinant,
+        pull=(a_dot * d - b_dot * c) / form.determinant,
     )
 
 
-def target_rate(process: GaussianProcess, target: Target, t: Tensor) -> tuple[Tensor, Tensor]:
+def target_rate(process: GaussianProcess, target: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
     """How fast the optimum moves with the level at a fixed state, for a known datum: (p, q) of d f_t/dt = p x_0 + q eps.
 
     With f_t(u) = c x_0 + d (u - a x_0)/b at u = a x_0 + b eps,  p = c' - d a'/b  and  q = d' - d b'/b. The derivatives

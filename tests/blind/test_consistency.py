@@ -29,7 +29,7 @@ def test_the_denoised_point_is_that_of_the_scheduler():
     for i, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(x[i : i + 1], timestep)
         close(training.model_input(x, s)[i : i + 1], scaled)
-        close(training.label(s[i]).double(), timestep.double(), 1e-5)
+        close(training.timestep(s[i]).double(), timestep.double(), 1e-5)
         reached = scheduler.step(
             value[i : i + 1], timestep, x[i : i + 1], generator=torch.Generator().manual_seed(i)
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nag.blind import UnifiedScheduler
 from nag.blind.objectives import affine_update, make_objective
+from nag.noise.target import Target
 from nag.theory import FiniteData, LevelPrior
 from tests.models import seeded
 from tests.oracles import draw
@@ -104,8 +105,7 @@ def test_the_root_of_ddim_covers_the_noise() -> None:
     """eta from the 500th to the 490th timestep: the other reading of the published formula has a quarter of it."""
     now, following = BAR[499], BAR[489]
     alpha, sigma = now.sqrt(), (1 - now).sqrt()
-    zero, one = torch.zeros_like(now), torch.ones_like(now)
-    _, eta, _ = affine_update(alpha, sigma, zero, one, following.sqrt(), (1 - following).sqrt())
+    _, eta, _ = affine_update(Target.eps(alpha, sigma), following.sqrt(), (1 - following).sqrt())
     torch.testing.assert_close(eta, ddim_row(now, following)[1], **EXACT)
     assert float(eta) == pytest.approx(-0.0535, abs=5e-5)
     assert float((1 - following).sqrt() - (following / now).sqrt() * (1 - now)) == pytest.approx(
@@ -137,8 +137,7 @@ def test_accumulated_factors_of_100_steps(
         objective = make_objective(name)
         t = 1 - torch.arange(N + 1, dtype=torch.float64) / N
         alpha, sigma = objective.process.alpha(t), objective.process.sigma(t)
-        c, d = (k[:-1] for k in objective.coefficients(t))
-        kappa, eta, _ = affine_update(alpha[:-1], sigma[:-1], c, d, alpha[1:], sigma[1:])
+        kappa, eta, _ = affine_update(objective.target(t[:-1]), alpha[1:], sigma[1:])
     else:
         scheduler = scheduler_for(name, stochasticity=stochasticity)
         kappa, eta = scheduler.kappa, scheduler.eta
@@ -237,8 +236,8 @@ def gaussian_error(name: str, solver: str, steps: int, generator: torch.Generato
         alpha, sigma = scheduler.alpha[level], scheduler.sigma[level]
         from_mean = (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
         x_0, eps = MEAN + alpha * STD**2 * from_mean, sigma * from_mean
-        c, d = scheduler.objective.coefficients(scheduler.levels[level])
-        x = scheduler.step(c * x_0 + d * eps, timestep, x).prev_sample
+        value = scheduler.objective.target(scheduler.levels[level]).value(x_0, eps)
+        x = scheduler.step(value, timestep, x).prev_sample
     return float((x - MEAN - STD * z).norm())
 
 

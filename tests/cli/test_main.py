@@ -1,18 +1,17 @@
 """The command line, run as a user runs it, on a tiny checkpoint; and how fast its help answers."""
 
 import json
+import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 import pytest
-import typer
 from diffusers import DDIMPipeline, DDIMScheduler
-from typer.testing import CliRunner
 
-from nag.cli.main import app
-from nag.cli.options import add_command, option
+from nag.cli import shift
+from nag.cli.main import COMMANDS, INTERRUPTED, WRONG_INPUT
+from tests.command import nag
 from tests.models import tiny_checkpoint, tiny_unet
 
 
@@ -22,132 +21,111 @@ def checkpoint(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("cli"))
 
 
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
+def commands(table=COMMANDS, above=()):
+    """The words of every command."""
+    found = []
+    for name, place in table.items():
+        found += commands(place, (*above, name)) if isinstance(place, dict) else [(*above, name)]
+    return found
+
+
+HEAVY = ("torch", "diffusers", "numpy", "datasets", "matplotlib")
 
 
 def test_help_is_light():
-    """Help answers without torch, diffusers or any other heavy import."""
+    """Help answers without any heavy import."""
     script = (
-        "import sys\n"
-        "from typer.testing import CliRunner\n"
-        "from nag.cli.main import app\n"
-        "names = ['shift', 'calibrate', 'accuracy', 'compare', 'tune', 'blind-check', 'finetune denoiser', 'finetune regressor']\n"
-        "for words in ([], *(name.split() for name in names)):\n"
-        "    done = CliRunner().invoke(app, [*words, '--help'])\n"
-        "    assert done.exit_code == 0, done.output\n"
-        "print(sorted({'torch', 'diffusers', 'numpy', 'datasets', 'matplotlib'} & set(sys.modules)))\n"
+        "import contextlib, sys\n"
+        "from nag.cli.main import main\n"
+        f"for words in {[(), *commands()]!r}:\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main([*words, '--help'])\n"
+        f"print(sorted({{*{HEAVY!r}}} & set(sys.modules)))\n"
     )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    assert (
-        time.perf_counter() - start < 10
-    )  # nine helps and an interpreter on a busy machine; about 0.6 s when idle
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.perf_counter() - start < 10  # nine helps on a busy machine; about 1 s when idle
 
 
-def test_flags_bear_the_names_of_diffusers_scripts():
-    text = run("finetune", "denoiser", "--help").output
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_flag_has_help_and_every_command_an_example(words):
+    done = nag(*words, "--help")
+    assert done.exit_code == 0
+    assert f"\nnag {' '.join(words)} " in done.output
+    told = {}  # by what stands at the left: a flag, or the name of the argument
+    for line in done.output.replace("│", " ").splitlines():
+        if found := re.fullmatch(r"  (\S.*?)(?:  +(.*))?", line.rstrip()):
+            flag = found[1]
+            told[flag] = found[2] or ""
+        elif line.startswith("   "):
+            told[flag] += line.strip() + " "
+    assert len(told) > 5
+    empty = [flag for flag, text in told.items() if not re.sub(r"\((default|required).*", "", text).strip()]
+    assert empty == []
+
+
+def test_finetune_bears_the_names_of_diffusers_scripts():
+    text = nag("finetune", "denoiser", "--help").output
     for flag in ("--train_batch_size", "--max_train_steps", "--resume_from_checkpoint", "--mixed_precision"):
         assert flag in text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lists:
-    """Options with two lists and an argument."""
-
-    model: str = option(help="A model.", positional=True)
-    steps: tuple[int, ...] = option((20,), "Numbers.")
-    methods: tuple[str, ...] = option(("plain",), "Words.", aliases=("--method",))
-    size: int = option(1, "A number.")
-    draw: bool = option(True, "A switch.")
+def test_lists_take_several_words(monkeypatch):
+    seen = []
+    monkeypatch.setattr(shift, "run", seen.append)
+    assert nag("shift", "m", "--data", "d", "--steps", 10, 20, "--scheduler", "ddim", "heun").exit_code == 0
+    assert (seen[0].steps, seen[0].schedulers) == ((10, 20), ("ddim", "heun"))
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("m", Lists(model="m")),
-        ("m --steps 1 2 --size 3", Lists(model="m", steps=(1, 2), size=3)),
-        ("--steps 1 2 m", Lists(model="m", steps=(1, 2))),
-        ("m --steps 1 --steps 2 -- ", Lists(model="m", steps=(1, 2))),
-        ("--steps -1 2 m --no_draw", Lists(model="m", steps=(-1, 2), draw=False)),
-        ("--methods a b:c=1 --method d -- m", Lists(model="m", methods=("a", "b:c=1", "d"))),
-        ("--methods a b --size 2 m", Lists(model="m", methods=("a", "b"), size=2)),
-    ],
-)
-def test_lists_take_several_words(words, expected):
-    seen, app = [], typer.Typer(add_completion=False)
-    add_command(app, "run", Lists, seen.append, "Help.")
-    done = CliRunner().invoke(app, words.split())
-    assert done.exit_code == 0, done.output
-    assert seen == [expected]
-
-
-@pytest.mark.parametrize("words", ["m --steps", "m --steps --size 2", "m --steps x", "--steps 1"])
-def test_lists_without_words_are_refused(words):
-    app = typer.Typer(add_completion=False)
-    add_command(app, "run", Lists, lambda options: None, "Help.")
-    assert CliRunner().invoke(app, words.split()).exit_code == 2
-
-
-def test_interruption_has_its_own_exit_code():
+def test_interruption_has_its_own_exit_code(monkeypatch):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    app = typer.Typer(add_completion=False)
-    add_command(app, "run", Lists, interrupt, "Help.")
-    done = CliRunner().invoke(app, ["m"])
-    assert done.exit_code == 130
-    assert "Interrupted." in done.output
+    monkeypatch.setattr(shift, "run", interrupt)
+    done = nag("shift", "m", "--data", "d")
+    assert (done.exit_code, done.output) == (INTERRUPTED, "Interrupted.\n")
 
 
 def test_calibrate_then_shift(checkpoint, tmp_path):
     model, data = checkpoint / "model", checkpoint / "data"
-    table = tmp_path / "noise_calibration.json"
+    table = tmp_path / "tables" / "noise_calibration.json"
     words = ["calibrate", model, "--data", data, "--scheduler", "ddim", "--steps", 3, "--num_samples", 8]
-    words += ["--batch_size", 8, "--num_images", 16, "--output", table]
-    done = run(*words)
+    words += ["--batch_size", 8, "--num_images", 16, "--output_dir", table.parent]
+    done = nag(*words)
     assert done.exit_code == 0, done.output
     assert "timestep_spacing=trailing, clip_sample=False" in done.output
     assert len(json.loads(table.read_text())["tables"]) == 1
-    again = run(*words)
-    assert again.exit_code == 2
-    assert "output must not hold a table for DDIMScheduler with 3 steps" in again.output
-    assert run(*words, "--overwrite").exit_code == 0
+    again = nag(*words)
+    assert again.exit_code == WRONG_INPUT
+    assert "output_dir must not hold a table for DDIMScheduler with 3 steps" in again.output
+    assert nag(*words, "--overwrite").exit_code == 0
 
     report = tmp_path / "report"
     words = ["shift", model, "--data", data, "--scheduler", "ddim", "--steps", 3, "--num_samples", 8]
-    words += [
-        "--num_images",
-        16,
-        "--noise_guidance_scale",
-        0.5,
-        "--noise_calibration",
-        table,
-        "--output_dir",
-        report,
-    ]
-    done = run(*words)
+    words += ["--num_images", 16, "--corrections", "calibrated", "nag:scale=0.5", "--calibration", table]
+    words += ["--output_dir", report]
+    done = nag(*words)
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in report.iterdir()) == ["report.html", "shift.json", "shift.png"]
     names = [one["name"] for one in json.loads((report / "shift.json").read_text())["runs"]]
-    assert names == ["ddim 3", "ddim 3 calibrated", "ddim 3 + NAG classifier_free w=0.5"]
-    used = run(*words)
-    assert used.exit_code == 2
+    assert names == ["ddim 3", "ddim 3 calibrated", "ddim 3 nag:scale=0.5"]
+    used = nag(*words)
+    assert used.exit_code == WRONG_INPUT
     assert "output_dir must be new or empty" in used.output
 
 
 def test_accuracy(checkpoint, tmp_path):
     words = ["accuracy", checkpoint / "model", "--data", checkpoint / "data", "--num_images", 16]
-    done = run(*words, "--output_dir", tmp_path / "out")
+    done = nag(*words, "--output_dir", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "90 % interval covers" in done.output
     assert (
         len(json.loads((tmp_path / "out" / "accuracy.json").read_text())["regressors"]["regressor"]["rmse"])
         == 19
     )
-    again = run(*words, "--output_dir", tmp_path / "out")
-    assert again.exit_code == 2
+    again = nag(*words, "--output_dir", tmp_path / "out")
+    assert again.exit_code == WRONG_INPUT
     assert "output_dir must not hold accuracy.json" in again.output
 
 
@@ -159,20 +137,17 @@ def test_accuracy(checkpoint, tmp_path):
             ["--scheduler", "flow_euler"],
             "scheduler must be for networks with a DiscreteVP process, got 'flow_euler'",
         ),
-        (["--noise_guidance_scale", -1], "noise_guidance_scale must be at least 0 and finite, got -1.0"),
-        (
-            ["--noise_guidance_scale", 1, "--noise_guidance_interval", 3, 1],
-            "interval must have start < end",
-        ),
+        (["--corrections", "nag:scale=-1"], "scale must be at least 0 and finite, got -1.0"),
+        (["--corrections", "nag:scale=1,interval=3..1"], "interval must have start < end"),
         (["--regressor", "nowhere/"], "nowhere"),
     ],
 )
 def test_bad_input_of_shift(checkpoint, tmp_path, words, text):
-    done = run(
+    done = nag(
         "shift", checkpoint / "model", "--data", checkpoint / "data", "--num_samples", 8, "--num_images", 16,
         "--output_dir", tmp_path / "out", *words,
     )  # fmt: skip
-    assert done.exit_code == 2
+    assert done.exit_code == WRONG_INPUT
     assert text in done.output
     assert not (tmp_path / "out").exists()
 
@@ -180,7 +155,7 @@ def test_bad_input_of_shift(checkpoint, tmp_path, words, text):
 def test_a_model_without_a_regressor_is_refused(checkpoint, tmp_path):
     unet = tiny_unet()
     DDIMPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "plain")
-    done = run("shift", tmp_path / "plain", "--data", checkpoint / "data", "--output_dir", tmp_path / "out")
+    done = nag("shift", tmp_path / "plain", "--data", checkpoint / "data", "--output_dir", tmp_path / "out")
     assert "regressor must be given, got none beside" in done.output
 
 
@@ -191,6 +166,6 @@ def test_errors_reach_a_user_as_one_line(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 2
+    assert done.returncode == WRONG_INPUT
     assert done.stderr.strip().startswith("Error: model must be named once")
     assert "Traceback" not in done.stderr

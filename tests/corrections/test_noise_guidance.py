@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from nag.corrections import Calibrated, NoiseGuidance
-from nag.corrections.directions import affine_form, along, bounded, corrected_null, level_gradient
+from nag.corrections.directions import along, bounded, corrected_null, level_gradient, training_target
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
@@ -14,14 +14,14 @@ from tests.oracles import CLOSE, COMPARABLE, SCHEDULERS, answered, exact, guided
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_affine_form_reads_a_prediction_as_a_score(name: str) -> None:
+def test_the_affine_form_reads_a_prediction_as_a_score(name: str) -> None:
     unet, u, ask, _ = situation(name)
     level = ask["levels"].log_snr[ask["step"]]
-    offset, slope, sigma = affine_form(ask["levels"], level)
+    target = training_target(ask["levels"], level)
     prediction = unet(u, ask["timestep"]).sample
     score = unet.oracle.score(u, ask["levels"].training.t_from_log_snr(level))
-    torch.testing.assert_close(prediction, offset * u - slope * score, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(sigma, ask["levels"].network_sigma[ask["step"]], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(prediction, target.offset * u - target.slope * score, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(target.sigma, ask["levels"].network_sigma[ask["step"]], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -40,7 +40,7 @@ def test_corrected_mode_is_exact_where_the_null_branch_was_trained_with_weight_o
     levels = situation(name)[2]["levels"]
 
     def weight(t: Tensor) -> Tensor:
-        return 1 / affine_form(levels, levels.training.log_snr(t))[1].abs()
+        return 1 / training_target(levels, levels.training.log_snr(t)).slope.abs()
 
     unet, u, ask, posterior = situation(name, loss_weight=weight)
     found = guided(unet, u, ask, regressor=posterior, scale=0.7, mode="corrected")

@@ -12,7 +12,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import typer
 from diffusers import UNet2DModel
 from PIL import Image
 
@@ -188,9 +187,9 @@ def test_a_stage_that_takes_too_long_is_stopped_and_goes_on(
         return loss(self, *args)
 
     monkeypatch.setattr(denoiser.DenoiserTask, "loss", slow)
-    with pytest.raises(typer.Exit) as stopped:
+    with pytest.raises(SystemExit) as stopped:
         example.main(tiles, out, scale="cpu", stage="train-1")
-    assert stopped.value.exit_code == 130
+    assert stopped.value.code == 130
     assert "[train-1] stopped; the same command goes on" in capsys.readouterr().out
     part = json.loads((out / "stages" / "train-1.part.json").read_text())["seconds"]
     assert [path.name for path in (out / "base").iterdir()] == ["checkpoint-2"]
@@ -219,9 +218,9 @@ def test_a_command_that_fails_is_not_marked_done(example, tiny, tiles, tmp_path,
     (tmp_path / "out" / "unet.json").write_text("{}")
     for stage in ("prepare", "features"):
         example.write_json(tmp_path / "out" / "stages" / f"{stage}.json", {"seconds": 0.0, "command": []})
-    with pytest.raises(typer.Exit) as failed:
+    with pytest.raises(SystemExit) as failed:
         example.main(tiles, tmp_path / "out", scale="cpu", stage="train-1")
-    assert failed.value.exit_code == 2
+    assert failed.value.code == 2
     assert "[train-1] failed" in capsys.readouterr().out
     assert not (tmp_path / "out" / "stages" / "train-1.json").exists()
 
@@ -245,9 +244,11 @@ def test_the_commands_of_both_forms_are_valid(example, scale, class_conditional,
     """Every flag and method is one that `nag` has; the networks can be built and are within 30 M parameters."""
     import torch
 
-    from nag.cli.measuring import CalibrateOptions, CompareOptions
+    from nag.cli.calibrate import CalibrateOptions
+    from nag.cli.compare import CompareOptions
     from nag.corrections.text import parse_methods
-    from nag.finetune.options import DenoiserOptions, RegressorOptions
+    from nag.finetune.denoiser import DenoiserOptions
+    from nag.finetune.regressor import RegressorOptions
 
     run = example.Run(
         data=tmp_path,
@@ -268,7 +269,7 @@ def test_the_commands_of_both_forms_are_valid(example, scale, class_conditional,
         flags = [word.removeprefix("--") for word in words if word.startswith("--")]
         assert {flag if flag in fields else flag.removeprefix("no_") for flag in flags} <= fields
         if name == "compare":
-            assert parse_methods([words[i + 1] for i, word in enumerate(words) if word == "--methods"])
+            assert parse_methods(words[words.index("--corrections") + 1 :])
     classes = {"num_class_embeds": 11} if class_conditional else {}
     size = {"sample_size": run.scale.size, "in_channels": 3, "out_channels": 3}
     with torch.device("meta"):

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from nag.cli.measuring import CompareOptions
+from nag.cli.compare import CompareOptions
 from nag.corrections.text import parse_methods
+from nag.noise.measured import Measured
 from nag.quality.comparison import Cell, SeedResult
+from nag.quality.measures import Quality
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "evidence"
@@ -38,15 +40,15 @@ def evidence(monkeypatch):
 
 
 def test_every_study_can_be_asked_for(evidence):
-    """Its flags are those of `nag compare`, its methods can be read."""
+    """Its flags are those of `nag compare`, its corrections can be read."""
     run, _ = evidence
     known = {item.name for item in dataclasses.fields(CompareOptions)}
     for study, setting in run.STUDIES.items():
         assert set(setting) <= known, study
         words = run.command(study, Path("out"), Path("models"), Path("data"))
-        methods = words[words.index("--methods") + 1 :]
+        methods = words[words.index("--corrections") + 1 :]
         methods = methods[: next((i for i, w in enumerate(methods) if w.startswith("--")), None)]
-        assert len(parse_methods(methods)) == len(setting["methods"]), study
+        assert len(parse_methods(methods)) == len(setting["corrections"]), study
         assert "{" not in " ".join(words), study
 
 
@@ -147,14 +149,15 @@ def test_rows_that_are_sampled_again_get_new_errors_and_nothing_else(evidence, m
     before = [row("plain", False, 5.0), row("dcw:scale=1", False, 4.0), row("nag:scale=1", True, 3.0)]
     (tmp_path / "ddim_50.json").write_text(json.dumps({"rows": before}))
     monkeypatch.setattr(again, "RESULTS", tmp_path)
+    some = Measured(value=7.0, standard_error=0.1)
+    names = ("frechet", "kid", "precision", "recall", "density", "coverage")
+    quality = Quality(**dict.fromkeys(names, some), class_accuracy=None, num_samples=9, num_compared=9)
     drawn = {"plain": (5.0, 5.2, 4.9, 5.1), "nag:scale=1": (3.0, 3.1, 3.1, 2.9)}
     cells = {
         name: Cell(
             scheduler="ddim", budget=50, method=name,
             results=(
-                SeedResult(
-                    seed=101, quality={"frechet": {"value": 7.0}, "num_samples": 9}, frechet_resamples=values, seconds=1.0
-                ),
+                SeedResult(seed=101, quality=quality, frechet_resamples=values, seconds=1.0),
             ),
         )
         for name, values in drawn.items()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from py_mini_racer import MiniRacer
 
-from nag.noise.process import PREDICTIONS
+from nag.noise.target import PREDICTIONS
 from nag.theory import energy_gradient, target_form
 from tests.examples.geometry_page import (
     EXPECTED,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nag.finetune.options import DenoiserOptions
+from nag.finetune.denoiser import DenoiserOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "noise_unconditional"

@@ -11,9 +11,9 @@ from diffusers import DDPMScheduler
 from nag.blind.energy import energy_gradient
 from nag.blind.objectives import make_objective
 from nag.finetune import denoiser
+from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.loop import Draws
 from nag.finetune.losses import LearnedVariance
-from nag.finetune.options import DenoiserOptions
 from nag.finetune.training_objectives import new_scheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from nag.network.table import level_modules
 
 Draw = Callable[[int, torch.Generator], Any]
 
@@ -51,7 +53,7 @@ class Case:
     Args:
         config: arguments of the class.
         inputs: arguments of `forward` but the level; functions of batch size and generator are called, dicts are entered.
-        label: the level's argument from the levels `(B,)`; a dict where several arguments carry the level.
+        timestep: the level's argument from the levels `(B,)`; a dict where several arguments carry the level.
         inert: arguments that need not matter at the null level, each with a reason.
         needs: a package that diffusers wants for it and this library does not.
         tokens: L where the features are `(B, L, C)`.
@@ -60,7 +62,7 @@ class Case:
 
     config: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any]
-    label: Callable[[Tensor], Any] = lambda t: t
+    timestep: Callable[[Tensor], Any] = lambda t: t
     inert: tuple[str, ...] = ()
     needs: str | None = None
     tokens: int | None = None
@@ -82,3 +84,14 @@ SANA = {
     "caption_channels": 8,
     "sample_size": 8,
 }
+
+
+def give_null_vectors(model: nn.Module) -> list[nn.Parameter]:
+    """A random vector in the place of the zeros of a hidden level, for each level module."""
+    modules, found = level_modules(model), []
+    for module in modules:
+        last = [part.weight for part in module.modules() if hasattr(part, "weight")][-1]
+        vector = torch.randn(len(last), generator=torch.Generator().manual_seed(1))
+        module.null_embedding = nn.Parameter(vector)
+        found.append(module.null_embedding)
+    return found

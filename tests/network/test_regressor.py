@@ -133,15 +133,15 @@ def test_calibration_recovers_a_known_bias_and_scale():
     mean = torch.linspace(-8, 8, 40_000)
     std = torch.full_like(mean, 0.2)
     truth = mean + 0.3 + 2 * std * torch.randn(len(mean), generator=generator)
-    regressor.set_calibration(mean, std, truth)
-    bias, scale = regressor._calibration(mean)
+    regressor.fit(mean, std, truth)
+    bias, scale = regressor._fitted(mean)
     # 2,500 residuals per knot: 0.008 on the mean, 3 % on the scale
     torch.testing.assert_close(bias, torch.full_like(bias, 0.3), rtol=0, atol=0.03)
     torch.testing.assert_close(scale.exp(), torch.full_like(scale, 2.0), rtol=0.1, atol=0)
     inside = ((truth - mean - bias).abs() < NORMAL_90 * std * scale.exp()).float().mean()
     assert inside.item() == pytest.approx(0.9, abs=0.01)
-    with pytest.raises(ValueError, match="calibration must have at least 320 states, got 100"):
-        regressor.set_calibration(mean[:100], std[:100], truth[:100])
+    with pytest.raises(ValueError, match="mean must have at least 320 states, got 100"):
+        regressor.fit(mean[:100], std[:100], truth[:100])
 
 
 @pytest.mark.parametrize("kind", KINDS)

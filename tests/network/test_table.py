@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nag.network.null import learn_null_embedding, null_level
+from nag.network.null import null_level
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules
+from tests.network.cases import give_null_vectors
 from tests.network.tiny_networks import CASES, arguments, make, names_of
 
 pytestmark = [
@@ -22,7 +23,7 @@ pytestmark = [
     # diffusers' Nucleus has an attention without added queries
     pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning"),
 ]
-LABELS = {"t": (3.0, 900.0), "t-1": (2.0, 899.0), "t/T": (0.003, 0.9), "1-t/T": (0.997, 0.1)}
+TOLD = {"t": (3.0, 900.0), "t-1": (2.0, 899.0), "t/T": (0.003, 0.9), "1-t/T": (0.997, 0.1)}
 MASK = torch.tensor([True, False, True])
 
 
@@ -33,16 +34,15 @@ def case(request):
         pytest.importorskip(CASES[request.param].needs)
     model = make(request.param)
     if architecture_of(model).null == "vector":
-        for vector in learn_null_embedding(model):
-            nn.init.normal_(vector, generator=torch.Generator().manual_seed(1))
+        give_null_vectors(model)
     return request.param, model
 
 
 def told(name: str, model: nn.Module, which: int = 0, batch: int = 3) -> dict[str, Any]:
     """The argument that carries the level, the first or the second of two."""
     architecture = architecture_of(model)
-    level = torch.full((batch,), LABELS[architecture.label][which])
-    carried = CASES[name].label(level)
+    level = torch.full((batch,), TOLD[architecture.told][which])
+    carried = CASES[name].timestep(level)
     return carried if isinstance(carried, dict) else {architecture.timestep: carried}
 
 
@@ -215,7 +215,7 @@ def test_every_row_has_a_tiny_network_and_names_that_exist():
     for name in CASES:
         model = make(name)
         architecture = architecture_of(model)
-        assert architecture.label in LABELS
+        assert architecture.told in TOLD
         accepted = inspect.signature(model.forward).parameters
         assert {argument.split(".")[0] for argument in (*architecture.rows, architecture.timestep)} <= set(
             accepted

@@ -191,7 +191,7 @@ CASES = {
     ),
     "LTXVideoTransformer3DModel": Case(config=LTX, inputs=LTX_INPUTS | LTX_SIZES, tokens=8),
     "LTXVideoTransformer3DModel: a level per token": Case(
-        config=LTX, inputs=LTX_INPUTS | LTX_SIZES, label=lambda t: t[:, None].expand(-1, 8), tokens=8
+        config=LTX, inputs=LTX_INPUTS | LTX_SIZES, timestep=lambda t: t[:, None].expand(-1, 8), tokens=8
     ),
     "LTX2VideoTransformer3DModel": Case(
         config=LTX | LTX_SOUND, inputs=LTX_INPUTS | LTX_SIZES | LTX_SOUND_INPUTS, tokens=8
@@ -199,7 +199,7 @@ CASES = {
     "LTX2VideoTransformer3DModel: prompts modulated by the level": Case(
         config=LTX | LTX_SOUND | {"cross_attn_mod": True, "audio_cross_attn_mod": True},
         inputs=LTX_INPUTS | LTX_SIZES | LTX_SOUND_INPUTS,
-        label=lambda t: {"timestep": t, "sigma": t},
+        timestep=lambda t: {"timestep": t, "sigma": t},
         tokens=8,
     ),
     "HunyuanVideoTransformer3DModel": Case(
@@ -257,7 +257,7 @@ CASES = {
     "CosmosTransformer3DModel: a level per frame": Case(
         config=COSMOS | {"num_layers": 2, "out_channels": 4, "concat_padding_mask": False},
         inputs={"hidden_states": normal(4, 2, 4, 4), "attention_mask": ones(3)} | TEXT,
-        label=lambda t: t.view(-1, 1, 1, 1, 1).expand(-1, 1, 2, 1, 1),
+        timestep=lambda t: t.view(-1, 1, 1, 1, 1).expand(-1, 1, 2, 1, 1),
         tokens=8,
     ),
     "CosmosControlNetModel": Case(

@@ -31,7 +31,7 @@ def reference_cache(b: int, generator: torch.Generator) -> WanAnimate2KVCache:
 CASES = {
     "WanTransformer3DModel": Case(config=WAN, inputs=WAN_INPUTS, tokens=8),
     "WanTransformer3DModel: a level per token": Case(
-        config=WAN, inputs=WAN_INPUTS, label=lambda t: t[:, None].expand(-1, 8), tokens=8
+        config=WAN, inputs=WAN_INPUTS, timestep=lambda t: t[:, None].expand(-1, 8), tokens=8
     ),
     "WanTransformer3DModel: images": Case(
         config=WAN | {"image_dim": 8, "added_kv_proj_dim": 24},
@@ -117,7 +117,7 @@ CASES = {
     "AnyFlowTransformer3DModel": Case(
         config=WAN | {"gate_value": 0.25, "deltatime_type": "t-r"},
         inputs={"hidden_states": normal(2, 4, 4, 4), "r_timestep": zeros(2)} | TEXT,
-        label=lambda t: t[:, None].expand(-1, 2),
+        timestep=lambda t: t[:, None].expand(-1, 2),
         tokens=8,
     ),
     "AnyFlowFARTransformer3DModel": Case(
@@ -126,7 +126,7 @@ CASES = {
         | {"gate_value": 0.25, "deltatime_type": "t-r"},
         inputs={"hidden_states": normal(2, 4, 8, 8), "r_timestep": zeros(2), "chunk_partition": [1, 1]}
         | TEXT,
-        label=lambda t: t[:, None].expand(-1, 2),
+        timestep=lambda t: t[:, None].expand(-1, 2),
         tokens=32,
     ),
 }

@@ -41,7 +41,7 @@ def test_discrete_process_adds_noise_as_diffusers_does(generator: torch.Generato
     wanted = scheduler.add_noise(x_0, eps, timestep)
     got = process.corrupt(x_0, process.t_from_timestep(timestep), eps)
     assert_close(got, wanted, rtol=1e-5, atol=1e-5)  # float32
-    v = process.from_x_0_and_eps(x_0, eps, process.t_from_timestep(timestep), "v")
+    v = process.target("v", process.t_from_timestep(timestep)).value(x_0, eps)
     assert_close(v, scheduler.get_velocity(x_0, eps, timestep), rtol=1e-5, atol=1e-5)
 
 

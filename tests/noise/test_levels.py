@@ -7,7 +7,7 @@ import torch
 from diffusers.schedulers import SCMScheduler
 
 from nag.noise.discrete import DiscreteVP
-from nag.noise.read import REFUSED, SUPPORTED, PreconditionedEDM, read_levels, read_training
+from nag.noise.read import REFUSED, SUPPORTED, read_levels, read_training
 from tests.noise.walks import make, pair, scheduler_class
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -97,12 +97,12 @@ def test_subclasses_are_read_like_their_parents_and_left_alone() -> None:
         ("DDIMScheduler", {}, 0.0, 1e-3, 0),
     ],
 )
-def test_label_mismatch_of_diffusers(
+def test_timestep_mismatch_of_diffusers(
     name: str, options: dict[str, Any], mean: float, largest: float, repeated: int
 ) -> None:
     """20 steps, in training timesteps; measured with diffusers 0.42 alone, to two digits."""
     levels = read_levels(make(name, 20, **(STABLE_DIFFUSION | options)))
-    mismatch = levels.label_mismatch()
+    mismatch = levels.timestep_mismatch()
     assert float(mismatch.mean()) == pytest.approx(mean, abs=0.006)
     assert float(mismatch.abs().max()) <= largest
     assert len(levels.timesteps) - len(levels.timesteps.unique()) == repeated
@@ -142,7 +142,7 @@ def test_labels_there_and_back_and_training_process(name: str, options: dict[str
     levels = read_levels(scheduler)
     inner = levels.log_snr[(levels.log_snr > -20) & (levels.log_snr < 20)]
     torch.testing.assert_close(levels.log_snr_of(levels.timestep_of(inner)), inner, rtol=0, atol=1e-6)
-    assert levels.label_mismatch()[2:].abs().max() < 0.02 * levels.timesteps.abs().max()
+    assert levels.timestep_mismatch()[2:].abs().max() < 0.02 * levels.timesteps.abs().max()
     assert read_training(scheduler) == levels.training
     # the process is that of the network's input, at any level
     alpha, sigma = levels.training.alpha_sigma(levels.log_snr)
@@ -151,7 +151,7 @@ def test_labels_there_and_back_and_training_process(name: str, options: dict[str
     x_0, eps = pair((len(inner), 1, 4, 4))
     t = levels.training.t_from_log_snr(inner)
     if levels.prediction != "velocity" and (levels.training.log_snr(t) - inner).abs().max() < 1e-6:
-        value = levels.prediction_scale * levels.training.from_x_0_and_eps(x_0, eps, t, levels.prediction)
+        value = levels.training.target(levels.prediction, t).times(levels.prediction_scale).value(x_0, eps)
         torch.testing.assert_close(
             levels.prediction_from(x_0, eps, log_snr=inner), value, rtol=1e-5, atol=1e-6
         )
@@ -204,20 +204,3 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert got[0].dtype == got[1].dtype == torch.promote_types(dtype, torch.float32)
     exact = levels.x_0_and_eps(eps.double(), x_0.double(), 2)
     torch.testing.assert_close(got[0].double(), exact[0], rtol=1e-5, atol=1e-5)
-
-
-def test_preconditioned_edm_is_a_process() -> None:
-    process = PreconditionedEDM(sigma_data=0.7)
-    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64, requires_grad=True)
-    for of, dot in ((process.alpha, process.alpha_dot), (process.sigma, process.sigma_dot)):
-        (slope,) = torch.autograd.grad(of(t).sum(), t)
-        torch.testing.assert_close(dot(t).detach(), slope, rtol=1e-9, atol=1e-12)
-    t = t.detach()
-    torch.testing.assert_close(process.t_from_log_snr(process.log_snr(t)), t)
-    torch.testing.assert_close(torch.stack(process.alpha_sigma(process.log_snr(t)))[0], process.alpha(t))
-    x_0, eps = pair((7, 1, 2, 2))
-    for prediction in ("eps", "x_0", "v", "velocity", "score", "edm"):
-        value = process.from_x_0_and_eps(x_0, eps, t, prediction)
-        back = process.x_0_and_eps(value, process.corrupt(x_0, t, eps), t, prediction)
-        torch.testing.assert_close(back[0], x_0, rtol=0, atol=1e-8)
-        torch.testing.assert_close(back[1], eps, rtol=0, atol=1e-8)

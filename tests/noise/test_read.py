@@ -1,13 +1,25 @@
 """nag.noise.read against the schedulers themselves: an exact prediction must mean x_0, and must land on the next level."""
 
+import copy
 from typing import Any
 
 import diffusers.schedulers
 import pytest
 import torch
+from torch import Tensor
 
+from nag.noise.levels import SchedulerLevels
 from nag.noise.read import REFUSED, SUPPORTED, read_levels
-from tests.noise.walks import PREDICTION_TYPES, check_walk, close, make, pair, scheduler_class, walk
+from tests.noise.walks import (
+    PREDICTION_TYPES,
+    check_walk,
+    close,
+    make,
+    pair,
+    scheduler_class,
+    step_arguments,
+    walk,
+)
 
 # name, predictions, options that are worth crossing
 SPACED = {"timestep_spacing": ("linspace", "leading", "trailing")}
@@ -162,7 +174,7 @@ def test_score_sdes() -> None:
             output.prev_sample_mean.double(), x_0 + following**2 / sigma * eps, rtol=1e-4, atol=1e-3
         )
     torch.testing.assert_close(levels.timesteps, scheduler.sigmas.double())
-    assert levels.label_mismatch().abs().max() < 1e-2 * levels.sigma.max()  # the truncated table index
+    assert levels.timestep_mismatch().abs().max() < 1e-2 * levels.sigma.max()  # the truncated table index
     scheduler.set_timesteps(5)
     with pytest.raises(
         RuntimeError, match=r"scheduler must have its sigmas set for 5 steps, got 20\. Call set_"
@@ -182,3 +194,79 @@ def test_every_scheduler_of_diffusers_is_decided() -> None:
     importable = {name for name in importable if "dummy" not in scheduler_class(name).__module__}
     tested = {*DETERMINISTIC, *STOCHASTIC, "ScoreSdeVeScheduler", "ScoreSdeVpScheduler"}
     assert importable - tested == set()
+
+
+# Which step continues from a state of the scheduler's own: the table against an experiment
+
+SOLVERS: list[tuple[str, dict[str, Any]]] = [
+    *(
+        (name, {}) for name in SUPPORTED if name not in ("ScoreSdeVeScheduler", "ScoreSdeVpScheduler")
+    ),  # no `step`
+    ("PNDMScheduler", {"skip_prk_steps": True}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    *(("DPMSolverSinglestepScheduler", {"solver_order": order}) for order in (1, 3)),
+    ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+    ("UniPCMultistepScheduler", {"solver_order": 1}),
+    ("UniPCMultistepScheduler", {"predict_x0": False, "final_sigmas_type": "sigma_min"}),
+    *(("UniPCMultistepScheduler", {"disable_corrector": list(range(n))}) for n in (2, 3, 8)),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+    ("SASolverScheduler", {"algorithm_type": "noise_prediction"}),
+    ("EDMDPMSolverMultistepScheduler", {"solver_order": 3}),
+    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SOLVERS)
+def test_steps_from_a_state_of_its_own_are_those_of_an_experiment(name: str, options: dict[str, Any]) -> None:
+    """At every step x_0_hat is perturbed at fixed eps_hat, and eps_hat at fixed x_0_hat, in state and prediction.
+
+    A solver that steps from the state it is handed answers to one of the two like a fresh copy of itself at the same
+    step, whatever it remembers of earlier predictions: to the first if it interpolates eps (DDIM, Euler, LMS, DEIS), to
+    the second if it interpolates x_0 (DPM-Solver++).
+    """
+    if "dummy" in scheduler_class(name).__module__:
+        pytest.skip(f"{name} needs a package that is not installed")
+    for steps in (2, 3, 4, 5, 8):
+        if name == "PNDMScheduler" and steps < 4 and not options:
+            continue  # its Runge-Kutta start has four
+        scheduler = make(name, steps, **{"final_sigmas_type": "zero"} | options)
+        assert read_levels(scheduler).own_state == first_own_state(scheduler), steps
+
+
+def first_own_state(scheduler: Any) -> int | None:
+    levels, draws = read_levels(scheduler), torch.Generator().manual_seed(0)
+    fresh, run = copy.deepcopy(scheduler), copy.deepcopy(scheduler)
+    for i in range(len(levels)):
+        # small enough for any clipping of x_0 to stay out of it
+        x_0, eps, way = torch.randn(3, 2, 3, 4, 4, generator=draws, dtype=torch.float64) * 0.1
+        if i > 0:
+            if hasattr(fresh, "set_begin_index"):
+                fresh.set_begin_index(i)
+            remembered, forgotten = (answers(which, levels, i, x_0, eps, way) for which in (run, fresh))
+            if all(abs(a - b) > 1e-3 + 1e-2 * abs(b) for a, b in zip(remembered, forgotten, strict=True)):
+                return i
+        one_step(run, levels, i, x_0, eps)
+    return None
+
+
+def answers(
+    scheduler: Any, levels: SchedulerLevels, i: int, x_0: Tensor, eps: Tensor, way: Tensor
+) -> list[float]:
+    """Derivatives of the next state: along x_0_hat at fixed eps_hat, and along eps_hat at fixed x_0_hat."""
+    pairs = ((x_0, eps), (x_0 + way, eps), (x_0, eps + way))
+    base, *moved = (one_step(copy.deepcopy(scheduler), levels, i, *pair) for pair in pairs)
+    return [float(((state - base) * way).sum() / (way * way).sum()) for state in moved]
+
+
+def one_step(scheduler: Any, levels: SchedulerLevels, i: int, x_0: Tensor, eps: Tensor) -> Tensor:
+    """One call of `scheduler.step` on an exact pair, with noise that is the same in every call for this step."""
+    timesteps = scheduler.timesteps
+    if type(scheduler).__name__ == "RePaintScheduler":
+        timesteps = levels.timesteps.long()
+    t, value, state = timesteps[i], levels.prediction_from(x_0, eps, i), levels.state(x_0, eps, i)
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(state, t)
+    further = step_arguments(scheduler, timesteps, i, None, seed=i)
+    if type(scheduler).__name__ == "DDPMWuerstchenScheduler":  # it wants one timestep for each sample
+        t = t.expand(len(state))
+    return scheduler.step(model_output=value, timestep=t, sample=state, **further)[0].double()

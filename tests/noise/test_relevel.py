@@ -6,37 +6,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    CogVideoXDPMScheduler,
     DDIMScheduler,
-    DDPMScheduler,
-    DDPMWuerstchenScheduler,
-    DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
-    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    HeunDiscreteScheduler,
-    IPNDMScheduler,
-    KDPM2DiscreteScheduler,
-    LCMScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    SASolverScheduler,
-    ScoreSdeVeScheduler,
-    UniPCMultistepScheduler,
 )
 
-import nag.noise.relevel
-from nag.corrections.calibration import (
-    discards_passed_state,
-    relevel,
-    require_calibratable,
-)
-from nag.noise.read import SchedulerLevels, read_levels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_levels
+from nag.noise.relevel import relevel, require_calibratable
+from tests.noise.walks import make
 
 SHIFTS = (-0.4, 0.0, 0.3)  # of log-SNR: more than any that was measured
 
@@ -183,127 +162,29 @@ def test_relevel_keeps_dtypes_and_gives_names() -> None:
     assert moved.prediction.dtype == torch.float16
 
 
-KEEPERS = [
-    (DDIMScheduler, {}),
-    (DDIMScheduler, {"thresholding": True}),
-    (DDPMScheduler, {}),
-    (DDPMScheduler, {"variance_type": "learned_range"}),
-    (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
-    (EulerAncestralDiscreteScheduler, {}),
-    (LMSDiscreteScheduler, {}),
-    (IPNDMScheduler, {}),
-    (LCMScheduler, {}),
-    (DPMSolverMultistepScheduler, {}),
-    (DPMSolverMultistepScheduler, {"solver_order": 3, "use_karras_sigmas": True}),
-    (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    (DPMSolverMultistepScheduler, {"variance_type": "learned_range"}),
-    (DEISMultistepScheduler, {}),
-    (EDMEulerScheduler, {}),
-    (EDMDPMSolverMultistepScheduler, {}),
-    (FlowMatchEulerDiscreteScheduler, {}),
-]
-DISCARDERS = [
-    (UniPCMultistepScheduler, {}),
-    (UniPCMultistepScheduler, {"disable_corrector": [0, 1, 2]}),
-    (UniPCMultistepScheduler, {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
-    (SASolverScheduler, {}),
-    (PNDMScheduler, {}),
-    (PNDMScheduler, {"skip_prk_steps": True}),
-    (DPMSolverSinglestepScheduler, {}),
-    (HeunDiscreteScheduler, {"num_train_timesteps": 50}),
-    (KDPM2DiscreteScheduler, {"num_train_timesteps": 50}),
-    (FlowMatchHeunDiscreteScheduler, {}),
+REFUSED = [
+    ("UniPCMultistepScheduler", {}, "continues from a state of its own at step 1"),
+    (
+        "UniPCMultistepScheduler",
+        {"disable_corrector": [0, 1, 2]},
+        "continues from a state of its own at step 4",
+    ),
+    ("CogVideoXDPMScheduler", {}, "which has step\\(model_output, old_pred_original_sample"),
+    ("DDPMWuerstchenScheduler", {}, "whose first timesteps name a cleaner level"),
+    ("ScoreSdeVeScheduler", {"num_train_timesteps": 8}, "which has no step"),
 ]
 
 
-@pytest.mark.parametrize(("cls", "options"), KEEPERS)
-def test_schedulers_that_step_from_the_state_they_are_handed(cls: Any, options: dict[str, Any]) -> None:
-    scheduler = start(cls(**options))
-    before = {name: str(value) for name, value in vars(scheduler).items()}
-    assert not discards_passed_state(scheduler)
-    assert {name: str(value) for name, value in vars(scheduler).items()} == before
-    require_calibratable(scheduler)
-
-
-@pytest.mark.parametrize(("cls", "options"), DISCARDERS)
-def test_schedulers_that_discard_the_state_are_refused(cls: Any, options: dict[str, Any]) -> None:
-    scheduler = start(cls(**options))
-    before = {name: str(value) for name, value in vars(scheduler).items()}
-    assert discards_passed_state(scheduler)
-    with pytest.raises(
-        ValueError,
-        match=rf"scheduler must step from the state it is handed for noise_calibration, got {cls.__name__}, which "
-        r"continues from a state of its own at step [1-9]\. Use DDIM",
-    ):
-        require_calibratable(scheduler)
-    assert {name: str(value) for name, value in vars(scheduler).items()} == before
-
-
-def test_a_scheduler_whose_timesteps_name_other_levels_is_refused() -> None:
-    """It keeps the state, but its first label is clamped to a cleaner level: a nominal table would change the label told."""
-    scheduler = start(DDPMWuerstchenScheduler())
-    assert not discards_passed_state(scheduler)
-    with pytest.raises(
-        ValueError, match="scheduler must name its levels by its timesteps .*, got DDPMWuerstchen"
-    ):
-        require_calibratable(scheduler)
-
-
-def test_the_experiment_decides_and_not_a_name() -> None:
-    class LateMemory(EulerDiscreteScheduler):
-        """Euler, but step 6 continues from what step 5 returned."""
-
-        def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-            if self.step_index == 6:
-                sample = getattr(self, "mine", sample)
-            output = super().step(model_output, timestep, sample, return_dict=False)
-            self.mine = output[0].double()
-            return output
-
-    assert discards_passed_state(start(LateMemory()))
-    assert not discards_passed_state(start(LateMemory(), 6))
-    # UniPC without its corrector steps from what it is handed
-    assert not discards_passed_state(start(UniPCMultistepScheduler(disable_corrector=list(range(10)))))
-
-
-def test_the_experiment_is_made_once_for_a_class_a_configuration_and_steps(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("name", "options", "reason"), REFUSED)
+def test_schedulers_with_which_a_calibration_would_be_lost_are_refused(
+    name: str, options: dict[str, Any], reason: str
 ) -> None:
-    calls: list[int] = []
-
-    class Counted(DDIMScheduler):
-        def _get_variance(self, *timesteps: Any) -> Any:
-            calls.append(0)
-            return super()._get_variance(*timesteps)
-
-    def experiments(scheduler: Any) -> int:
-        before = len(calls)
-        require_calibratable(scheduler)
-        return int(len(calls) > before)
-
-    assert experiments(start(Counted())) == 1
-    assert experiments(start(Counted())) == 0
-    for changed in (start(Counted(), 5), start(Counted(clip_sample=False)), start(Counted(beta_end=0.03))):
-        assert experiments(changed) == 1
-        assert experiments(changed) == 0
-    scheduler = start(Counted())
-    scheduler.timesteps = scheduler.timesteps + 1
-    assert experiments(scheduler) == 1
-    monkeypatch.setattr("nag.noise.relevel._MOST_VERDICTS", 2)
-    assert [experiments(start(Counted(), steps)) for steps in (6, 7, 8, 8, 6)] == [1, 1, 1, 0, 1]
-    assert len(nag.noise.relevel._VERDICTS) == 2
+    with pytest.raises(ValueError, match=f"scheduler must step from the state .*, got {name}, .*{reason}"):
+        require_calibratable(make(name, **options))
 
 
-def test_schedulers_with_other_steps_are_refused() -> None:
-    ve = ScoreSdeVeScheduler(num_train_timesteps=10)
-    with pytest.raises(
-        ValueError,
-        match=r"scheduler must have step\(model_output, timestep, sample\) .*ScoreSdeVeScheduler with no step",
-    ):
-        require_calibratable(ve)
-    with pytest.raises(
-        ValueError, match="got CogVideoXDPMScheduler with model_output, old_pred_original_sample"
-    ):
-        require_calibratable(start(CogVideoXDPMScheduler()))
+def test_others_are_accepted_once_their_timesteps_are_set() -> None:
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"):
+        require_calibratable(make(name))
     with pytest.raises(RuntimeError, match="scheduler must have its timesteps set"):
         require_calibratable(DDIMScheduler())

@@ -15,10 +15,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from typer.testing import CliRunner
 
 from nag.blind import UnifiedScheduler
-from nag.cli.main import app
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.noise.discrete import DiscreteVP
@@ -31,6 +29,7 @@ from nag.quality.blind_measure import Network, level_rows, walk
 from nag.quality.blind_report import FILES, write_blind_check
 from nag.quality.feature_network import SmallClassifier
 from nag.shift.page import check_output
+from tests.command import nag
 from tests.models import tiny_checkpoint, tiny_unet, write_parquet
 from tests.oracles import SCHEDULERS, ExactUNet
 
@@ -374,8 +373,7 @@ def checkpoint(tmp_path_factory):
 
 
 def run(checkpoint, *words, model="model"):
-    words = ["blind-check", checkpoint / model, "--data", checkpoint / "data", *words]
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return nag("blind-check", checkpoint / model, "--data", checkpoint / "data", *words)
 
 
 SMALL = ["--num_states", 4, "--num_samples", 10, "--steps", 3, "--resamples", 3, "--levels", -2, 0, 2]
@@ -459,10 +457,7 @@ def test_a_single_image_and_a_model_without_a_noise_condition_are_refused(checkp
     from nag.pipelines.noise_unconditional import NoiseUnconditionalPipeline
 
     one = write_parquet(tmp_path / "one", count=1, split="heldout")
-    done = CliRunner().invoke(
-        app,
-        ["blind-check", str(checkpoint / "model"), "--data", str(one), "--output_dir", str(tmp_path / "out")],
-    )
+    done = nag("blind-check", checkpoint / "model", "--data", one, "--output_dir", tmp_path / "out")
     assert done.exit_code == 2
     assert "data must hold at least 2 images, got 1" in done.output
     pipe = NoiseUnconditionalPipeline(unet=tiny_unet(), scheduler=UnifiedScheduler())

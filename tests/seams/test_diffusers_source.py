@@ -186,7 +186,7 @@ def calibrated(subject: Subject) -> str:
         output = subject.corrected(Calibrated(levels.log_snr.tolist()))
     except (ValueError, RuntimeError) as refusal:
         return in_words(refusal)
-    if levels.label_mismatch().abs().max() > 1e-2:
+    if levels.timestep_mismatch().abs().max() > 1e-2:
         return "its labels are not those of its levels"
     size = subject.plain.abs().max().item()
     torch.testing.assert_close(output, subject.plain, rtol=0, atol=2e-3 * size)

@@ -9,12 +9,11 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from typer.testing import CliRunner
 
-from nag.cli.main import app
 from nag.load import NAGPipeline
 from nag.network.regressor import NoiseLevelRegressor
 from nag.shift.calls import encoded, main_network
+from tests.command import nag
 from tests.seams.zoo_transformers import dit
 from tests.seams.zoo_unets import stable_diffusion
 
@@ -46,8 +45,8 @@ def saved(pipe, folder: Path) -> Path:
     return folder
 
 
-def nag(*words: object) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
+def said(*words: object) -> str:
+    done = nag(*words)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -57,30 +56,21 @@ def test_shift_end_to_end(kind, tmp_path):
     pipe = stable_diffusion() if kind == "Stable Diffusion" else dit()
     model, data = saved(pipe, tmp_path / "model"), captioned(tmp_path / "data")
     common = (model, "--data", data, "--num_samples", 8, "--batch_size", 8, "--steps", 4)
-    said = nag(
-        "shift",
-        *common,
-        "--noise_guidance_scale",
-        0.5,
-        "--guidance_scale",
-        3,
-        "--output_dir",
-        tmp_path / "out",
-    )
-    assert "Report:" in said
+    words = ("--corrections", "nag:scale=0.5", "--guidance_scale", 3, "--output_dir", tmp_path / "out")
+    assert "Report:" in said("shift", *common, *words)
     found = json.loads((tmp_path / "out" / "shift.json").read_text())
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
     runs = found["runs"]
     assert len(runs) == 2
-    nag("calibrate", *common, "--guidance_scale", 3, "--output", tmp_path / "table.json")
-    tables = json.loads((tmp_path / "table.json").read_text())["tables"]
+    said("calibrate", *common, "--guidance_scale", 3, "--output_dir", tmp_path)
+    tables = json.loads((tmp_path / "noise_calibration.json").read_text())["tables"]
     assert tables[0]["guidance_scale"] == 3
 
 
 def test_prompts_from_a_file(tmp_path):
     model, data = saved(stable_diffusion(), tmp_path / "model"), captioned(tmp_path / "data")
     (tmp_path / "prompts.txt").write_text("a cat\n\nthe sea\n")
-    nag(
+    said(
         *("shift", model, "--data", data, "--num_samples", 8, "--batch_size", 4, "--steps", 2),
         *("--prompts", tmp_path / "prompts.txt", "--output_dir", tmp_path / "out"),
     )
@@ -93,18 +83,14 @@ def test_a_pipeline_that_needs_prompts_says_so(tmp_path):
     model, data = saved(stable_diffusion(), tmp_path / "model"), tmp_path / "data"
     data.mkdir()
     Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(data / "black.png")
-    done = CliRunner().invoke(
-        app, ["shift", str(model), "--data", str(data), "--output_dir", str(tmp_path / "out")]
-    )
+    done = nag("shift", model, "--data", data, "--output_dir", tmp_path / "out")
     assert done.exit_code == 2
     assert "prompts must be given for a StableDiffusionPipeline, got none" in done.output
 
 
 def test_blind_check_is_for_pixels(tmp_path):
     model, data = saved(dit(), tmp_path / "model"), captioned(tmp_path / "data")
-    done = CliRunner().invoke(
-        app, ["blind-check", str(model), "--data", str(data), "--output_dir", str(tmp_path / "out")]
-    )
+    done = nag("blind-check", model, "--data", data, "--output_dir", tmp_path / "out")
     assert done.exit_code == 2
     assert "model must sample pixels, with classes or without, got a DiTPipeline" in done.output
 

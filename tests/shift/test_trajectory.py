@@ -79,7 +79,7 @@ def test_records_what_the_network_sees(name):
     assert_allclose(trajectory.variance, 0.5 * trajectory.estimate, rtol=1e-6)
     assert_array_equal(trajectory.log_snr, levels.log_snr.numpy())
     assert_array_equal(trajectory.timesteps, levels.timesteps.numpy())
-    assert_array_equal(trajectory.label_mismatch, levels.label_mismatch().numpy())
+    assert_array_equal(trajectory.label_mismatch, levels.timestep_mismatch().numpy())
     assert_array_equal(trajectory.arrival_log_snr, levels.arrival_log_snr.numpy())
     inside = (trajectory.timesteps > 1) & (trajectory.timesteps < trajectory.timesteps.max() - 1)
     own = trajectory.timesteps - trajectory.label_mismatch  # the timestep that belongs to the level

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nag.blind.objectives import make_objective
 from nag.noise.process import EDM, Cosine, Flow, GaussianProcess, VariancePreserving
-from nag.theory import FiniteData, LevelPrior, Target
+from nag.theory import FiniteData, LevelPrior, Prediction
 
 SIGMA_IS_T = EDM(sigma_min=0.0, sigma_max=1.0, rho=1.0)
 PATHS: dict[str, GaussianProcess] = {
@@ -25,9 +25,9 @@ def eqm_linear(t: Tensor) -> tuple[Tensor, Tensor]:
     return -t, t
 
 
-def targets_of(name: str) -> dict[str, Target]:
+def targets_of(name: str) -> dict[str, Prediction]:
     """The named targets of a path, and those that are functions."""
-    targets: dict[str, Target] = {target: target for target in NAMED}
+    targets: dict[str, Prediction] = {target: target for target in NAMED}
     if name == "flow":
         targets["eqm linear"] = eqm_linear
         targets["eqm truncated"] = make_objective("eqm").coefficients

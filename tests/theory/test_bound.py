@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from nag.blind.objectives import affine_update
 from nag.noise.process import Flow, VariancePreserving
+from nag.noise.target import Target
 from nag.theory import FiniteData, LevelPrior, accumulate, accumulated_bound, jacobian_norm
 from tests.theory.problems import draw
 
@@ -100,7 +101,7 @@ def test_published_rows_are_the_update_of_their_target(name: str) -> None:
         t, h = t[:-1], (t[:-1] ** 2 + m**2).sqrt()
         c, d = (t / (m * h), -m / h) if name == "edm" else (t**2 / h**2, -(m**2) * t / h**2)
     wanted = {"ddim": ddim, "iddpm": iddpm, "edm": edm, "uedm": uedm, "flow": flow}[name](count)
-    got = affine_update(a[:-1], b[:-1], c, d, a[1:], b[1:], wanted[2] if name == "iddpm" else zero)
+    got = affine_update(Target(a[:-1], b[:-1], c, d), a[1:], b[1:], wanted[2] if name == "iddpm" else zero)
     for value, row in zip(got[:2], wanted[:2], strict=True):
         assert_close(value, row, rtol=1e-12, atol=1e-12)
 

@@ -41,11 +41,15 @@ def level(t: float) -> Tensor:
     return torch.tensor([t], dtype=torch.float64)
 
 
+def converted(process: GaussianProcess, value: Tensor, x: Tensor, t: Tensor, source: str) -> Tensor:
+    """A prediction read as a velocity."""
+    return process.target("velocity", t).value(*process.target(source, t).x_0_and_eps(value, x))
+
+
 def affine(process: GaussianProcess, target: str, t: Tensor) -> tuple[Tensor, Tensor]:
     """lambda and c/a, so that f_t = (c/a) x - lambda s_t."""
-    a, b = process.alpha(t), process.sigma(t)
-    c, d = process.coefficients(target, t)
-    return (b / a) * (d * a - c * b), c / a
+    form = process.target(target, t)
+    return form.slope, form.offset
 
 
 def classifier_free(oracle: FiniteData, x: Tensor, t: Tensor, target: str) -> Tensor:
@@ -140,8 +144,7 @@ def test_drift_error_of_the_blind_sampler_is_the_classifier_free_direction(
     problem = problem_of(process, generator)
     oracle, x, t = problem.oracle, problem.x, problem.clock
     a, b = process.alpha(t), process.sigma(t)
-    c, d = process.coefficients(target, t)
-    nu = (process.sigma_dot(t) * a - process.alpha_dot(t) * b) / (a * d - b * c)
+    nu = (process.sigma_dot(t) * a - process.alpha_dot(t) * b) / process.target(target, t).determinant
     left = nu.abs() * (oracle.blind(x, target) - oracle.prediction(x, t, target)).norm(dim=1)
     right = process.g_squared(t) / 2 * classifier_free(oracle, x, t, target).norm(dim=1)
     assert_close(left, right, rtol=1e-10, atol=1e-12)
@@ -160,7 +163,7 @@ def test_weight_0_is_the_conditional_and_weight_minus_1_the_blind_sampler(
     velocity = oracle.prediction(x, t, "velocity")
     direction = classifier_free(oracle, x, t, target)
     for weight, prediction in ((0.0, told), (-1.0, blind), (0.7, told + 0.7 * (told - blind))):
-        wanted = process.convert(prediction, x, t, source=target, target="velocity")
+        wanted = converted(process, prediction, x, t, target)
         got = velocity - weight * half_g_squared * direction
         # 1e-9: conversions divide by alpha, down to 1e-2 for VP here
         assert_close(got, wanted, rtol=1e-9, atol=1e-9)
@@ -175,9 +178,7 @@ def test_guided_sampler_moves_along_the_gradient(
     oracle, x, t = problem.oracle, problem.x, problem.clock
     gradient = classifier_free(oracle, x, t, "score")
     guided = oracle.score(x, t) + 0.5 * gradient
-    change = process.convert(guided, x, t, source="score", target="velocity") - oracle.prediction(
-        x, t, "velocity"
-    )
+    change = converted(process, guided, x, t, "score") - oracle.prediction(x, t, "velocity")
     moved = x - 1e-6 / change.norm(dim=1, keepdim=True) * change
     assert (oracle.log_posterior(moved, t) > oracle.log_posterior(x, t)).all()
 

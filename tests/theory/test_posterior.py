@@ -193,7 +193,7 @@ def test_every_prediction_is_that_of_the_denoiser(
     assert relative(oracle.eps(x, t), eps) < 1e-9
     names = [name for name in PREDICTIONS if name != "edm" or isinstance(process, EDM)]
     for prediction in names:
-        wanted = process.from_x_0_and_eps(x_0, eps, t, prediction)
+        wanted = process.target(prediction, t).value(x_0, eps)
         assert relative(oracle.prediction(x, t, prediction), wanted) < 1e-9
 
 
