@@ -14,23 +14,23 @@ import pytest
 from tests.house import ROOT
 
 TABLE = """
-nag/noise/process.py | determinant = alpha * d - sigma * c | determinant = alpha * d + sigma * c | noise/test_process.py
-nag/noise/process.py | return -self.sigma(t), self.alpha(t) | return self.alpha(t), -self.sigma(t) | noise/test_process.py
+nag/noise/target.py | self.alpha * self.d - self.sigma | self.alpha * self.d + self.sigma | noise/test_target.py
+nag/noise/target.py | cls(alpha, sigma, -sigma, alpha) | cls(alpha, sigma, alpha, -sigma) | noise/test_target.py
 nag/noise/process.py | return 2 * (sigma / alpha) * ( | return (sigma / alpha) * ( | noise/test_process.py
 nag/noise/levels.py | self.timesteps - self.timestep_of | -self.timesteps + self.timestep_of | noise/test_levels.py
-nag/noise/levels.py | c, d = -sigma, alpha | c, d = alpha, -sigma | noise/test_levels.py
+nag/noise/target.py | -1 / sigma) | 1 / sigma) | noise/test_target.py
 nag/noise/read.py | [1 : len(nsr) : 2] | [: len(nsr) - 1 : 2] | noise/test_read.py
 nag/noise/relevel.py | levels.state(x_0_hat, eps_hat, i) | levels.state(eps_hat, x_0_hat, i) | noise/test_relevel.py
 nag/corrections/noise_guidance.py | scale * (told - null) | scale * (null - told) | corrections/test_noise_guidance_steps.py
 nag/corrections/noise_guidance.py | -self.scale * slope | self.scale * slope | corrections/test_noise_guidance.py
-nag/corrections/directions.py | (d * a - c * b) | (d * a + c * b) | corrections/test_noise_guidance.py
+nag/noise/target.py | self.sigma / self.alpha * | self.alpha / self.sigma * | corrections/test_noise_guidance.py
 nag/corrections/directions.py | .clamp(max=1) | .clamp(min=1) | corrections/test_noise_guidance.py
 nag/corrections/blind.py | return HIDDEN | return None | corrections/test_blind.py
 nag/corrections/dcw.py | reached + factor * (reached - x_0_hat) | reached - factor * (reached - x_0_hat) | corrections/test_dcw.py
 nag/corrections/epsilon_scaling.py | (steps - 1 - index) | (steps - index) | corrections/test_epsilon_scaling.py
 nag/corrections/time_shift.py | sigma**2 + alpha**2 * self | alpha**2 + sigma**2 * self | corrections/test_time_shift.py
 nag/corrections/weak_model.py | self.scale * (told - weak) | self.scale * (weak - told) | corrections/test_weak_model.py
-nag/corrections/calibrated.py | [at.i] | [at.i - 1] | corrections/test_calibrated.py
+nag/corrections/calibration.py | ["levels"][at.i] | ["levels"][at.i - 1] | corrections/test_calibrated.py
 nag/seams/run.py | self.directed + found | found | corrections/test_composed.py
 nag/seams/run.py | * self.layout.sign |  | seams/test_laws.py
 nag/seams/asking.py | mask[count:] = True | mask[:size] = True | seams/test_laws.py

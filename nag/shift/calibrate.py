@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction
+from nag.corrections.base import Interval
 from nag.corrections.calibration import NoiseCalibration
-from nag.corrections.interval import Interval, inside
 from nag.noise.read import read_levels
 from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
@@ -102,7 +102,8 @@ def calibrate(
     reference = forward_reference(
         images, regressor, nominal, seed=seed + 1, class_labels=image_labels, told=told, progress=progress
     )
-    within = [inside(interval, level) for level in nominal]
+    low, high = (end if one is None else one for one, end in zip(interval, (-np.inf, np.inf), strict=True))
+    within = (nominal >= low) & (nominal <= high)
     table: list[float | None] = [None] * len(nominal)
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]
