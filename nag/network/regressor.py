@@ -291,10 +291,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         low = (torch.searchsorted(knots, mean.detach().contiguous()) - 1).clamp(0, KNOTS - 2)
         share = ((mean - knots[low]) / (knots[low + 1] - knots[low])).clamp(0, 1)
         bias, scale = self.calibration_bias.float(), self.calibration_log_scale.float()
-        return (
-            torch.lerp(bias[low], bias[low + 1], share),
-            torch.lerp(scale[low], scale[low + 1], share),
-        )
+        return (torch.lerp(bias[low], bias[low + 1], share), torch.lerp(scale[low], scale[low + 1], share))
 
     def estimate(self, x: Tensor, class_labels: Tensor | None = None, **conditioning: Any) -> NoiseEstimate:
         """The posterior of the log-SNR of states.

@@ -86,8 +86,7 @@ def test_the_schemes_differ(thirty: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "limit"),
-    [("gradient_descent", 2.0), ("look_ahead", 2 / 1.6), ("nesterov", 2.6 / 1.6)],
+    ("solver", "limit"), [("gradient_descent", 2.0), ("look_ahead", 2 / 1.6), ("nesterov", 2.6 / 1.6)]
 )
 def test_limits_of_the_step_size(solver: str, limit: float) -> None:
     """On f = h x with the slope h that the truncated c has at data: 2, 2 / (1 + 2 mu), (2 + 2 mu) / (1 + 2 mu)."""

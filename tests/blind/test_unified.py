@@ -154,11 +154,7 @@ def test_steps_of_ddpm_and_ddim_in_diffusers(
     prediction: str, eta: float | None, generator: torch.Generator
 ) -> None:
     names = {"eps": "epsilon", "x_0": "sample", "v": "v_prediction"}
-    options = {
-        "clip_sample": False,
-        "timestep_spacing": "trailing",
-        "prediction_type": names[prediction],
-    }
+    options = {"clip_sample": False, "timestep_spacing": "trailing", "prediction_type": names[prediction]}
     theirs = (
         DDPMScheduler(variance_type="fixed_small", **options) if eta is None else DDIMScheduler(**options)
     )

@@ -8,18 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from nag.corrections import EpsilonScaling, NoiseGuidance
-from nag.corrections.calibration import (
-    FILE_NAME,
-    NoiseCalibration,
-)
+from nag.corrections.calibration import FILE_NAME, NoiseCalibration
 from nag.noise.read import read_levels
 
 
@@ -198,10 +190,7 @@ def test_broken_files_are_refused_and_left_alone(tmp_path: Path) -> None:
             json.dumps(good | {"version": 99}),
             "must have version 2, got 99. It was written by another version of nag",
         ),
-        (
-            json.dumps(good | {"tables": [missing]}),
-            "tables must be as .*, got number 0 of .*colour",
-        ),
+        (json.dumps(good | {"tables": [missing]}), "tables must be as .*, got number 0 of .*colour"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=match):
