@@ -153,7 +153,7 @@ def test_posterior_std_is_that_of_the_ddpm_posterior():
             "decay must be one of constant, linear, truncated, piecewise, got 'cubic'",
         ),
         ("eqm", {"interpolation": 1.0}, "interpolation must be between 0 and 1, got 1.0"),
-        ("eqm", {"multiplier": 0.0}, "multiplier must be positive, got 0.0"),
+        ("eqm", {"multiplier": 0.0}, "multiplier must be between 0 and inf, got 0.0"),
         ("ddpm", {"prediction": "edm"}, "prediction must be .* for DiscreteVP, got 'edm'"),
     ],
 )

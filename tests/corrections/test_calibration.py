@@ -167,9 +167,11 @@ def test_corrections_survive_the_file(tmp_path: Path) -> None:
 
 def test_tables_must_fit_and_be_finite() -> None:
     calibration = table(start(DDIMScheduler()))
-    with pytest.raises(ValueError, match="log_snr must have one value for each of the 10 timesteps, got 2"):
+    with pytest.raises(
+        ValueError, match="log_snr must have one finite value for each of the 10 timesteps, got"
+    ):
         dataclasses.replace(calibration, log_snr=(0.0, 1.0))
-    with pytest.raises(ValueError, match="standard_error must be finite, got .*nan"):
+    with pytest.raises(ValueError, match="standard_error must have one finite value .*, got .*nan"):
         dataclasses.replace(calibration, standard_error=(math.nan,) * 10)
 
 
