@@ -4,6 +4,7 @@ References:
     Is Noise Conditioning Necessary for Denoising Generative Models?, Sun 2025, arXiv 2502.13129.
 """
 
+import inspect
 import os
 from typing import Any, Self
 
@@ -67,3 +68,15 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes the checkpoint's folder, whole or not at all."""
         SafePipeline.save_pretrained(self, save_directory, **kwargs)
+
+
+def _with_noise_condition() -> inspect.Signature:
+    """The plain pipeline's arguments and `noise_condition`, for `help` and for those who look which arguments there are."""
+    plain = inspect.signature(unet2d.UNet2DPipeline.__call__)
+    own = inspect.Parameter(
+        "noise_condition", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+    )
+    return plain.replace(parameters=[*plain.parameters.values(), own])
+
+
+NoiseUnconditionalPipeline.__call__.__signature__ = _with_noise_condition()  # type: ignore[attr-defined]

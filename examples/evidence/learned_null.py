@@ -3,7 +3,7 @@
     python examples/evidence/learned_null.py --models outputs/models --data_dir data --output_dir outputs/evidence
 
 Fine-tunes `small_base` as train.py fine-tunes `small_ft_10_800`, with the same options, images and random numbers, but with
-a trained vector in the place of the zeros (`nag.network.null.learn_null_embedding`). Then both are measured as in the study
+a trained vector in the place of the zeros (`learn_null_embedding`). Then both are measured as in the study
 `dropout_10_800` of run.py, from the same noise: plain, noise guidance with the weight chosen for zeros, and with its own
 where that is another. Zeros trained once more with another seed say how much two trainings differ anyway. Beside that, the
 loss of both on held-out images with the level hidden and told, with the same noise.
@@ -43,6 +43,23 @@ GUIDED = "nag:scale={},interval=-2.5..4"
 HELD_OUT_SEED = 5
 
 
+def learn_null_embedding(unet: Any) -> list[Any]:
+    """Gives each level module a trained vector, `null_embedding`, for the place of the zeros of a hidden level.
+
+    It is zero at first, which changes nothing, and part of the state dict from then on. A module that has one keeps it.
+    """
+    from torch import nn
+
+    from nag.network.table import level_modules
+
+    modules: list[Any] = level_modules(unet)
+    for module in modules:
+        if not hasattr(module, "null_embedding"):
+            last = [part.weight for part in module.modules() if hasattr(part, "weight")][-1]
+            module.null_embedding = nn.Parameter(last.new_zeros(len(last)))
+    return [module.null_embedding for module in modules]
+
+
 def save(unet: Any, scheduler: Any, folder: Path) -> None:
     """A plain diffusers pipeline, and the null embeddings beside it, which plain diffusers does not know."""
     from diffusers import DDIMPipeline
@@ -62,8 +79,6 @@ def save(unet: Any, scheduler: Any, folder: Path) -> None:
 def restore(unet: Any, folder: Path) -> None:
     """Gives a UNet of a folder that `save` wrote its null embeddings."""
     from safetensors.torch import load_file
-
-    from nag.network.null import learn_null_embedding
 
     learn_null_embedding(unet)
     unet.load_state_dict(unet.state_dict() | load_file(folder / NULL_FILE))
@@ -91,7 +106,6 @@ def train_model(models: Path, data: Path) -> None:
     from nag.finetune.denoiser import DenoiserTask
     from nag.finetune.loop import check_output_dir, train
     from nag.load import NAGPipeline
-    from nag.network.null import learn_null_embedding
     from nag.shift.images import load_images
 
     if (models / LEARNED / "model_index.json").exists():
@@ -166,15 +180,9 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
 
 
 def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
-    """What `nag compare` loads for the study, on one of the models.
-
-    Raises:
-        ValueError: if the output folder holds results of other settings.
-    """
-    from nag.cli.compare import CompareOptions
+    """What `nag compare` loads for the study, on one of the models."""
+    from nag.cli.compare import CompareOptions, load
     from nag.corrections.text import parse_methods
-    from nag.files import written_file
-    from nag.quality.stage import SETTINGS_FILE, load_stage
 
     setting = {key: value for key, value in (SHARED | STUDIES[STUDY]).items() if value is not None}
     for key in ("data", "features"):
@@ -188,29 +196,24 @@ def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
     setting = {key: tuple(value) if isinstance(value, list) else value for key, value in setting.items()}
     options = CompareOptions(**(setting | changes))
     methods = parse_methods(["plain", GUIDED.format("1|2|3|4"), *(GUIDED.format(w) for w in (1, 2, 3, 4))])
-    stage, settings = load_stage(options, methods, None)
-    with written_file(output / SETTINGS_FILE) as part:
-        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    stage, _ = load(options, methods, None)
     if name == "learned":
-        restore(stage.pipe.unet, models / LEARNED)
+        restore(stage.judging.pipeline.unet, models / LEARNED)
     return stage
 
 
 def measured_cell(stage: Any, method: str, folder: Path) -> Cell:
     """One row, read if it was measured before."""
     from nag.corrections.text import parse_method
-    from nag.files import written_file
-    from nag.quality.cells import measure_cell
-    from nag.quality.comparison import Cell, cell_name
+    from nag.quality.comparison import cell_name, load_cell, save_cell
 
     path = folder / f"{cell_name('ddim', 50, method)}.json"
     if path.exists():
-        return Cell.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    cell = measure_cell(stage, "ddim", 50, parse_method(method), folder)
+        return load_cell(path)
+    cell = stage.cell("ddim", 50, parse_method(method))
     if cell.refused is not None:
         raise RuntimeError(f"{method} must be measurable on {folder.name}, got: {cell.refused}")
-    with written_file(path) as part:
-        part.write_text(json.dumps(cell.to_dict()) + "\n", encoding="utf-8")
+    save_cell(path, cell)
     print(folder.name, cell.chosen, cell.frechet, flush=True)
     return cell
 

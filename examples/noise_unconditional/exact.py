@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from tyro.conf import arg
 from tyro.extras import subcommand_cli_from_dict
 
@@ -23,7 +24,8 @@ from nag.blind.objectives import make_objective
 from nag.files import written_file
 from nag.theory import FiniteData, LevelPrior
 from nag.theory.bound import accumulated_bound
-from nag.theory.concentration import concentration_table
+from nag.theory.concentration import concentration, law_of_spread
+from nag.theory.levelwise import check_grid, fisher_information
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent.parent / "docs" / "noise_unconditional"
@@ -76,10 +78,43 @@ def variance(
     oracle = FiniteData(data=data, process=flow.process, prior=prior_of(flow))
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(data), generator=generator)[:draws]
-    table = concentration_table(
-        oracle, data[chosen], LEVELS, {"velocity": "velocity"}, generator=generator, progress=True
-    )
-    write("variance", table.to_dict())
+    write("variance", by_level(oracle, data[chosen], generator))
+
+
+@torch.no_grad()
+def by_level(oracle: FiniteData, x_0: Tensor, generator: torch.Generator) -> dict[str, Any]:
+    """Var[t | z], Var[log_snr | z] and E(z) of the velocity over states of each level, and the laws beside them."""
+    process, dimension = oracle.process, x_0[0].numel()
+    x_0 = x_0.to(oracle.data)
+    squared = (x_0**2).flatten(1).sum(1)
+    check_grid(oracle, torch.tensor(LEVELS), float(squared.mean()))
+    rows = []
+    for t in tqdm(torch.tensor(LEVELS, dtype=torch.float64), desc="Concentration", unit="level"):
+        eps = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
+        got = concentration(oracle, process.corrupt(x_0, t, eps), {"velocity": "velocity"})
+        information = fisher_information(process, t, dimension, squared)
+        rows.append(
+            {
+                "t": float(t),
+                "log_snr": float(process.log_snr(t)),
+                "variance": mean(got.variance_t),
+                "law_noise": float(1 / fisher_information(process, t, dimension)),
+                "law_fisher": float((1 / information).mean()),
+                "variance_log_snr": mean(got.variance_log_snr),
+                "law_log_snr": float((process.log_snr_dot(t) ** 2 / information).mean()),
+                "bias": mean(got.mean_t - t),
+                "spread": {"velocity": mean(got.spread["velocity"])},
+                "law_spread": {"velocity": float(law_of_spread(oracle, "velocity", t, squared).mean())},
+                "square": {"velocity": mean(got.square["velocity"])},
+            }
+        )
+    sizes = {"dimension": dimension, "num_data": len(oracle.data), "num_draws": len(x_0)}
+    return sizes | {"norm_squared": float(squared.mean()) / dimension, "rows": rows}
+
+
+def mean(values: Tensor) -> dict[str, float]:
+    """With its standard error."""
+    return {"mean": float(values.mean()), "standard_error": float(values.std() / len(values) ** 0.5)}
 
 
 def bound(

@@ -39,9 +39,8 @@ def run(options: CalibrateOptions) -> None:
     """Measures a calibration for every scheduler, step count and correction, and saves it."""
     from nag.corrections.calibration import FILE_NAME, NoiseCalibration
     from nag.noise.named import make_scheduler
-    from nag.quality.bench import given, load_bench, scheduler_line
+    from nag.quality.bench import load_bench, scheduler_line
     from nag.seams.attach import sampler_of
-    from nag.shift.calibrate import calibrate
 
     if options.output_dir is None and not Path(options.model).is_dir():
         raise ValueError(
@@ -54,12 +53,18 @@ def run(options: CalibrateOptions) -> None:
             f"corrections must be those that act beside a table, got {list(options.corrections)}. Leave 'calibrated' out."
         )
     bench = load_bench(
-        options.model, options.data, options.regressor, options.num_images, options.device, options.prompts
+        options.model,
+        options.data,
+        options.num_images,
+        regressor=options.regressor,
+        device=options.device,
+        prompts=options.prompts,
+        guidance_scale=options.guidance_scale,
+        eta=options.eta,
     )
-    shared = given(guidance_scale=options.guidance_scale, eta=options.eta)
     schedulers = [make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)]
     asked = [
-        (scheduler, steps, shared | method.arguments(bench.pipeline.device))
+        (scheduler, steps, {**bench.arguments, **method.arguments(bench.pipeline.device)})
         for scheduler, steps, method in itertools.product(schedulers, options.steps, methods)
     ]
 
@@ -84,17 +89,11 @@ def run(options: CalibrateOptions) -> None:
         print(scheduler_line(scheduler))
     for scheduler, steps, arguments in asked:
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
-        calibrate(
-            bench.pipeline,
-            bench.regressor,
-            bench.images,
+        bench.calibrate(
             num_inference_steps=steps,
             num_samples=options.num_samples,
             batch_size=options.batch_size,
             seed=options.seed,
-            image_labels=bench.image_labels,
-            told=bench.told(),
-            **bench.conditions.of(options.num_samples),
             **arguments,
         ).save(output)
     print(f"Calibration: {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,9 @@ __all__ = [
     "SamplerOptions",
     "Scheduler",
     "Schedulers",
+    "at_least",
     "candidates",
+    "fresh_seeds",
     "plain",
 ]
 
@@ -78,6 +81,22 @@ class FeatureOptions(ModelOptions):
     """Image size that a TorchScript feature network wants."""
     feature_channels: int | None = None
     """Channels that a TorchScript feature network wants."""
+
+
+def at_least(options: ModelOptions, **bounds: int) -> None:
+    """Refuses options that are below a bound."""
+    for name, least in bounds.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}. Raise it.")
+
+
+def fresh_seeds(name: str, seeds: tuple[int, ...], used: Sequence[int]) -> None:
+    """Refuses seeds that come twice, or chose what they are to judge."""
+    if not seeds or len(set(seeds)) < len(seeds) or set(seeds) & set(used) or min(*seeds, *used) < 0:
+        raise ValueError(
+            f"{name} must be at least 0 and differ from each other and from {', '.join(map(str, used))}, which choose, "
+            f"got {list(seeds)}. Take others."
+        )
 
 
 def plain(options: ModelOptions) -> dict[str, object]:

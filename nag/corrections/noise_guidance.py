@@ -36,15 +36,14 @@ References:
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nag.corrections.base import At, Correction
+from nag.corrections.base import At, Correction, Interval
 from nag.corrections.directions import (
     along,
     bounded,
@@ -53,7 +52,6 @@ from nag.corrections.directions import (
     refuse_swapped_weights,
     training_target,
 )
-from nag.corrections.interval import Interval, check_interval
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
 from nag.noise.read import SchedulerLevels
@@ -87,9 +85,6 @@ class NoiseGuidance(Correction):
         null_pass: how the null rows are asked; the result is the same. "batched" with the pipeline's own rows, "sequential"
             after them, "whole" by the unchanged call again, which any network takes and which costs more with class
             guidance; "auto" takes the cheapest that the network is known to allow.
-
-    Raises:
-        ValueError: if a value is out of its range or names no option.
     """
 
     scale: float = 0.0
@@ -100,23 +95,12 @@ class NoiseGuidance(Correction):
     max_norm: float | None = 0.25
     null_pass: str = field(default="auto", compare=False)
 
+    ranges: ClassVar = {"scale": "at least 0", "max_norm": "positive"}
+    options: ClassVar = {"mode": MODES, "null_pass": PASSES}
+    public: ClassVar = {name: f"noise_guidance_{name}" for name in ("scale", "mode")}
+
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(
-                f"noise_guidance_scale must be at least 0 and finite, got {self.scale}. "
-                "Use 0 to switch noise guidance off."
-            )
-        for name, value, options in (
-            ("noise_guidance_mode", self.mode, MODES),
-            ("null_pass", self.null_pass, PASSES),
-        ):
-            if value not in options:
-                raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}.")
-        check_interval(self.interval)
-        if self.max_norm is not None and not (math.isfinite(self.max_norm) and self.max_norm > 0):
-            raise ValueError(
-                f"max_norm must be positive and finite, got {self.max_norm}. Use None for no bound."
-            )
+        super().__post_init__()
         if self.mode == "gradient" and self.joint:
             raise ValueError(
                 "joint must be False for the mode 'gradient', got True. The gradient has no null branch that could drop the "

@@ -28,16 +28,14 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nag.corrections.base import At, Correction
+from nag.corrections.base import EVERYWHERE, At, Correction, Interval
 from nag.corrections.directions import along
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval
 from nag.corrections.noise_guidance import require_null_branch
 from nag.network.table import architecture_of, unwrap
 
@@ -59,9 +57,6 @@ class WeakModel(Correction):
             negative prompt. The sampler's own network so asked *is* class guidance, and the pipeline's own stays off.
         component: "all"; "along" for the part of the difference along eps_hat; "orthogonal" for the rest.
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
-
-    Raises:
-        ValueError: if the scale is not finite, the component unknown, the interval none, or the weak model the strong one.
     """
 
     scale: float = 0.0
@@ -70,13 +65,10 @@ class WeakModel(Correction):
     unconditional: bool = False
     component: str = "all"
     interval: Interval = EVERYWHERE
+    options: ClassVar = {"component": COMPONENTS}
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
-        if self.component not in COMPONENTS:
-            raise ValueError(f"component must be one of {', '.join(COMPONENTS)}, got {self.component!r}.")
-        check_interval(self.interval)
+        super().__post_init__()
         if self.network is None and not (self.blind or self.unconditional):
             raise ValueError(
                 "network must be given unless blind or unconditional is set, got None. The sampler's own network, asked the same "

@@ -1,8 +1,8 @@
 """A network asked without its noise level: the level embedding's output is set to zero, sample by sample.
 
-No parameter is added, so a network that was fine-tuned with level dropout stays a plain diffusers checkpoint. Only after
-`learn_null_embedding` does a trained vector take the place of the zeros; plain diffusers does not know it. AuraFlow and
-Cosmos need it: they modulate by layers without bias, whose gates a zero would close for good.
+No parameter is added, so a network that was fine-tuned with level dropout stays a plain diffusers checkpoint. A level module
+that has a parameter `null_embedding`, `(C,)`, gets that in the place of the zeros; plain diffusers does not know it. AuraFlow
+and Cosmos need one: they modulate by layers without bias, whose gates a zero would close for good.
 
 The embedding module gets, for the length of a `with` block, another `__call__` that zeroes rows of the output (`nag.network.swap`).
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import architecture_of, level_modules
 
-__all__ = ["learn_null_embedding", "null_level"]
+__all__ = ["null_level"]
 
 
 class NullLevel(Instrument):
@@ -55,36 +55,6 @@ class NullLevel(Instrument):
         return torch.where(mask.view(-1, *[1] * (embedding.ndim - 1)), null, embedding)
 
 
-def learn_null_embedding(model: nn.Module) -> list[nn.Parameter]:
-    """Gives each level module a trained vector, `null_embedding`, for the place of the zeros of a hidden level.
-
-    It is zero at first, which changes nothing but that `null_level` takes it where it refuses a zero. It is part of the
-    state dict from then on, so the network is no plain diffusers checkpoint any more: the parameter has to be saved and
-    loaded beside it. A module that has one keeps it.
-
-    Args:
-        model: a network of `nag.network.table`, before it is compiled, wrapped or given to an optimizer.
-
-    Returns:
-        The vectors, `(C,)` each, one per level module.
-
-    Raises:
-        ValueError: if the network is not supported, or embeds its level without weights.
-    """
-    modules: list[Any] = level_modules(model)
-    for module in modules:
-        if hasattr(module, "null_embedding"):
-            continue
-        last = [part.weight for part in module.modules() if isinstance(getattr(part, "weight", None), Tensor)]
-        if not last:
-            raise ValueError(
-                f"model must embed its level by weights, got {type(model).__name__} with {type(module).__name__}. "
-                "Hide its level by zeros."
-            )
-        module.null_embedding = nn.Parameter(last[-1].new_zeros(len(last[-1])))
-    return [module.null_embedding for module in modules]
-
-
 @contextmanager
 def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
     """Within the block, the network does not see the noise level of the masked samples.
@@ -106,8 +76,8 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
     if architecture.null == "vector" and not all(hasattr(module, "null_embedding") for module in modules):
         raise ValueError(
             f"model must be given a null embedding, got {architecture.name} without one. It modulates by layers without "
-            "bias: a zero would switch the text off with the level, and no training could bring it back. Use "
-            "`nag.network.null.learn_null_embedding` and train it."
+            "bias: a zero would switch the text off with the level, and no training could bring it back. Give each level "
+            "module a parameter `null_embedding` and train it."
         )
     if mask is not None and not architecture.per_sample:
         raise ValueError(

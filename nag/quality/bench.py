@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nag.corrections.calibration import NoiseCalibration
 from nag.files import parse_json
 from nag.load import NAGPipeline
-from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.named import make_scheduler
 from nag.quality.feature_network import load_feature_network
+from nag.quality.sampling import Sampled, sample_features
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import first_question
+from nag.shift.calibrate import calibrate
 from nag.shift.calls import (
     Conditions,
     balanced_labels,
@@ -44,6 +46,7 @@ __all__ = [
     "image_table",
     "load_bench",
     "load_pipeline",
+    "open_bench",
     "read_assignments",
     "scheduler_line",
     "states_of",
@@ -51,30 +54,84 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Bench:
-    """A pipeline, an estimator and held-out images.
+    """A pipeline, held-out images as its states, and what measures them.
 
     Args:
         pipeline: on its device.
-        regressor: the estimator, its network attached.
+        regressor: the estimator of levels, its network attached; None where none is needed.
+        conditions: of the samples.
         images: `(M, *shape)`, as states of the pipeline: in [-1, 1], or encoded by its VAE.
-        image_labels: `(M,)`, or None for an unconditional model.
-        conditions: of the images and of the samples.
+        image_labels: `(M,)`, or None for an estimator that knows no classes.
+        captions: of the images, or None for a pipeline that takes none.
+        network: the feature network.
+        reference: the `ReferenceFeatures` that samples are compared with, by that network.
+        arguments: of every call of the pipeline: class guidance and eta, where they are set.
+        batch_size: samples per call.
+        mixed_precision: "no", "bf16" or "fp16": autocast of the samples; estimates are in float32.
+        progress: show progress bars.
     """
 
     pipeline: Any
-    regressor: NoiseLevelRegressor
-    images: Tensor
-    image_labels: Tensor | None
+    regressor: Any
     conditions: Conditions
+    images: Any = None
+    image_labels: Tensor | None = None
+    captions: tuple[str, ...] | None = None
+    network: Any = None
+    reference: Any = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 250
+    mixed_precision: str = "no"
+    progress: bool = True
 
-    def told(self) -> Callable[[int, int], Told] | None:
+    def holding(self, images: Tensor, labels: Tensor | None, rows: slice = slice(None)) -> Bench:
+        """With some of the images `(M, C, H, W)` in [-1, 1], all of which have the prompts of the conditions in turn."""
+        prompts = self.conditions.of(len(images)).get("prompt")
+        return replace(
+            self,
+            images=states_of(self.pipeline, images[rows], self.conditions),
+            image_labels=None if labels is None else labels[rows],
+            captions=None if prompts is None else tuple(prompts[rows]),
+        )
+
+    def labels(self) -> Tensor | None:
+        """The images' classes, if the estimator uses them."""
+        return self.image_labels if self.regressor is not None and self.regressor.config.uses_class else None
+
+    def told(self) -> Told | None:
         """The estimator under the images' captions, for pipelines that take prompts."""
-        if self.conditions.prompts is None:
+        if self.captions is None:
             return None
-        prompts = {"prompt": self.conditions.of(len(self.images))["prompt"]}
-        return told_by(self.pipeline, self.regressor, prompts, len(self.images))
+        return told_by(self.pipeline, self.regressor, {"prompt": list(self.captions)}, len(self.captions))
+
+    def sample(self, arguments: Mapping[str, Any], seed: int, count: int, *, keep_images: int = 0) -> Sampled:
+        """Samples of one seed, as the feature network sees them."""
+        return sample_features(
+            self.pipeline,
+            self.network,
+            num_samples=count,
+            seed=seed,
+            arguments=arguments,
+            batch_size=self.batch_size,
+            each=self.conditions.of(count),
+            keep_images=keep_images,
+            mixed_precision=self.mixed_precision,
+            progress=self.progress,
+        )
+
+    def calibrate(self, *, num_samples: int, **arguments: Any) -> NoiseCalibration:
+        """The levels of the pipeline's sampler; arguments as of `nag.shift.calibrate`."""
+        return calibrate(
+            self.pipeline,
+            self.regressor,
+            self.images,
+            num_samples=num_samples,
+            image_labels=self.labels(),
+            told=self.told(),
+            **{"progress": self.progress} | self.conditions.of(num_samples) | arguments,
+        )
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -103,16 +160,11 @@ def why_not(
     return None
 
 
-def check_sampler(
-    pipe: Any, schedulers: Iterable[Any], conditions: Conditions, *, guidance_scale: float | None, eta: float
-) -> None:
-    """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes.
-
-    Raises:
-        ValueError: as the pipeline would.
-    """
-    arguments = given(guidance_scale=guidance_scale, eta=eta)
-    reasons = [why_not(pipe, scheduler, conditions, arguments) for scheduler in schedulers]
+def check_sampler(bench: Bench, schedulers: Iterable[Any]) -> None:
+    """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes."""
+    reasons = [
+        why_not(bench.pipeline, scheduler, bench.conditions, bench.arguments) for scheduler in schedulers
+    ]
     if all(reasons):
         raise ValueError(reasons[0])
 
@@ -227,34 +279,40 @@ def _check_size(table: Any, data: Path) -> None:
                 )
 
 
-def load_bench(
+def open_bench(
     model: str,
     data: Path,
-    regressor: str | None,
-    num_images: int,
-    device: str | None,
+    *,
+    regressor: str | None = None,
+    device: Any = None,
     prompts: Path | None = None,
+    guidance_scale: float | None = None,
+    eta: float = 0.0,
+    num_images: int | None = None,
+    **others: Any,
 ) -> Bench:
-    """Loads model, regressor and images.
-
-    Raises:
-        ValueError: if there is no regressor, or it does not fit the model, or prompts are missing.
-    """
+    """A bench that holds no images yet; the data are read for their captions alone."""
     pipeline = load_pipeline(model, regressor, device)
-    if pipeline.regressor is None:
-        raise ValueError(
-            f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
-        )
-    with_labels = pipeline.regressor.config.uses_class
-    table = image_table(pipeline, data, num_images, with_labels=with_labels)
-    conditions = conditions_of(pipeline, table, prompts)
     return Bench(
         pipeline=pipeline,
         regressor=pipeline.regressor,
-        images=states_of(pipeline, table.tensor(), conditions),
-        image_labels=table.labels if with_labels else None,
-        conditions=conditions,
+        conditions=conditions_of(
+            pipeline, image_table(pipeline, data, num_images, with_labels=False), prompts
+        ),
+        arguments=given(guidance_scale=guidance_scale, eta=eta),
+        **others,
     )
+
+
+def load_bench(model: str, data: Path, num_images: int, **others: Any) -> Bench:
+    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
+    bench = open_bench(model, data, num_images=num_images, **others)
+    if bench.regressor is None:
+        raise ValueError(
+            f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
+        )
+    labels = bench.regressor.config.uses_class
+    return bench.holding(*held_out_images(bench.pipeline, data, num_images, with_labels=labels))
 
 
 def _split_of(data: Path) -> str:

@@ -16,10 +16,8 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -68,27 +66,6 @@ class Quality:
     class_accuracy: Measured | None
     num_samples: int
     num_compared: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError: If the names are others.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if set(values) != set(names):
-            raise ValueError(
-                f"values must hold {', '.join(names)}, got {', '.join(values)}. Measure again with this version."
-            )
-        numbers: dict[str, Any] = {
-            name: Measured(**value) if isinstance(value, dict) else value for name, value in values.items()
-        }
-        return cls(**numbers)
 
 
 def check_enough(num_samples: int, num_features: int) -> None:

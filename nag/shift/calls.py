@@ -121,15 +121,10 @@ def batch_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What samples are asked to show: classes in turn, prompts in turn, or nothing.
+    """What samples are asked to show: classes in turn, prompts in turn, or nothing."""
 
-    Args:
-        classes: number of classes without the null class, or None.
-        prompts: one for each, or None.
-    """
-
-    classes: int | None = None
-    prompts: tuple[str, ...] | None = None
+    classes: int | None = None  # number of classes without the null class, or None
+    prompts: tuple[str, ...] | None = None  # one for each, or None
 
     def of(self, count: int) -> dict[str, Any]:
         """Arguments of a pipeline for some samples, one entry for each."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,7 @@ class ImageTable(torch.utils.data.Dataset):
         return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
     def check(self, *, skip_unreadable: bool, progress: bool = True) -> ImageTable:
-        """Reads every image once.
-
-        Returns:
-            This table, or one without the unreadable images.
-
-        Raises:
-            ValueError: if images are unreadable and may not be skipped, or none is left.
-        """
+        """Reads every image once, and leaves out or refuses the unreadable ones."""
         keep = len(self) * self.channels * self.resolution**2 <= MEMORY_LIMIT
         decoded, good, bad = [], [], []
         for index in tqdm(range(len(self)), desc="reading images", disable=not progress, leave=False):
@@ -114,14 +108,8 @@ class ImageTable(torch.utils.data.Dataset):
 
     def subset(self, indices: range) -> ImageTable:
         """The table of some rows."""
-        part = ImageTable(
-            self.rows.select(indices),
-            channels=self.channels,
-            resolution=self.resolution,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            center_crop=self.center_crop,
-        )
+        part = copy(self)
+        part.rows, part.labels = self.rows.select(indices), self.labels[indices.start : indices.stop]
         part.bytes = None if self.bytes is None else self.bytes[indices.start : indices.stop]
         return part
 
@@ -169,10 +157,6 @@ def load_images(
 
     Returns:
         A checked table of images `(channels, resolution, resolution)` in [-1, 1].
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-        ValueError: if a column is missing, images are unreadable, or there are none.
     """
     from datasets import Image as ImageFeature
 
@@ -185,10 +169,6 @@ def load_images(
             )
     if max_samples is not None:
         rows = rows.select(range(min(max_samples, len(rows))))
-    if len(rows) == 0:
-        raise ValueError(
-            "data must hold at least one image, got none. Check the split and --max_train_samples."
-        )
     rows = rows.cast_column(image_column, ImageFeature(decode=False))
     table = ImageTable(
         rows,

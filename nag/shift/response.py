@@ -37,23 +37,15 @@ WINDOW = 0.5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Levels:
-    """What `measure_levels` finds at N steps; nan where `reasons` says why there is no number.
+    """What `measure_levels` finds at N steps; nan where `reasons` says why there is no number."""
 
-    Attributes:
-        shift: `(N,)`, shift in log(sigma/alpha), positive = noisier than the forward states.
-        standard_error: `(N,)`, of `shift`.
-        covariance: `(N, N)`, of `shift` among steps (0 where there is no number).
-        slope: `(N,)`, the slope of the response curve at the nominal level; 1 for an estimator without bias.
-        slope_standard_error: `(N,)`, of `slope`.
-        reasons: N texts, or None where there is a number.
-    """
-
-    shift: np.ndarray
-    standard_error: np.ndarray
-    covariance: np.ndarray
+    shift: np.ndarray  # `(N,)`, shift in log(sigma/alpha), positive = noisier than the forward states
+    standard_error: np.ndarray  # `(N,)`, of `shift`
+    covariance: np.ndarray  # `(N, N)`, of `shift` among steps (0 where there is no number)
+    # `(N,)`, the slope of the response curve at the nominal level; 1 for an estimator without bias
     slope: np.ndarray
-    slope_standard_error: np.ndarray
-    reasons: tuple[str | None, ...]
+    slope_standard_error: np.ndarray  # `(N,)`, of `slope`
+    reasons: tuple[str | None, ...]  # N texts, or None where there is a number
 
 
 class ResponseCurve:

@@ -36,31 +36,21 @@ RESERVED = ("batch_size", "generator", "latents", "output_type", "return_dict")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trajectory(Archive):
-    """Estimated levels of B samples at the N steps of a sampler.
+    """Estimated levels of B samples at the N steps of a sampler."""
 
-    Attributes:
-        log_snr: `(N,)`, nominal levels of the states handed to the network.
-        timesteps: `(N,)`, what the network is told.
-        label_log_snr: `(N,)`, the level that this label names.
-        label_mismatch: `(N,)`, label minus the nominal level's own timestep, in timesteps: the scheduler's rounding.
-        arrival_log_snr: `(N,)`, the level at which the step before leaves a perfectly predicted state.
-        timestep_table: `(2, K)`, rising log-SNRs and their timesteps.
-        estimate: `(N, B)`, the estimated log-SNR.
-        variance: `(N, B)`, the variance of log-SNR that the estimator itself claims.
-        images: `(k, H, W, C)`, the first k samples.
-        settings: how it was made.
-    """
-
-    log_snr: Float64[np.ndarray, " steps"]
-    timesteps: Float64[np.ndarray, " steps"]
-    label_log_snr: Float64[np.ndarray, " steps"]
+    log_snr: Float64[np.ndarray, " steps"]  # `(N,)`, nominal levels of the states handed to the network
+    timesteps: Float64[np.ndarray, " steps"]  # `(N,)`, what the network is told
+    label_log_snr: Float64[np.ndarray, " steps"]  # `(N,)`, the level that this label names
+    # `(N,)`, label minus the nominal level's own timestep, in timesteps: the scheduler's rounding
     label_mismatch: Float64[np.ndarray, " steps"]
+    # `(N,)`, the level at which the step before leaves a perfectly predicted state
     arrival_log_snr: Float64[np.ndarray, " steps"]
-    timestep_table: Float64[np.ndarray, "2 table"]
-    estimate: Float32[np.ndarray, "steps samples"]
+    timestep_table: Float64[np.ndarray, "2 table"]  # `(2, K)`, rising log-SNRs and their timesteps
+    estimate: Float32[np.ndarray, "steps samples"]  # `(N, B)`, the estimated log-SNR
+    # `(N, B)`, the variance of log-SNR that the estimator itself claims
     variance: Float32[np.ndarray, "steps samples"]
-    images: UInt8[np.ndarray, "kept height width channels"]
-    settings: dict[str, Any]
+    images: UInt8[np.ndarray, "kept height width channels"]  # `(k, H, W, C)`, the first k samples
+    settings: dict[str, Any]  # how it was made
 
     def timestep_of(self, log_snr: np.ndarray) -> np.ndarray:
         """Timestep of a level, not rounded; levels outside the table take its ends."""

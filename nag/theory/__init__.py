@@ -3,25 +3,20 @@
 from nag.theory.bound import AccumulatedBound, accumulate, accumulated_bound, jacobian_norm
 from nag.theory.concentration import (
     Concentration,
-    ConcentrationTable,
-    Measured,
     concentration,
-    concentration_table,
     law_of_spread,
 )
-from nag.theory.energy import BlindField, decompose, energy_gradient, marginal_energy, preconditioned_gradient
+from nag.theory.energy import BlindField, decompose, energy_gradient, marginal_energy
 from nag.theory.levelwise import check_grid, check_levels, fisher_information, posterior_width
 from nag.theory.posterior import FiniteData
 from nag.theory.prior import LevelPrior
 from nag.theory.stability import (
     DriftError,
-    StabilityTable,
     drift_error,
     jensen_constant,
     jensen_drift_error,
     jensen_gap,
     radial_invariant,
-    stability_table,
 )
 from nag.theory.targets import Prediction, TargetForm, target_form, target_rate
 
@@ -29,20 +24,16 @@ __all__ = [
     "AccumulatedBound",
     "BlindField",
     "Concentration",
-    "ConcentrationTable",
     "DriftError",
     "FiniteData",
     "LevelPrior",
-    "Measured",
     "Prediction",
-    "StabilityTable",
     "TargetForm",
     "accumulate",
     "accumulated_bound",
     "check_grid",
     "check_levels",
     "concentration",
-    "concentration_table",
     "decompose",
     "drift_error",
     "energy_gradient",
@@ -54,9 +45,7 @@ __all__ = [
     "law_of_spread",
     "marginal_energy",
     "posterior_width",
-    "preconditioned_gradient",
     "radial_invariant",
-    "stability_table",
     "target_form",
     "target_rate",
 ]

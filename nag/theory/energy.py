@@ -36,7 +36,7 @@ from nag.theory.levelwise import NEGLIGIBLE, Levelwise, average, levelwise
 from nag.theory.posterior import FiniteData
 from nag.theory.targets import Prediction, target_form
 
-__all__ = ["BlindField", "decompose", "energy_gradient", "marginal_energy", "preconditioned_gradient"]
+__all__ = ["BlindField", "decompose", "energy_gradient", "marginal_energy"]
 
 
 def marginal_energy(oracle: FiniteData, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
@@ -120,11 +120,3 @@ def decompose(
         mean_slope=joined[4],
         mean_offset=joined[5],
     )
-
-
-def preconditioned_gradient(
-    oracle: FiniteData, x: Float[Tensor, "batch *shape"], target: Prediction
-) -> Float[Tensor, "batch *shape"]:
-    """E[lambda_t | x] grad E(x), the natural-gradient term, without the other two."""
-    moment = oracle.posterior_moment(x, lambda t: target_form(oracle.process, target, t).slope, of="t")
-    return moment.reshape(-1, *(1,) * (x.ndim - 1)) * energy_gradient(oracle, x)

@@ -32,34 +32,27 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from nag.noise.process import Flow, GaussianProcess
 from nag.noise.target import expand
-from nag.theory.concentration import Measured, check_table
 from nag.theory.levelwise import NEGLIGIBLE, average, check_levels, levelwise
 from nag.theory.posterior import FiniteData
 from nag.theory.targets import Prediction, coefficients, target_form
 
 __all__ = [
     "DriftError",
-    "StabilityRow",
-    "StabilityTable",
     "drift_error",
     "jensen_constant",
     "jensen_drift_error",
     "jensen_gap",
     "radial_invariant",
-    "stability_table",
 ]
 
 
@@ -122,9 +115,6 @@ def drift_error(
         gain, error = forms[name].gain.abs(), difference.norm(dim=1)
         result[name] = DriftError(gain=gain, estimation_error=error, drift_error=gain * error)
     return result
-
-
-# The Jensen gap
 
 
 def jensen_constant(dimension: int) -> float:
@@ -200,113 +190,4 @@ def radial_invariant(
     raise ValueError(
         f"target must be 'eps', 'x_0', or 'velocity' on Flow, got {target!r} on {type(process).__name__}. No other blind "
         "sampler is known to keep a number."
-    )
-
-
-# Tables
-
-
-@dataclass(frozen=True, kw_only=True)
-class StabilityRow:
-    """One level of a table, for states drawn from that level.
-
-    Attributes:
-        t: the level, also the clock's.
-        log_snr: its log-SNR.
-        sigma: its noise.
-        gain: |nu_t|, per target.
-        estimation_error: |f - f_t|, per target.
-        drift_error: their product, per target.
-        jensen_gap: mean of sigma_t E[1/sigma | x] - 1, signed.
-        jensen_gap_size: mean of its absolute value.
-    """
-
-    t: float
-    log_snr: float
-    sigma: float
-    gain: dict[str, float]
-    estimation_error: dict[str, Measured]
-    drift_error: dict[str, Measured]
-    jensen_gap: Measured
-    jensen_gap_size: Measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class StabilityTable:
-    """Gain, error and their product by level and target.
-
-    Attributes:
-        dimension: D.
-        num_data: N.
-        num_draws: states per level.
-        rows: one per level.
-    """
-
-    dimension: int
-    num_data: int
-    num_draws: int
-    rows: tuple[StabilityRow, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values for JSON."""
-        return dataclasses.asdict(self)
-
-
-@torch.no_grad()
-def stability_table(
-    oracle: FiniteData,
-    x_0: Float[Tensor, "draws *shape"],
-    levels: Float[Tensor, " levels"] | Sequence[float],
-    targets: Mapping[str, Prediction],
-    *,
-    generator: torch.Generator,
-    loss_weight: Callable[[Tensor], Tensor] | None = None,
-    exact_levels: bool = False,
-    negligible: float = NEGLIGIBLE,
-    progress: bool = False,
-) -> StabilityTable:
-    """`drift_error` and `jensen_gap` over states drawn from given levels, one draw per query and level.
-
-    All levels share one draw of noise, so that curves over levels are smooth.
-
-    Args:
-        oracle: the data, the process and the training prior of the levels.
-        x_0: `(B, *shape)`, clean queries.
-        levels: true levels, within the prior.
-        targets: name to prediction type or function t -> (c, d).
-        generator: draws the noise.
-        loss_weight: w(t) of the training loss.
-        exact_levels: the prior's levels are all levels there are, as in `concentration_table`.
-        negligible: see `levelwise`.
-        progress: show a bar.
-
-    Raises:
-        ValueError: if there are fewer than two data or queries, a level is outside of the process or the prior, or
-            the prior's grid is too coarse for the posterior's width (with the number that is needed).
-    """
-    t_all = check_levels(oracle.process, levels)
-    check_table(oracle, x_0, t_all, exact_levels)
-    x_0 = x_0.to(oracle.data)
-    eps = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=generator.device).to(x_0)
-    rows = []
-    for t in tqdm(t_all.to(x_0.device), desc="Stability", unit="level", disable=not progress):
-        x = oracle.process.corrupt(x_0, t, eps)
-        errors = drift_error(oracle, x, t, targets, loss_weight=loss_weight, negligible=negligible)
-        gap = jensen_gap(oracle, x, t)
-        rows.append(
-            StabilityRow(
-                t=float(t),
-                log_snr=float(oracle.process.log_snr(t)),
-                sigma=float(oracle.process.sigma(t)),
-                gain={name: float(error.gain[0]) for name, error in errors.items()},
-                estimation_error={
-                    name: Measured.of(error.estimation_error) for name, error in errors.items()
-                },
-                drift_error={name: Measured.of(error.drift_error) for name, error in errors.items()},
-                jensen_gap=Measured.of(gap),
-                jensen_gap_size=Measured.of(gap.abs()),
-            )
-        )
-    return StabilityTable(
-        dimension=oracle.data[0].numel(), num_data=len(oracle.data), num_draws=len(x_0), rows=tuple(rows)
     )

@@ -191,16 +191,16 @@ def test_broken_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     good = json.loads(calibration.save(file).read_text())
     missing = {k: v for k, v in good["tables"][0].items() if k != "seed"} | {"colour": "red"}
     for text, match in (
-        ("{", "must be a noise calibration file, got something else"),
-        ("[]", "must be a noise calibration file, got something else"),
-        (json.dumps({"format": "another"}), "must be a noise calibration file, got something else"),
+        ("{", "must be a file of nag noise calibration, got something else"),
+        ("[]", "must be a file of nag noise calibration, got something else"),
+        (json.dumps({"format": "another"}), "must be a file of nag noise calibration, got something else"),
         (
             json.dumps(good | {"version": 99}),
             "must have version 2, got 99. It was written by another version of nag",
         ),
         (
             json.dumps(good | {"tables": [missing]}),
-            "table 0 of .* must have the fields of .*missing colour, seed",
+            "tables must be as .*, got number 0 of .*colour",
         ),
     ):
         file.write_text(text)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from nag.network.table import level_modules
 
 Draw = Callable[[int, torch.Generator], Any]
 
@@ -82,3 +84,14 @@ SANA = {
     "caption_channels": 8,
     "sample_size": 8,
 }
+
+
+def give_null_vectors(model: nn.Module) -> list[nn.Parameter]:
+    """A random vector in the place of the zeros of a hidden level, for each level module."""
+    modules, found = level_modules(model), []
+    for module in modules:
+        last = [part.weight for part in module.modules() if hasattr(part, "weight")][-1]
+        vector = torch.randn(len(last), generator=torch.Generator().manual_seed(1))
+        module.null_embedding = nn.Parameter(vector)
+        found.append(module.null_embedding)
+    return found

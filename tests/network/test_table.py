@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nag.network.null import learn_null_embedding, null_level
+from nag.network.null import null_level
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules
+from tests.network.cases import give_null_vectors
 from tests.network.tiny_networks import CASES, arguments, make, names_of
 
 pytestmark = [
@@ -33,8 +34,7 @@ def case(request):
         pytest.importorskip(CASES[request.param].needs)
     model = make(request.param)
     if architecture_of(model).null == "vector":
-        for vector in learn_null_embedding(model):
-            nn.init.normal_(vector, generator=torch.Generator().manual_seed(1))
+        give_null_vectors(model)
     return request.param, model
 
 

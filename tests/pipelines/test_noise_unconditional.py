@@ -1,5 +1,6 @@
 """The blind pipeline: plain sampling under `null_level`, and diffusers' own pipelines where the level is told."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from torch import Tensor
 from nag.blind import EquilibriumMatchingScheduler, UnifiedScheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
-from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
+from nag.shift.calls import takes
 from tests.models import reference, seeded, tiny_unet
 
 BATCHED = {"rtol": 1e-4, "atol": 1e-4}  # convolutions sum in another order in another batch
@@ -284,3 +286,12 @@ def test_an_explicit_energy_is_not_sampled_by_its_raw_network(tmp_path):
     )
     with pytest.raises(ValueError, match="path must not hold an explicit energy, got 'dot'"):
         NoiseUnconditionalPipeline.from_pretrained(tmp_path / "energy")
+
+
+def test_its_call_names_the_arguments_of_the_plain_pipeline():
+    """Those who sample in batches look there which arguments hold one entry per sample."""
+    plain = inspect.signature(UNet2DPipeline.__call__).parameters
+    assert [*plain, "noise_condition"] == list(
+        inspect.signature(NoiseUnconditionalPipeline.__call__).parameters
+    )
+    assert takes(NoiseUnconditionalPipeline(tiny_unet(), DDIMScheduler()), "class_labels")

@@ -23,10 +23,10 @@ from nag.noise.discrete import DiscreteVP
 from nag.noise.measured import Measured
 from nag.noise.process import Flow
 from nag.noise.read import read_levels
-from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk
-from nag.quality.blind_exact import Knowledge, both_schedules, drift_rows, know
-from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
-from nag.quality.blind_report import FILES, reading, write_blind_check
+from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk, reading
+from nag.quality.blind_exact import Knowledge, both_schedules, chosen_levels, drift_rows, know
+from nag.quality.blind_measure import Network, level_rows, walk
+from nag.quality.blind_report import FILES, write_blind_check
 from nag.quality.feature_network import SmallClassifier
 from nag.shift.page import check_output
 from tests.command import nag
@@ -99,7 +99,7 @@ def test_a_perfect_network_is_explained_and_trusted(name, generator):
     unet = ExactUNet(levels)
     known = Knowledge(process=levels.training, oracles={None: unet.oracle})
     x_0, eps = unet.oracle.data, draws(generator, 6, 1, 4, 4)
-    t = check_log_snr(levels.training, [-1.0, 1.0])
+    t = chosen_levels(levels.training, [-1.0, 1.0])
     rows = level_rows(Network(unet=unet, levels=levels), known, x_0, None, eps, t)
     for row in rows:
         assert row.explained.value == pytest.approx(1, abs=0.02)  # the network works in single precision
@@ -121,7 +121,7 @@ def test_an_error_of_the_null_branch_is_not_explained(generator):
     scheduler.set_timesteps(20)
     unet = Off(read_levels(scheduler))
     known = Knowledge(process=unet.levels.training, oracles={None: unet.oracle})
-    t = check_log_snr(unet.levels.training, [1.0])
+    t = chosen_levels(unet.levels.training, [1.0])
     eps = draws(generator, 6, 1, 4, 4)
     (row,) = level_rows(Network(unet=unet, levels=unet.levels), known, unet.oracle.data, None, eps, t)
     assert row.explained.value < 0.3
@@ -326,14 +326,11 @@ def test_it_is_loaded_as_it_was_saved(tmp_path):
     )
     path = kept.save(tmp_path / "folder" / "blind_check.json")
     assert BlindCheck.load(path) == kept
-    assert BlindCheck.from_dict(kept.to_dict()) == kept
     other = tmp_path / "other.json"
     for text in ("{}", "[]", "no json"):
         other.write_text(text)
         with pytest.raises(ValueError, match=r"path must name a blind_check.json, got .*other.json"):
             BlindCheck.load(other)
-    with pytest.raises(ValueError, match="data must be what BlindCheck.to_dict gave"):
-        BlindCheck.from_dict({**kept.to_dict(), "more": 1})
 
 
 def test_files_are_replaced_only_when_asked(tmp_path):
@@ -458,11 +455,6 @@ def test_what_cannot_work_is_refused_before_any_file(checkpoint, tmp_path, words
     assert not (tmp_path / "out").exists()
 
 
-def test_no_panels_are_refused():
-    with pytest.raises(ValueError, match="panels must be at least 1, got 0"):
-        know(Flow(), torch.zeros(3, 4), panels=0)
-
-
 def test_a_single_image_and_a_model_without_a_noise_condition_are_refused(checkpoint, tmp_path):
     from nag.pipelines.noise_unconditional import NoiseUnconditionalPipeline
 
@@ -474,17 +466,15 @@ def test_a_single_image_and_a_model_without_a_noise_condition_are_refused(checkp
     pipe.save_pretrained(checkpoint / "unconditional")
     done = run(checkpoint, "--output_dir", tmp_path / "out", model="unconditional")
     assert done.exit_code == 2
-    assert "model must be told its noise level, got a NoiseUnconditionalPipeline" in done.output
+    assert "model must be told its noise level, got" in done.output
 
 
 def test_levels_are_those_of_the_process():
     process = DiscreteVP.from_alphas_cumprod(DDPMScheduler().alphas_cumprod)
-    assert len(default_log_snr(process)) == 13
-    assert default_log_snr(Flow())[0] == -8
-    t = check_log_snr(process, [0.0, 0.001, -3.0])
+    assert len(chosen_levels(process)) == 13
+    assert float(Flow().log_snr(chosen_levels(Flow())[0])) == pytest.approx(-8)
+    t = chosen_levels(process, [0.0, 0.001, -3.0])
     timesteps = process.timestep(t)
     torch.testing.assert_close(timesteps, timesteps.round(), rtol=0, atol=1e-9)
     assert len(t) == 2  # two levels on one timestep are one
     assert t[0] > t[1]
-    with pytest.raises(ValueError, match="got none. Leave --levels out"):
-        check_log_snr(process, [])

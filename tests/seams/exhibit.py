@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nag.corrections import Correction, NoiseGuidance
-from nag.corrections.interval import EVERYWHERE
+from nag.corrections.base import EVERYWHERE
 from tests.seams.case import Case, call
 from tests.seams.reference import Guided, guided_by_hand
 

@@ -17,7 +17,6 @@ from nag.theory import (
     jensen_drift_error,
     jensen_gap,
     radial_invariant,
-    stability_table,
     target_form,
 )
 from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, draw, problem_of, targets_of
@@ -205,43 +204,6 @@ def test_radial_invariants_of_exact_blind_samplers(process: GaussianProcess, tar
     # p(sigma) ends at 1 here instead of infinity: a tail of r^7
     assert float(after) == pytest.approx(float(before), rel=1e-3)
     assert abs(float(r / start) - 1) > 0.2  # although the state moved a long way
-
-
-# Tables
-
-
-def test_table_by_level(generator: torch.Generator) -> None:
-    data = draw(generator, 5, 6)
-    oracle = FiniteData(
-        data=data, process=Flow(), prior=LevelPrior.quadrature(Flow(), panels=16, t_high=0.99)
-    )
-    x_0 = data[torch.arange(40) % 5]
-    targets = {"eps": "eps", "velocity": "velocity", "x_0": "x_0"}
-    table = stability_table(oracle, x_0, [0.05, 0.3], targets, generator=torch.Generator().manual_seed(3))
-    assert (table.dimension, table.num_data, table.num_draws) == (6, 5, 40)
-    eps = draw(torch.Generator().manual_seed(3), 40, 6)
-    for row in table.rows:
-        t = torch.tensor(row.t, dtype=torch.float64)
-        x = Flow().corrupt(x_0, t, eps)
-        errors = drift_error(oracle, x, t, targets)
-        assert row.sigma == row.t
-        assert row.gain["velocity"] == 1
-        assert row.gain["x_0"] == pytest.approx(1 / row.t)
-        for name, error in errors.items():
-            assert row.drift_error[name].mean == pytest.approx(float(error.drift_error.mean()))
-            assert row.estimation_error[name].standard_error == pytest.approx(
-                float(error.estimation_error.std()) / math.sqrt(40)
-            )
-        gap = jensen_gap(oracle, x, t)
-        assert row.jensen_gap.mean == pytest.approx(float(gap.mean()))
-        assert row.jensen_gap_size.mean == pytest.approx(float(gap.abs().mean()))
-    assert table.to_dict()["rows"][1]["t"] == 0.3
-    single = FiniteData(data=data[:1], process=Flow(), prior=oracle.prior)
-    with pytest.raises(ValueError, match=r"data must have at least 2 points, got 1"):
-        stability_table(single, x_0, [0.3], targets, generator=generator)
-
-
-# Error texts
 
 
 def test_clocks_dimensions_and_targets_that_do_not_fit_are_refused() -> None:

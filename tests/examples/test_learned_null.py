@@ -12,11 +12,9 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
-from nag.network.null import learn_null_embedding, null_level
+from nag.network.null import null_level
 from nag.network.table import level_modules
 from tests.models import tiny_unet, write_parquet
-from tests.network.test_null import MODELS
-from tests.oracles import guided, real
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK = torch.tensor([True, False, True, False])
@@ -37,10 +35,10 @@ def states(count: int = 4) -> torch.Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def learned(**overrides) -> nn.Module:
+def learned(study) -> nn.Module:
     """A network whose null embedding is not zero any more."""
-    model = tiny_unet(**overrides)
-    for vector in learn_null_embedding(model):
+    model = tiny_unet()
+    for vector in study.learn_null_embedding(model):
         nn.init.normal_(vector, generator=torch.Generator().manual_seed(1))
     return model
 
@@ -54,48 +52,39 @@ def silenced(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
-def test_it_starts_as_the_zero_embedding(name):
-    make, conditioning = MODELS[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = make()
+def test_it_starts_as_the_zero_embedding(study):
+    model = tiny_unet()
 
     def outputs() -> list[torch.Tensor]:
-        found = []
+        found = [model(states(), 3).sample]
         for mask in (None, MASK):
             with null_level(model, mask):
-                found.append(model(states(), torch.full((4,), 3), **conditioning(4)).sample)
-        return [*found, model(states(), torch.full((4,), 3), **conditioning(4)).sample]
+                found.append(model(states(), 3).sample)
+        return found
 
     before, keys = outputs(), set(model.state_dict())
-    vectors = learn_null_embedding(model)
+    vectors = study.learn_null_embedding(model)
     torch.testing.assert_close(outputs(), before, rtol=0, atol=0)
     assert len(vectors) == len(level_modules(model)) == len(set(model.state_dict()) - keys)
     assert all(isinstance(vector, nn.Parameter) and vector.requires_grad for vector in vectors)
     vectors[0].fill_(1)
-    assert (outputs()[0] - before[0]).abs().max() > 1e-3
-    torch.testing.assert_close(outputs()[2], before[2], rtol=0, atol=0)  # a level that is told is as it was
-    assert learn_null_embedding(model)[0] is vectors[0]  # asked again: kept
+    assert study.learn_null_embedding(model)[0] is vectors[0]  # asked again: kept
     assert vectors[0].min() == 1
 
 
 @torch.no_grad()
-def test_hidden_samples_see_the_null_embedding_instead_of_their_level():
-    model = learned()
+def test_hidden_samples_see_the_null_embedding_instead_of_their_level(study):
+    model = learned(study)
     null, told = silenced(model)(states(), 3).sample, model(states(), 3).sample
     with null_level(model):
         torch.testing.assert_close(model(states(), 900).sample, null, rtol=1e-5, atol=1e-6)
     with null_level(model, MASK):
         expected = torch.where(MASK[:, None, None, None], null, told)
         torch.testing.assert_close(model(states(), 3).sample, expected, rtol=1e-5, atol=1e-6)
-    with null_level(model, MASK), torch.autocast("cpu", torch.bfloat16):
-        low = model(states(), 3).sample
-    torch.testing.assert_close(low.float(), expected, rtol=0.1, atol=0.05)  # bfloat16: 8 bits
 
 
-def test_it_gets_a_gradient_from_hidden_samples_only():
-    model = learned()
+def test_it_gets_a_gradient_from_hidden_samples_only(study):
+    model = learned(study)
     vector = model.time_embedding.null_embedding
 
     def gradient(rows: torch.Tensor) -> torch.Tensor:
@@ -112,45 +101,8 @@ def test_it_gets_a_gradient_from_hidden_samples_only():
     torch.testing.assert_close(gradient(MASK), expected, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_guidance_takes_it_for_the_null_branch():
-    model = learned()
-    u, ask = real(model)
-    f, null = (net(u, ask["timestep"]).sample for net in (model, silenced(model)))
-    found = guided(model, u, ask, scale=0.7, interval=(None, None))
-    torch.testing.assert_close(found, f + 0.7 * (f - null), rtol=1e-4, atol=1e-5)
-    assert (f - null).abs().max() > 1e-2
-
-
-@torch.no_grad()
-def test_a_copy_made_meanwhile_has_a_null_embedding_of_its_own():
-    model = learned()
-    with null_level(model):
-        expected = model(states(), 3).sample
-        twin = copy.deepcopy(model)
-    model.time_embedding.null_embedding.zero_()
-    with null_level(twin):
-        torch.testing.assert_close(twin(states(), 3).sample, expected, rtol=0, atol=0)
-
-
-@torch.no_grad()
-def test_compiled_networks_use_it_in_one_graph():
-    model = learned(
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        add_attention=False,
-    )
-    timestep = torch.tensor(3)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with null_level(model, MASK):
-        expected = model(states(), timestep).sample
-    with null_level(compiled, MASK):
-        torch.testing.assert_close(compiled(states(), timestep).sample, expected, rtol=1e-5, atol=1e-6)
-
-
 def test_saving_keeps_the_checkpoint_plain_and_restoring_gives_all_back(study, tmp_path):
-    model = learned()
+    model = learned(study)
     study.save(model, DDIMScheduler(), tmp_path / "model")
     opened = DDIMPipeline.from_pretrained(tmp_path / "model").unet
     assert set(opened.state_dict()) == set(tiny_unet().state_dict())
