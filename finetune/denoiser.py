@@ -27,7 +27,7 @@ from nag.finetune.options import TrainingOptions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from nag.finetune.loop import Draws
+    from nag.finetune.stream import Draws
 
 __all__ = ["DenoiserOptions", "DenoiserTask", "run"]
 
@@ -258,7 +258,8 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     """Trains a denoiser and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, images_of, mix, train
+    from nag.finetune.loop import check_output_dir, images_of, train
+    from nag.finetune.stream import mix
 
     if (options.pretrained_model_name_or_path is None) == (options.model_config_name_or_path is None):
         raise ValueError(

@@ -20,7 +20,7 @@ from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
 from nag.shift.images import ImageTable, load_images
 
-__all__ = ["Draws", "Task", "check_output_dir", "images_of", "mix", "train", "weight_dtype"]
+__all__ = ["Task", "check_output_dir", "images_of", "train", "weight_dtype"]
 
 
 def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: Any) -> ImageTable:

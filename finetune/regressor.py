@@ -23,7 +23,7 @@ from nag.finetune.options import TrainingOptions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from nag.finetune.loop import Draws
+    from nag.finetune.stream import Draws
     from nag.shift.images import ImageTable
 
 __all__ = ["RegressorOptions", "RegressorTask", "fit", "run"]
@@ -156,7 +156,8 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     """Trains a regressor and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, images_of, mix, train
+    from nag.finetune.loop import check_output_dir, images_of, train
+    from nag.finetune.stream import mix
     from nag.load import NAGPipeline
     from nag.network.regressor import NoiseLevelRegressor
     from nag.network.table import architecture_of

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from nag.blind.energy import energy_gradient
 from nag.finetune import denoiser
 from nag.finetune.denoiser import DenoiserOptions
-from nag.finetune.loop import Draws
+from nag.finetune.stream import Draws
 from nag.finetune.training_objectives import new_scheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
@@ -205,7 +205,7 @@ def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
     ("change", "text"),
     [
         ({"objective": "adm"}, "must predict 2 channels, got 1. The objective learns a variance"),
-        ({"objective": "flow", "energy": "dot"}, "energy must be left out for objective flow, got 'dot'"),
+        ({"objective": "flow", "energy": "dot"}, "energy.*got 'dot'"),
         (
             {"objective": "edm", "null_loss_weight": "1/sigma"},
             "null_loss_weight must be uniform for objective edm",
@@ -221,13 +221,10 @@ def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
         ),
         (
             {"objective": "eqm", "level_dropout": 1.0, "energy": "dot", "compile": True},
-            "compile must be off with an energy, got energy 'dot'",
+            "compile.*got energy 'dot'",
         ),
-        ({"objective": "eqm"}, "level_dropout must be 1 for objective eqm, got 0.1"),
-        (
-            {"objective": "eqm", "level_dropout": 1.0, "eqm_interpolation": 0.0},
-            "interpolation must be between 0 and 1, got 0.0",
-        ),
+        ({"objective": "eqm"}, "level_dropout.*got 0.1"),
+        ({"objective": "eqm", "level_dropout": 1.0, "eqm_interpolation": 0.0}, "interpolation.*got 0.0"),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, change, text):
@@ -252,7 +249,5 @@ def test_a_checkpoint_keeps_its_schedule_where_the_objective_is_its_own(options,
 def test_a_run_of_another_objective_is_not_resumed(options):
     denoiser.run(replace(options, objective="flow", level_dropout=1.0, checkpointing_steps=2))
     other = replace(options, objective="ddpm", level_dropout=1.0, resume_from_checkpoint="latest")
-    with pytest.raises(
-        ValueError, match="resume_from_checkpoint must belong to this run, got objective flow there"
-    ):
+    with pytest.raises(ValueError, match="resume_from_checkpoint.*got objective flow there"):
         denoiser.run(other)

@@ -66,7 +66,7 @@ def test_stopped_images_rest_and_cost_nothing(unet: UNet2DModel) -> None:
     threshold = float(norms.sort().values[:2].mean())  # one image rests where it is
     settings = {"latents": noise, "batch_size": 3, "gradient_norm_threshold": threshold}
     handle = unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    with pytest.warns(UserWarning, match="gradient_norm_threshold must be met to stop, got 2 of 3"):
+    with pytest.warns(UserWarning, match="gradient_norm_threshold.*got 2 of 3"):
         output = pipe(num_inference_steps=2, output_type="latent", **settings)
     handle.remove()
     assert sizes == [3, 2]
@@ -156,9 +156,9 @@ def test_bad_arguments(unet: UNet2DModel, settings: dict, text: str) -> None:
 
 
 def test_wrong_components(unet: UNet2DModel) -> None:
-    with pytest.raises(TypeError, match="scheduler must be an EquilibriumMatchingScheduler, got DDIMSched"):
+    with pytest.raises(TypeError, match="scheduler.*got DDIMSched"):
         EqMPipeline(unet, DDIMScheduler())
-    with pytest.raises(ValueError, match="energy must be one of dot, squared_norm, or None, got 'l2'"):
+    with pytest.raises(ValueError, match="energy.*got 'l2'"):
         pipeline(unet, "l2")
     with pytest.raises(ValueError, match="divides its output by the noise level"):
         latent(pipeline(tiny_unet(time_embedding_type="fourier")))

@@ -156,11 +156,11 @@ def test_bad_arguments(unet: UNet2DModel, settings: dict, text: str) -> None:
 
 
 def test_other_refusals(unet: UNet2DModel) -> None:
-    with pytest.raises(ValueError, match="eta must be 0 for EulerDiscreteScheduler, got 0.5"):
+    with pytest.raises(ValueError, match="eta.*got 0.5"):
         plain(unet, EulerDiscreteScheduler())(eta=0.5)
     with pytest.raises(ValueError, match="class_labels.*got 0 for one of None"):
         plain(tiny_unet(class_embed_type="timestep"))(class_labels=0)
-    with pytest.raises(TypeError, match="unet must be a UNet2DModel, got DDIMScheduler"):
+    with pytest.raises(TypeError, match="unet.*got DDIMScheduler"):
         UNet2DPipeline(DDIMScheduler(), DDIMScheduler())
 
 

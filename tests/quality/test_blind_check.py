@@ -464,7 +464,7 @@ def test_a_single_image_and_a_model_without_a_noise_condition_are_refused(checkp
     pipe.save_pretrained(checkpoint / "unconditional")
     done = run(checkpoint, "--output_dir", tmp_path / "out", model="unconditional")
     assert done.exit_code == 2
-    assert "model must be told its noise level, got a NoiseUnconditionalPipeline" in done.output
+    assert "model must be told its noise level, got" in done.output
 
 
 def test_levels_are_those_of_the_process():
