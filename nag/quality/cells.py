@@ -75,11 +75,7 @@ class _Run:
 def arguments_of_candidates(
     bench: Bench, schedulers: Mapping[str | None, Any], methods: Sequence[Method]
 ) -> dict[str, dict[str, Any]]:
-    """The arguments of all candidates for the pipeline, by their labels; a calibration is still to be added.
-
-    Raises:
-        ValueError: if no scheduler can run one of them; one that some cannot run is marked in its cells.
-    """
+    """The arguments of all candidates for the pipeline, by their labels; a calibration is still to be added."""
     pipe, found = bench.pipeline, {}
 
     def reason(scheduler: Any, candidate: Method, arguments: dict[str, Any]) -> str | None:
