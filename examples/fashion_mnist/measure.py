@@ -106,8 +106,8 @@ class Bench:
 
     def shift(self, name: str, steps: int, seed: int, samples: int, judge: bool, **arguments: Any) -> Any:
         """The noise shift of one run, by the judge on the test images or by the regressor on the calibration images."""
-        from nag.quality.bench import balanced_labels
         from nag.shift import forward_reference, measure_shift, record
+        from nag.shift.calls import balanced_labels
 
         estimator = self.judge if judge else self.regressor
         images = self.test_images if judge else self.calibration_images
@@ -136,9 +136,8 @@ class Bench:
         """Features of `count` samples, `(count, F)`."""
         import torch
 
-        from nag.quality.bench import balanced_labels
         from nag.quality.feature_network import extract_features
-        from nag.shift.calls import sample_generators
+        from nag.shift.calls import balanced_labels, sample_generators
 
         self.use(name)
         labels, found = balanced_labels(10, count), []
@@ -201,8 +200,8 @@ def file_name(name: str) -> str:
 
 def calibration_table(bench: Bench, name: str, steps: int) -> Path:
     """The file that holds the calibration of a sampler, measured once on the table's seed."""
-    from nag.quality.bench import balanced_labels
     from nag.shift.calibrate import calibrate
+    from nag.shift.calls import balanced_labels
 
     path = bench.output / f"calibration-{file_name(name)}.json"
     if not path.exists():

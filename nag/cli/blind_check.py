@@ -63,8 +63,6 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
     from nag.quality.bench import (
-        balanced_labels,
-        classes_of,
         feature_network,
         held_out_images,
         load_pipeline,
@@ -75,7 +73,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     from nag.quality.blind_measure import Network, level_rows, walk
     from nag.quality.blind_report import FILES, write_blind_check
     from nag.quality.feature_network import extract_features
-    from nag.shift.calls import main_network, takes
+    from nag.shift.calls import balanced_labels, classes_of, main_network, takes
     from nag.shift.page import check_output
 
     _check(options)

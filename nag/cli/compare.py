@@ -149,7 +149,6 @@ def load(
     from nag.network.regressor import NoiseLevelRegressor, fingerprint
     from nag.noise.read import read_settings
     from nag.quality.bench import (
-        check_sampler,
         configured_schedulers,
         feature_network,
         held_out_images,
@@ -186,7 +185,7 @@ def load(
         judge = NoiseLevelRegressor.from_pretrained(options.judge).to(pipe.device).float().eval()
         if judge.config.kind == "frozen":
             judge.attach_backbone(main_network(pipe))
-    check_sampler(bench, schedulers.values())
+    bench.check_sampler(schedulers.values())
     arguments = arguments_of_candidates(bench, schedulers, methods)
     with_labels = any(one is not None and one.config.uses_class for one in (pipe.regressor, judge))
     images, labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)

@@ -76,7 +76,6 @@ def run(options: TuneOptions) -> Entry:
     from nag.corrections.tuned import FILE_NAME, Sampler, refuse_known, save_entry
     from nag.network.regressor import fingerprint
     from nag.quality.bench import (
-        check_sampler,
         configured_schedulers,
         feature_network,
         open_bench,
@@ -105,7 +104,7 @@ def run(options: TuneOptions) -> Entry:
     )
     pipe, settings = bench.pipeline, read_assignments(options.scheduler_config)
     (pipe.scheduler,) = configured_schedulers([options.scheduler], pipe.scheduler, settings).values()
-    check_sampler(bench, [pipe.scheduler])
+    bench.check_sampler([pipe.scheduler])
     sampler = Sampler.of(pipe.scheduler, options.steps, **sampler_of(pipe, bench.arguments))
     refuse_known(output, sampler, overwrite=options.overwrite)
     print(scheduler_line(pipe.scheduler))
@@ -245,7 +244,6 @@ def _space(bench: Bench, options: TuneOptions) -> Space:
     from nag.corrections.base import PURE_NOISE
     from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
-    from nag.quality.bench import why_not
     from nag.quality.tune import Space
 
     scheduler = make_scheduler(None, bench.pipeline.scheduler)
@@ -257,7 +255,7 @@ def _space(bench: Bench, options: TuneOptions) -> Space:
             arguments: dict[str, Any] = {"noise_calibration": [None] * len(levels)}
         else:
             arguments = {"corrections": [NoiseGuidance(scale=1.0, mode=form, interval=(None, None))]}
-        reason = why_not(bench.pipeline, scheduler, bench.conditions, arguments, steps=options.steps)
+        reason = bench.why_not(scheduler, arguments, steps=options.steps)
         if form == "calibrated" and bench.regressor is None:
             reason = (
                 "regressor must be given for the form 'calibrated', got None. Train one with "

@@ -25,11 +25,10 @@ from nag.files import written_file
 from nag.noise.measured import Measured
 from nag.noise.named import make_scheduler
 from nag.noise.relevel import require_calibratable
-from nag.quality.bench import Bench, why_not
+from nag.quality.bench import Bench
 from nag.quality.comparison import Cell, SeedResult, cell_name
-from nag.quality.distances import frechet_distance_of_moments
+from nag.quality.distances import FeatureMoments, frechet_distance_of_moments
 from nag.quality.measures import frechet_resamples, measure_quality
-from nag.quality.moments import FeatureMoments
 from nag.quality.sampling import Cost, Sampled, count_cost, largest_steps, within
 from nag.seams.attach import sampler_of
 from nag.shift import ForwardReference, forward_reference, measure_shift, record
@@ -76,11 +75,7 @@ class _Run:
 def arguments_of_candidates(
     bench: Bench, schedulers: Mapping[str | None, Any], methods: Sequence[Method]
 ) -> dict[str, dict[str, Any]]:
-    """The arguments of all candidates for the pipeline, by their labels; a calibration is still to be added.
-
-    Raises:
-        ValueError: if no scheduler can run one of them; one that some cannot run is marked in its cells.
-    """
+    """The arguments of all candidates for the pipeline, by their labels; a calibration is still to be added."""
     pipe, found = bench.pipeline, {}
 
     def reason(scheduler: Any, candidate: Method, arguments: dict[str, Any]) -> str | None:
@@ -93,7 +88,7 @@ def arguments_of_candidates(
             made = make_scheduler(None, scheduler)
             made.set_timesteps(10)
             arguments = arguments | {"noise_calibration": [None] * len(made.timesteps)}
-        return why_not(pipe, scheduler, bench.conditions, arguments)
+        return bench.why_not(scheduler, arguments)
 
     unstochastic = {name: value for name, value in bench.arguments.items() if name != "eta"}
     for candidate in (one for method in methods for one in method.candidates()):
@@ -234,8 +229,8 @@ class Comparison:
             sampled = self.choosing.sample(run.arguments, self.sizes.seed, self.sizes.tune_samples)
         except Diverged:
             return row | {"frechet": None}
-        own, real = FeatureMoments(), self.choosing.reference.moments
-        own.update(sampled.features.to(real.mean.device))
+        real = self.choosing.reference.moments
+        own = FeatureMoments(sampled.features.to(real.mean.device))
         return row | {
             "frechet": frechet_distance_of_moments(own.mean, own.covariance, real.mean, real.covariance)
         }

@@ -129,11 +129,7 @@ def save_cell(path: Path, cell: Cell) -> None:
 
 
 def load_cell(path: Path) -> Cell:
-    """Reads what `save_cell` wrote.
-
-    Raises:
-        ValueError: if it is something else.
-    """
+    """Reads what `save_cell` wrote."""
     try:
         return cattrs.structure(read_json(path), Cell)
     except (cattrs.BaseValidationError, TypeError) as error:
@@ -165,11 +161,7 @@ def _error(resampled: np.ndarray) -> float:
 
 
 def difference(cell: Cell, other: Cell) -> Measured:
-    """Frechet distance of a cell minus that of another, negative if the first is better; see the module's text.
-
-    Raises:
-        ValueError: if the two were not sampled with the same seeds and numbers of samples.
-    """
+    """Frechet distance of a cell minus that of another, negative if the first is better; see the module's text."""
     own, others = (
         [(row.seed, row.quality.num_samples, len(row.frechet_resamples)) for row in one.results]
         for one in (cell, other)

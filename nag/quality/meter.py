@@ -29,9 +29,8 @@ from nag.files import written_file
 from nag.noise.measured import Measured
 from nag.noise.read import read_levels
 from nag.quality.bench import Bench
-from nag.quality.distances import frechet_distance_of_moments, manifolds
+from nag.quality.distances import FeatureMoments, frechet_distance_of_moments, manifolds
 from nag.quality.measures import NEIGHBOURS, frechet_difference, measure_quality
-from nag.quality.moments import FeatureMoments
 from nag.quality.reference import ReferenceFeatures
 from nag.quality.sampling import count_cost
 from nag.shift.forward import Diverged
@@ -159,9 +158,8 @@ class Meter:
                 parts.append(self._features(candidate, int(words[0]), bounds[part + 1] - bounds[part]))
         except Diverged:
             return None
-        features, moments = torch.cat(parts[: rung + 1]), FeatureMoments()
-        moments.update(features)
-        real = self.bench.reference.moments
+        features = torch.cat(parts[: rung + 1])
+        moments, real = FeatureMoments(features), self.bench.reference.moments
         recall = recall_of(features, self.bench.reference)
         return Reading(
             frechet=frechet_distance_of_moments(moments.mean, moments.covariance, real.mean, real.covariance),

@@ -53,9 +53,9 @@ def test_a_difference_is_the_paired_bootstrap():
     real, shared = (torch.randn(300, 3, generator=generator) for _ in range(2))
     first = shared + 0.3
     second = 1.1 * shared + 0.1 * torch.randn(300, 3, generator=generator)
-    reference = reference_features(
-        real[:, :, None, None].clamp(-1, 1), lambda x: x.flatten(1), network_fingerprint="id"
-    )
+    network = torch.nn.Flatten()
+    network.fingerprint = "id"
+    reference = reference_features(real[:, :, None, None].clamp(-1, 1), network)
     cells = []
     for features in (first, second):
         value, resampled = frechet_resamples(features, reference, resamples=30, seed=7)
