@@ -4,6 +4,7 @@ References:
     Is Noise Conditioning Necessary for Denoising Generative Models?, Sun 2025, arXiv 2502.13129.
 """
 
+import inspect
 import os
 from typing import Any, Self
 
@@ -27,9 +28,6 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
         noise_condition: whether to tell the network its level where the call does not say; saved with the pipeline. True is
             for a network that was trained with its level and has a scheduler that only this pipeline serves.
 
-    Raises:
-        TypeError: if the network is not a UNet2DModel.
-
     Example:
         ```python
         pipe = NoiseUnconditionalPipeline.from_pretrained("my-blind-model")
@@ -44,11 +42,7 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Loads a checkpoint; arguments as for `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: if the checkpoint is of an explicit energy, whose field is not what the network gives.
-        """
+        """Loads a checkpoint, but not one of an explicit energy, whose field is not what the network gives."""
         index = fetch_beside(pretrained_model_name_or_path, "model_index.json", **hub_options(kwargs))
         energy = None if index is None else read_json(index).get("energy")
         if energy is not None:
@@ -74,3 +68,15 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes the checkpoint's folder, whole or not at all."""
         SafePipeline.save_pretrained(self, save_directory, **kwargs)
+
+
+def _with_noise_condition() -> inspect.Signature:
+    """The plain pipeline's arguments and `noise_condition`, for `help` and for those who look which arguments there are."""
+    plain = inspect.signature(unet2d.UNet2DPipeline.__call__)
+    own = inspect.Parameter(
+        "noise_condition", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+    )
+    return plain.replace(parameters=[*plain.parameters.values(), own])
+
+
+NoiseUnconditionalPipeline.__call__.__signature__ = _with_noise_condition()  # type: ignore[attr-defined]

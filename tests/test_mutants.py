@@ -39,7 +39,7 @@ nag/seams/listening.py | del vars(owner)[name] | pass | seams/test_laws.py
 nag/network/swap.py | module.__class__ = cls | pass | network/test_null.py
 nag/network/null.py | null, embedding) | embedding, null) | network/test_null.py
 nag/network/regressor.py | + self.variance.log() | - self.variance.log() | network/test_regressor.py
-finetune/losses.py | end(upper), wanted | end(lower), wanted | finetune/test_training_objectives.py
+finetune/training_objectives.py | end(upper), wanted | end(lower), wanted | finetune/test_training_objectives.py
 nag/shift/density.py | len(values) ** -0.2 | len(values) ** 0.2 | shift/test_density.py
 nag/shift/response.py | -0.5 * (level - nominal) | 0.5 * (level - nominal) | shift/test_shift.py
 nag/shift/forward.py | sample_generators(seed, count, | sample_generators(seed, 0, | shift/test_shift.py

@@ -36,23 +36,24 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
 from cifar10_data import write_splits
 from scales import SCALES, Scale
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 STOPPED = 130
 TRAIN = (
-    "finetune denoiser --model_config_name_or_path {out}/unet.json --train_data_dir {out}/data --output_dir {out}/base "
+    "finetune denoiser --model_config_name_or_path {out}/unet.json --data {out}/data --output_dir {out}/base "
     "--resume_from_checkpoint latest --random_flip --level_dropout 0 --no_clip_sample --timestep_spacing trailing "
 )
 DROPOUT = (
-    "finetune denoiser --pretrained_model_name_or_path {out}/base --train_data_dir {out}/data --output_dir {out}/model "
+    "finetune denoiser --pretrained_model_name_or_path {out}/base --data {out}/data --output_dir {out}/model "
     "--resume_from_checkpoint latest --random_flip --level_dropout 0.2 "
 )
 REGRESSOR = (
-    "finetune regressor --pretrained_model_name_or_path {out}/model --train_data_dir {out}/data "
-    "--calibration_data_dir {out}/data/heldout.parquet --output_dir {out}/model/regressor --kind frozen "
+    "finetune regressor --pretrained_model_name_or_path {out}/model --data {out}/data "
+    "--held_out_data {out}/data/heldout.parquet --output_dir {out}/model/regressor --kind frozen "
     "--resume_from_checkpoint latest "
 )
 CALIBRATE = "calibrate {out}/model --data {out}/data/heldout.parquet --scheduler ddim --overwrite "
@@ -244,19 +245,13 @@ def check(run: Run, stage: str | None) -> list[str]:
 
 
 def main(
-    data: Annotated[Path, typer.Option("--data", help="Folder with CIFAR-10: tiles or parquet files.")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the results.")],
-    scale: Annotated[ScaleName, typer.Option("--scale", help="The form of the example.")] = ScaleName.GPU,
-    stage: Annotated[str | None, typer.Option("--stage", help="Do this stage only.")] = None,
-    class_conditional: Annotated[
-        bool, typer.Option("--class_conditional", help="Train a class-conditional denoiser.")
-    ] = False,
-    features: Annotated[
-        Path | None, typer.Option("--features", help="TorchScript file of FID's Inception network.")
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option("--minutes", help="Stop a stage after so many minutes; the next call goes on.")
-    ] = 8.0,
+    data: Annotated[Path, arg(help="Folder with CIFAR-10: tiles or parquet files.")],
+    output_dir: Annotated[Path, arg(help="Folder of the results.")],
+    scale: Annotated[ScaleName, arg(help="The form of the example.")] = ScaleName.GPU,
+    stage: Annotated[str | None, arg(help="Do this stage only.")] = None,
+    class_conditional: Annotated[bool, arg(help="Train a class-conditional denoiser.")] = False,
+    features: Annotated[Path | None, arg(help="TorchScript file of FID's Inception network.")] = None,
+    minutes: Annotated[float, arg(help="Stop a stage after so many minutes; the next call goes on.")] = 8.0,
 ) -> None:
     """Train on CIFAR-10, fine-tune with level dropout, and compare."""
     if not minutes > 0:
@@ -282,4 +277,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True, config=(tyro.conf.EnumChoicesFromValues,))

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
 from published import DIFFERENCES, RESAMPLED, picked
 from run import RESULTS, STUDIES
+from tyro.conf import Positional, arg
 
 from nag.files import read_json, written_file
 
@@ -102,16 +103,14 @@ def in_order(studies: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main(
-    studies: Annotated[list[str], typer.Argument(help="Studies of run.py.")],
-    data_dir: Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16.")] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the cells.")] = Path(
-        "outputs/again"
-    ),
+    studies: Annotated[Positional[tuple[str, ...]], arg(help="Studies of run.py.")],
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16.")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="Folder of the cells.")] = Path("outputs/again"),
 ) -> None:
     """Sample published rows again for their errors."""
     unknown = sorted(set(studies) - set(STUDIES))
     if unknown:
-        raise typer.BadParameter(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
     stages: dict[str, Any] = {}
     cells: dict[str, dict[str, Any]] = {study: {} for study in studies}
 
@@ -130,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -318,7 +319,7 @@ def picture(path: Path) -> None:
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Compare and write nothing.")] = False,
+    check: Annotated[bool, arg(help="Compare and write nothing.")] = False,
 ) -> None:
     """Write docs/evidence.md, docs/images/pareto.png and the README's table."""
     files = {ROOT / "docs" / "evidence.md": page(), ROOT / "README.md": readme()}
@@ -331,4 +332,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -30,7 +31,7 @@ from run import RESULTS, STUDIES  # noqa: E402
 from train import COMMON, MODELS, call  # noqa: E402
 
 if TYPE_CHECKING:
-    from nag.finetune.options import DenoiserOptions
+    from nag.finetune.denoiser import DenoiserOptions
     from nag.quality.comparison import Cell
 
 STUDY, ZERO = "dropout_10_800", "small_ft_10_800"
@@ -88,14 +89,14 @@ def flags_of(models: Path, data: Path) -> dict[str, Any]:
     name, flags = MODELS[ZERO]
     places = {
         "pretrained_model_name_or_path": str(models / "small_base"),
-        "train_data_dir": data / f"{name}_16",
+        "data": data / f"{name}_16",
     }
     return COMMON | flags | places | {"checkpointing_steps": 100}
 
 
 def options_of(models: Path, data: Path, **changes: Any) -> DenoiserOptions:
     """The same as options, for another folder."""
-    from nag.finetune.options import DenoiserOptions
+    from nag.finetune.denoiser import DenoiserOptions
 
     return DenoiserOptions(**(flags_of(models, data) | {"output_dir": models / LEARNED} | changes))
 
@@ -121,7 +122,7 @@ def train_model(models: Path, data: Path) -> None:
     learn_null_embedding(unet)
     task = Task(unet, pipe.scheduler, options)
     table = load_images(
-        train_data_dir=options.train_data_dir,
+        data=options.data,
         channels=unet.config.in_channels,
         resolution=unet.config.sample_size,
         label_column=options.label_column,
@@ -140,7 +141,7 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
 
     unet = pipes["learned"].unet
     table = load_images(
-        train_data_dir=data / "fashion_mnist_16" / "heldout.parquet",
+        data=data / "fashion_mnist_16" / "heldout.parquet",
         channels=unet.config.in_channels,
         resolution=unet.config.sample_size,
         label_column="label",
@@ -244,13 +245,9 @@ def row(null: str, cell: Cell, plain: Cell, zeros: Cell) -> dict[str, Any]:
 
 
 def main(
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
-        "outputs/models"
-    ),
-    data_dir: Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16.")] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the rows.")] = Path(
-        "outputs/evidence"
-    ),
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/models"),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16.")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="Folder of the rows.")] = Path("outputs/evidence"),
 ) -> None:
     """Compare a learned null embedding with zeros."""
     import torch
@@ -287,4 +284,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

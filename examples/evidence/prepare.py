@@ -39,8 +39,9 @@ from typing import Annotated
 
 import datasets
 import numpy as np
-import typer
+import tyro
 from PIL import Image
+from tyro.conf import Positional, arg
 
 HELD_OUT, HELD_OUT_SHARE, TEST_PER_CLASS, SEED = 300, 0.05, 200, 0
 DRAWINGS = {
@@ -253,10 +254,10 @@ def write(path: Path, images: np.ndarray, labels: np.ndarray, names: list[str]) 
 
 
 def main(
-    target: Annotated[Target, typer.Argument(help="Which set to make.")],
-    source: Annotated[Path, typer.Argument(help="The unpacked package.")],
-    output: Annotated[Path, typer.Argument(help="Folder for train.parquet, heldout.parquet, test.parquet.")],
-    size: Annotated[int, typer.Option("--size", help="Height and width: 8, 16 or 32.")] = 16,
+    target: Annotated[Positional[Target], arg(help="Which set to make.")],
+    source: Annotated[Positional[Path], arg(help="The unpacked package.")],
+    output: Annotated[Positional[Path], arg(help="Folder for train.parquet, heldout.parquet, test.parquet.")],
+    size: Annotated[int, arg(help="Height and width: 8, 16 or 32.")] = 16,
 ) -> None:
     """Make a set of small gray images in ten classes."""
     if size not in (8, 16, 32):
@@ -278,4 +279,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True, config=(tyro.conf.EnumChoicesFromValues,))

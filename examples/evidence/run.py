@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import Positional, arg
 
 from nag.files import written_file
 
@@ -263,22 +264,16 @@ def publish(study: str, output: Path) -> None:
 
 
 def main(
-    studies: Annotated[list[str] | None, typer.Argument(help="Studies to run; default: all.")] = None,
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
-        "outputs/models"
-    ),
-    data_dir: Annotated[
-        Path, typer.Option("--data_dir", help="Holds fashion_mnist_16, mnist_16, ...")
-    ] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Cells and reports.")] = Path(
-        "outputs/evidence"
-    ),
-    show: Annotated[bool, typer.Option("--show", help="Print the commands and run nothing.")] = False,
+    studies: Annotated[Positional[tuple[str, ...]], arg(help="Studies to run; default: all.")] = (),
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/models"),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16, mnist_16, ...")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="Cells and reports.")] = Path("outputs/evidence"),
+    show: Annotated[bool, arg(help="Print the commands and run nothing.")] = False,
 ) -> None:
     """Run the comparisons of docs/evidence.md."""
     unknown = sorted(set(studies or []) - set(STUDIES))
     if unknown:
-        raise typer.BadParameter(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
     for study in studies or STUDIES:
         words = command(study, output_dir, models, data_dir)
         print("nag " + " ".join(words[2:]), flush=True)
@@ -288,4 +283,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import tyro
+from tyro.conf import Positional, arg
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "fashion_mnist" / "model"
@@ -83,7 +84,7 @@ HEADS: dict[str, tuple[str, dict[str, object]]] = {
             "max_train_steps": 1000,
             "learning_rate": 0.003,
             "ema_max_decay": 0.99,
-            "calibration_samples": 300,
+            "held_out_samples": 300,
         },
     )
     for name in SETS
@@ -101,27 +102,23 @@ def call(kind: str, output: Path, flags: dict[str, object]) -> None:
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="Models to train; default: all.")] = None,
-    data_dir: Annotated[
-        Path, typer.Option("--data_dir", help="Holds fashion_mnist_16, mnist_16, ...")
-    ] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="One folder per model.")] = Path(
-        "outputs/models"
-    ),
+    names: Annotated[Positional[tuple[str, ...]], arg(help="Models to train; default: all.")] = (),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16, mnist_16, ...")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="One folder per model.")] = Path("outputs/models"),
 ) -> None:
     """Train the models of docs/evidence.md."""
     unknown = sorted(set(names or []) - set(MODELS))
     if unknown:
-        raise typer.BadParameter(f"names must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"names must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
     for name in names or MODELS:
         data, flags = MODELS[name]
         base = flags.get("pretrained_model_name_or_path")
         if isinstance(base, str):
             flags = flags | {"pretrained_model_name_or_path": output_dir / base}
-        where = {"train_data_dir": data_dir / f"{data}_16"}
+        where = {"data": data_dir / f"{data}_16"}
         call("denoiser", output_dir / name, COMMON | where | flags)
         if name in HEADS:
-            held_out = {"calibration_data_dir": data_dir / f"{data}_16" / "heldout.parquet"}
+            held_out = {"held_out_data": data_dir / f"{data}_16" / "heldout.parquet"}
             model = {"pretrained_model_name_or_path": output_dir / name}
             common = {key: value for key, value in COMMON.items() if key != "num_validation_images"}
             call(
@@ -132,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 FASHION = HERE.parent / "fashion_mnist"
@@ -38,10 +39,10 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def main(
-    output: Annotated[Path, typer.Option("--output", help="JSON file of the rows.")],
-    reference: Annotated[Path, typer.Option("--reference", help="Images the distances are taken to.")],
-    num_samples: Annotated[int, typer.Option("--num_samples", help="Samples per seed.")] = 1000,
-    seeds: Annotated[list[int], typer.Option("--seeds", help="Seeds of the samples.")] = [101],  # noqa: B006
+    output: Annotated[Path, arg(help="JSON file of the rows.")],
+    reference: Annotated[Path, arg(help="Images the distances are taken to.")],
+    num_samples: Annotated[int, arg(help="Samples per seed.")] = 1000,
+    seeds: Annotated[tuple[int, ...], arg(help="Seeds of the samples.")] = (101,),
 ) -> None:
     """Measure how calibration tables carry over."""
     import numpy as np
@@ -73,9 +74,7 @@ def main(
     network = load_feature_network(str(FASHION / "model" / "classifier"))
 
     def images(path: Path) -> Any:
-        return load_images(
-            train_data_dir=path, channels=1, resolution=16, label_column="label", progress=False
-        )
+        return load_images(data=path, channels=1, resolution=16, label_column="label", progress=False)
 
     held_out = images(FASHION / "data" / "calibration.parquet").tensor()[:500]
     real = images(reference)
@@ -119,7 +118,7 @@ def main(
 
     before = json.loads(output.read_text()) if output.exists() else {"rows": {}}
     if before["rows"] and (before["num_samples"], before["seeds"]) != (num_samples, list(seeds)):
-        raise typer.BadParameter(
+        raise SystemExit(
             f"output must have been measured with {num_samples} samples of the seeds {seeds}, got {output} with "
             f"{before['num_samples']} of {before['seeds']}. Name another file."
         )
@@ -172,4 +171,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

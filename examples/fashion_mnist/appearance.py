@@ -16,15 +16,19 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 
 
 def main(
-    num_images: Annotated[int, typer.Option("--num_images", help="Held-out images.")] = 500,
-    seed: Annotated[int, typer.Option("--seed", help="Of the noise.")] = 0,
-    regressors: Annotated[list[str], typer.Option("--regressor", help="Of full, judge.")] = ["judge", "full"],  # noqa: B006
+    num_images: Annotated[int, arg(help="Held-out images.")] = 500,
+    seed: Annotated[int, arg(help="Of the noise.")] = 0,
+    regressors: Annotated[tuple[str, ...], arg(aliases=["--regressor"], help="Of full, judge.")] = (
+        "judge",
+        "full",
+    ),
 ) -> None:
     """Measure the shift that another contrast or a slight blur makes."""
     import torch
@@ -37,9 +41,7 @@ def main(
     from nag.shift.images import load_images
     from nag.shift.response import ResponseCurve
 
-    loaded = load_images(
-        train_data_dir=HERE / "data" / "test.parquet", channels=1, resolution=16, label_column="label"
-    )
+    loaded = load_images(data=HERE / "data" / "test.parquet", channels=1, resolution=16, label_column="label")
     images = loaded.tensor()[:num_images]
 
     def blurred(width: float) -> torch.Tensor:
@@ -72,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

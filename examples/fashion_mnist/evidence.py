@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import tyro
 from measure import METHODS, MODEL, SETTINGS
+from tyro.conf import Positional, arg
 
 
 def tables(folder: Path) -> str:
@@ -143,8 +144,8 @@ def draw(folder: Path, path: Path) -> None:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder of the cells.")],
-    picture: Annotated[Path | None, typer.Option("--picture", help="Draw the picture there instead.")] = None,
+    folder: Annotated[Positional[Path], arg(help="Folder of the cells.")],
+    picture: Annotated[Path | None, arg(help="Draw the picture there instead.")] = None,
 ) -> None:
     """Print the tables, or draw the picture."""
     if picture is None:
@@ -154,4 +155,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

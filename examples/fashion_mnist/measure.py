@@ -18,7 +18,8 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 MODEL, DATA = HERE / "model", HERE / "data"
@@ -76,7 +77,7 @@ class Bench:
         self.frozen.attach_backbone(self.pipe.unet)
         images = {
             name: load_images(
-                train_data_dir=DATA / f"{name}.parquet", channels=1, resolution=16, progress=False
+                data=DATA / f"{name}.parquet", channels=1, resolution=16, progress=False
             ).tensor()
             for name in ("calibration", "test")
         }
@@ -86,9 +87,7 @@ class Bench:
         if not cache.exists():
             import numpy as np
 
-            real = load_images(
-                train_data_dir=reference_data, channels=1, resolution=16, progress=False
-            ).tensor()
+            real = load_images(data=reference_data, channels=1, resolution=16, progress=False).tensor()
             part = cache.with_name(f".{os.getpid()}.npy")
             np.save(part, extract_features(self.classifier, real).numpy())
             os.replace(part, cache)
@@ -315,25 +314,17 @@ def run_gradient(bench: Bench) -> None:
 
 
 def main(
-    regressor: Annotated[
-        Path, typer.Option("--regressor", help="Regressor that tunes and calibrates.")
-    ] = HERE / "regressors" / "full",
-    judge: Annotated[Path, typer.Option("--judge", help="Regressor that judges.")] = HERE
+    regressor: Annotated[Path, arg(help="Regressor that tunes and calibrates.")] = HERE
     / "regressors"
-    / "judge",
-    frozen: Annotated[Path, typer.Option("--frozen", help="Frozen head, for the gradient form.")] = HERE
-    / "regressors"
-    / "frozen",
-    reference_data: Annotated[
-        Path, typer.Option("--reference_data", help="test.parquet at 16x16, 10,000 images.")
-    ] = Path("data/fashion_mnist_16/test.parquet"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the cells.")] = Path(
-        "outputs/evidence"
+    / "full",
+    judge: Annotated[Path, arg(help="Regressor that judges.")] = HERE / "regressors" / "judge",
+    frozen: Annotated[Path, arg(help="Frozen head, for the gradient form.")] = HERE / "regressors" / "frozen",
+    reference_data: Annotated[Path, arg(help="test.parquet at 16x16, 10,000 images.")] = Path(
+        "data/fashion_mnist_16/test.parquet"
     ),
-    num_samples: Annotated[int, typer.Option("--num_samples", help="Samples per seed.")] = 2500,
-    shard: Annotated[
-        str, typer.Option("--shard", help="k/n: do every n-th cell, starting with the k-th.")
-    ] = "0/1",
+    output_dir: Annotated[Path, arg(help="Folder of the cells.")] = Path("outputs/evidence"),
+    num_samples: Annotated[int, arg(help="Samples per seed.")] = 2500,
+    shard: Annotated[str, arg(help="k/n: do every n-th cell, starting with the k-th.")] = "0/1",
 ) -> None:
     """Measure the embedded model."""
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -351,4 +342,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -22,8 +22,9 @@ from typing import Annotated
 
 import datasets
 import numpy as np
-import typer
+import tyro
 from PIL import Image
+from tyro.conf import Positional, arg
 
 HELD_OUT = 3_000
 CLASSES = [
@@ -95,8 +96,10 @@ def as_dataset(images: np.ndarray, labels: np.ndarray) -> datasets.Dataset:
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="Folder with the original .gz files or with parquet files.")],
-    out: Annotated[Path, typer.Argument(help="Folder for train.parquet, heldout.parquet and test.parquet.")],
+    source: Annotated[
+        Positional[Path], arg(help="Folder with the original .gz files or with parquet files.")
+    ],
+    out: Annotated[Positional[Path], arg(help="Folder for train.parquet, heldout.parquet and test.parquet.")],
 ) -> None:
     """Write Fashion-MNIST at 16x16 as three parquet files."""
     images, labels = read_split(source, "train")
@@ -113,4 +116,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

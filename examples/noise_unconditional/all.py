@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 
@@ -31,13 +32,11 @@ def commands(data: Path, models: Path) -> list[list[str]]:
 
 
 def main(
-    data_dir: Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16 and mnist_16.")] = Path(
-        "data"
-    ),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder of the models.")] = Path(
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16 and mnist_16.")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="Folder of the models.")] = Path(
         "outputs/noise_unconditional/models"
     ),
-    show: Annotated[bool, typer.Option("--show", help="Print the commands and run nothing.")] = False,
+    show: Annotated[bool, arg(help="Print the commands and run nothing.")] = False,
 ) -> None:
     """Train, sample, measure and draw."""
     for name, *flags in commands(data_dir, output_dir):
@@ -47,4 +46,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import typer
+import tyro
 from torch import Tensor, nn
+from tyro.conf import arg
 
 from nag.blind import UnifiedScheduler
 from nag.blind.objectives import Objective, make_objective
@@ -102,25 +103,22 @@ def sampled(network: ResidualMLP, name: str, stochasticity: float, dimension: in
 
 
 def main(
-    steps: Annotated[int, typer.Option("--steps", help="Training steps.")] = 4000,
-    trainings: Annotated[int, typer.Option("--trainings", help="Trainings per cell.")] = 2,
-    output: Annotated[Path, typer.Option("--output", help="Results.")] = RESULTS / "circles.json",
-    picture: Annotated[Path, typer.Option("--picture", help="Picture of one training.")] = ROOT
-    / "docs"
-    / "images"
-    / "circles.png",
+    steps: Annotated[int, arg(help="Training steps.")] = 4000,
+    trainings: Annotated[int, arg(help="Trainings per cell.")] = 2,
+    output: Annotated[Path, arg(help="Results.")] = RESULTS / "circles.json",
+    picture: Annotated[Path, arg(help="Picture of one training.")] = ROOT / "docs" / "images" / "circles.png",
 ) -> None:
     """Train on concentric circles, with and without the level."""
     from tqdm.auto import tqdm
 
     if trainings < 2:
-        raise typer.BadParameter(f"trainings must be at least 2, got {trainings}: an error bar needs two.")
+        raise SystemExit(f"trainings must be at least 2, got {trainings}: an error bar needs two.")
     settings = {"steps": steps, "trainings": trainings, "samples": 1000}
     kept: dict[str, Any] = (
         json.loads(output.read_text()) if output.exists() else {"settings": settings, "rows": {}}
     )
     if kept["settings"] != settings:
-        raise typer.BadParameter(f"{output} holds rows of other settings: {kept['settings']}. Move it away.")
+        raise SystemExit(f"{output} holds rows of other settings: {kept['settings']}. Move it away.")
     points: dict[str, Tensor] = {}
     cells = [(d, told, seed) for d in (2, 8, 32, 128) for told in (True, False) for seed in range(trainings)]
     for dimension, told, seed in tqdm(cells, desc="trainings"):
@@ -173,4 +171,4 @@ def draw(points: dict[str, Tensor], target: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    sys.exit(tyro.cli(main, use_underscores=True))

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -209,7 +210,7 @@ def page() -> str:
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Compare and write nothing.")] = False,
+    check: Annotated[bool, arg(help="Compare and write nothing.")] = False,
 ) -> None:
     """Write docs/noise_unconditional.md."""
     if check:
@@ -218,4 +219,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -10,14 +10,14 @@ the same noise, with and without the level, for the trained networks and for the
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import typer
 from torch import Tensor
 from tqdm.auto import tqdm
+from tyro.conf import arg
+from tyro.extras import subcommand_cli_from_dict
 
 from nag.blind import UnifiedScheduler
 from nag.blind.objectives import make_objective
@@ -37,8 +37,7 @@ SAMPLERS: dict[str, tuple[str, str, float]] = {  # name: (model, objective, stoc
     "flow matching": ("flow", "flow", 0.0),
     "uEDM": ("uedm", "uedm", 0.0),
 }
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-DataDir = Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16.")]
+DataDir = Annotated[Path, arg(help="Holds fashion_mnist_16.")]
 
 
 def images(data_dir: Path, count: int | None) -> Tensor:
@@ -46,7 +45,7 @@ def images(data_dir: Path, count: int | None) -> Tensor:
     from nag.shift.images import load_images
 
     table = load_images(
-        train_data_dir=data_dir / "fashion_mnist_16" / "train.parquet",
+        data=data_dir / "fashion_mnist_16" / "train.parquet",
         channels=1,
         resolution=16,
         label_column=None,
@@ -68,11 +67,10 @@ def prior_of(objective: Any) -> LevelPrior:
     return LevelPrior.quadrature(objective.process, density=objective.density, panels=60)
 
 
-@app.command()
 def variance(
     data_dir: DataDir = Path("data"),
-    draws: Annotated[int, typer.Option("--draws", help="States per level.")] = 50,
-    num_images: Annotated[int | None, typer.Option("--num_images", help="Images; default: all.")] = None,
+    draws: Annotated[int, arg(help="States per level.")] = 50,
+    num_images: Annotated[int | None, arg(help="Images; default: all.")] = None,
 ) -> None:
     """Var[t | z] and E(z) on a flow, beside the laws."""
     data = images(data_dir, num_images)
@@ -119,14 +117,13 @@ def mean(values: Tensor) -> dict[str, float]:
     return {"mean": float(values.mean()), "standard_error": float(values.std() / len(values) ** 0.5)}
 
 
-@app.command()
 def bound(
     data_dir: DataDir = Path("data"),
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path(
         "outputs/noise_unconditional/models"
     ),
-    samples: Annotated[int, typer.Option("--samples", help="Trajectories.")] = 16,
-    num_images: Annotated[int, typer.Option("--num_images", help="Images of the exact optima.")] = 2000,
+    samples: Annotated[int, arg(help="Trajectories.")] = 16,
+    num_images: Annotated[int, arg(help="Images of the exact optima.")] = 2000,
 ) -> None:
     """The bound beside the true distance of the two samplers' ends."""
     from diffusers import UNet2DModel
@@ -180,4 +177,4 @@ def bound(
 
 
 if __name__ == "__main__":
-    sys.exit(app())
+    subcommand_cli_from_dict({"variance": variance, "bound": bound}, use_underscores=True)

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -23,14 +24,12 @@ ENERGIES = ("eqm_dot", "eqm_squared_norm")
 
 
 def main(
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path(
         "outputs/noise_unconditional/models"
     ),
-    data_dir: Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16 and mnist_16.")] = Path(
-        "data"
-    ),
-    count: Annotated[int, typer.Option("--count", help="Images of each kind.")] = 1000,
-    output: Annotated[Path, typer.Option("--output", help="Result.")] = ROOT
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16 and mnist_16.")] = Path("data"),
+    count: Annotated[int, arg(help="Images of each kind.")] = 1000,
+    output: Annotated[Path, arg(help="Result.")] = ROOT
     / "docs"
     / "noise_unconditional"
     / "out_of_distribution.json",
@@ -45,7 +44,7 @@ def main(
 
     def images(split: str, number: int) -> Any:
         path = data_dir / "fashion_mnist_16" / f"{split}.parquet"
-        return load_images(train_data_dir=path, channels=1, resolution=16, max_samples=number).tensor()
+        return load_images(data=path, channels=1, resolution=16, max_samples=number).tensor()
 
     inside, reference = images("test", count), images("heldout", count)
     outside = shifted_sets(inside) | {
@@ -75,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    sys.exit(tyro.cli(main, use_underscores=True))

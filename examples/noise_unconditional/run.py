@@ -16,7 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import Positional, arg
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -103,13 +104,13 @@ def measure(row: Row, models: Path, network: Any, reference: Any, settings: dict
 
 
 def main(
-    tables: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(TABLES)}; default: all.")] = None,
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
+    tables: Annotated[Positional[tuple[str, ...]], arg(help=f"Of {', '.join(TABLES)}; default: all.")] = (),
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path(
         "outputs/noise_unconditional/models"
     ),
-    data_dir: Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16.")] = Path("data"),
-    num_samples: Annotated[int, typer.Option("--num_samples", help="Samples per cell.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the samples.")] = 101,
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16.")] = Path("data"),
+    num_samples: Annotated[int, arg(help="Samples per cell.")] = 1000,
+    seed: Annotated[int, arg(help="Of the samples.")] = 101,
 ) -> None:
     """Sample the models of docs/noise_unconditional.md."""
     from tqdm.auto import tqdm
@@ -120,11 +121,11 @@ def main(
 
     unknown = sorted(set(tables or []) - set(TABLES))
     if unknown:
-        raise typer.BadParameter(f"tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"tables must be among {', '.join(TABLES)}, got {', '.join(unknown)}.")
     settings = {"num_samples": num_samples, "seed": seed, "resamples": 30, "batch_size": 250}
     network = load_feature_network(CLASSIFIER)
     images = load_images(
-        train_data_dir=data_dir / "fashion_mnist_16" / "test.parquet",
+        data=data_dir / "fashion_mnist_16" / "test.parquet",
         channels=1,
         resolution=16,
         label_column="label",
@@ -135,9 +136,7 @@ def main(
         target = RESULTS / f"{row.table}.json"
         kept = json.loads(target.read_text()) if target.exists() else {"settings": settings, "rows": {}}
         if kept["settings"] != settings:
-            raise typer.BadParameter(
-                f"{target} holds rows of other settings: {kept['settings']}. Move it away."
-            )
+            raise SystemExit(f"{target} holds rows of other settings: {kept['settings']}. Move it away.")
         if row.name in kept["rows"]:
             continue
         if not all((models / name / "model_index.json").is_file() for name in row.models if name):
@@ -150,4 +149,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

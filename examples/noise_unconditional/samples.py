@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+import tyro
+from tyro.conf import arg
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
@@ -30,10 +31,10 @@ SHOWN = (
 
 
 def main(
-    models: Annotated[Path, typer.Option("--models", help="Folder of train.py's models.")] = Path(
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path(
         "outputs/noise_unconditional/models"
     ),
-    output: Annotated[Path, typer.Option("--output", help="Picture.")] = HERE.parent.parent
+    output: Annotated[Path, arg(help="Picture.")] = HERE.parent.parent
     / "docs"
     / "images"
     / "without_level.png",
@@ -81,4 +82,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

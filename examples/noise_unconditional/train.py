@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import tyro
+from tyro.conf import Positional, arg
 
 HERE = Path(__file__).resolve().parent
 UNET = HERE.parent / "evidence" / "unet_16_small.json"
@@ -72,7 +73,7 @@ def command(name: str, output: Path, data: Path) -> list[str]:
     if "pretrained_model_name_or_path" in flags:
         del flags["model_config_name_or_path"]
         flags["pretrained_model_name_or_path"] = output / str(flags["pretrained_model_name_or_path"])
-    flags["train_data_dir"] = data / "fashion_mnist_16" / "train.parquet"
+    flags["data"] = data / "fashion_mnist_16" / "train.parquet"
     flags["output_dir"] = output / name
     words = ["-m", "nag.cli", "finetune", "denoiser"]
     for flag, value in flags.items():
@@ -81,17 +82,17 @@ def command(name: str, output: Path, data: Path) -> list[str]:
 
 
 def main(
-    models: Annotated[list[str] | None, typer.Argument(help="Models to train; default: all.")] = None,
-    data_dir: Annotated[Path, typer.Option("--data_dir", help="Holds fashion_mnist_16.")] = Path("data"),
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="One folder per model.")] = Path(
+    models: Annotated[Positional[tuple[str, ...]], arg(help="Models to train; default: all.")] = (),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16.")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="One folder per model.")] = Path(
         "outputs/noise_unconditional/models"
     ),
-    show: Annotated[bool, typer.Option("--show", help="Print the commands and run nothing.")] = False,
+    show: Annotated[bool, arg(help="Print the commands and run nothing.")] = False,
 ) -> None:
     """Train the models of docs/noise_unconditional.md."""
     unknown = sorted(set(models or []) - set(MODELS))
     if unknown:
-        raise typer.BadParameter(f"models must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
+        raise SystemExit(f"models must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
     for name in models or MODELS:
         words = command(name, output_dir, data_dir)
         print("nag " + " ".join(words[2:]), flush=True)
@@ -101,4 +102,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    tyro.cli(main, use_underscores=True)

@@ -83,9 +83,6 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         gradient_norm: `(B,)`, |f| of each sample where it was last asked for; None before the first step.
         moving: `(B,)` bool, False for samples that have stopped; None before the first step.
 
-    Raises:
-        ValueError: if an argument is out of its range, or the objective is not Equilibrium Matching.
-
     Example:
         >>> scheduler = EquilibriumMatchingScheduler(solver="gradient_descent", step_size=0.05)
         >>> scheduler.set_timesteps(20)
@@ -146,11 +143,7 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         return (2 + 2 * mu if self.config.solver == "nesterov" else 2) / (1 + 2 * mu) / slope
 
     def horizon(self, data_fraction: float = 0.0) -> float:
-        """The time in which dgamma/ds = c(gamma) gets from gamma = data_fraction to 1 - `REMAINING_NOISE`.
-
-        Raises:
-            ValueError: if data_fraction is not in [0, 1 - `REMAINING_NOISE`).
-        """
+        """The time in which dgamma/ds = c(gamma) gets from gamma = data_fraction to 1 - `REMAINING_NOISE`."""
         if not 0 <= data_fraction < 1 - REMAINING_NOISE:
             raise ValueError(
                 f"data_fraction must be at least 0 and below {1 - REMAINING_NOISE}, got {data_fraction}. It is the share of "
@@ -177,9 +170,6 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
             device: where `timesteps` go.
             data_fraction: gamma of the state to start from; matters where the step size follows from N.
             gradient_norm_threshold: instead of the configured one.
-
-        Raises:
-            ValueError: if an argument is out of its range.
 
         Warns:
             UserWarning: if the step size is beyond `stability_limit`.
@@ -232,9 +222,6 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
             timestep: not used.
             sample: `(B, *shape)`, the state; keep it in float32, for updates are small.
             return_dict: whether to return an `EquilibriumMatchingSchedulerOutput`, or a tuple of the state alone.
-
-        Raises:
-            RuntimeError: if the timesteps are not set, or all steps have been taken.
 
         Warns:
             UserWarning: after the last step, if a threshold was set that some samples have not reached.

@@ -299,9 +299,6 @@ def make_objective(name: str, **parameters: Any) -> Objective:
             sigma_max, rho, mean and std of ln s, and for uedm weighted; eqm: decay, interpolation a, start b,
             multiplier.
 
-    Raises:
-        ValueError: if name, a parameter or its value is unknown.
-
     Example:
         >>> eqm = make_objective("eqm", decay="truncated", interpolation=0.8, multiplier=4.0)
         >>> eqm.coefficients(torch.tensor([0.25, 0.5], dtype=torch.float64))[1]  # gamma 3/4 and 1/2
@@ -334,9 +331,6 @@ def affine_update(
         alpha_next: a of the state that is reached.
         sigma_next: b of the state that is reached; 0 at the data.
         noise_std: zeta, at most sigma_next.
-
-    Raises:
-        ValueError: if the target is a multiple of the state.
     """
     alpha, sigma, determinant = target.alpha, target.sigma, target.invertible().determinant
     zeta = torch.as_tensor(noise_std).to(sigma) * torch.ones_like(sigma_next)

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 
 __all__ = [
     "EVERYWHERE",
@@ -66,11 +66,7 @@ PURE_NOISE = -60.0
 
 
 def check_interval(interval: Interval) -> None:
-    """Refuses what is no range of levels.
-
-    Raises:
-        ValueError: if it is not two numbers (or None) in rising order.
-    """
+    """Refuses what is no range of levels."""
     ends = [end for end in interval if end is not None]
     if len(interval) != 2 or not all(math.isfinite(end) for end in ends):
         raise ValueError(
@@ -320,11 +316,7 @@ class Correction:
         return True
 
     def check(self, at: At) -> None:
-        """Refuses, at the first question of a run, what this correction cannot work with.
-
-        Raises:
-            ValueError: if the network, the sampler or the regressor does not fit.
-        """
+        """Refuses, at the first question of a run, what this correction cannot work with."""
 
     def level(self, at: At) -> Level:
         """The log-SNR at which the state really is, `()` or `(B,)`; HIDDEN for none; None for the nominal one."""

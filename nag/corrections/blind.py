@@ -26,11 +26,7 @@ class Blind(Correction):
     """Hides the level in every question of every step. No further evaluation; sets the level."""
 
     def check(self, at: At) -> None:
-        """Refuses networks whose level cannot be hidden.
-
-        Raises:
-            ValueError: if the network is not known.
-        """
+        """Refuses networks whose level cannot be hidden."""
         architecture_of(at.network)
 
     def level(self, at: At) -> Level:

@@ -183,9 +183,6 @@ class Method:
 
         Args:
             device: for networks that a correction asks, which are loaded here.
-
-        Raises:
-            ValueError: if candidates are left, or a value is out of its range.
         """
         kinds, found = _kinds(), dict[str, Any]()
         corrections = []
@@ -221,9 +218,6 @@ def parse_methods(texts: Iterable[str]) -> list[Method]:
 
     >>> [method.label for method in parse_methods(["plain", "nag+calibrated:scale=0.5|1"])]
     ['plain', 'nag:scale=0.5|1+calibrated']
-
-    Raises:
-        ValueError: as `parse_method`, or if there is none, or one is given twice.
     """
     methods = [parse_method(text) for text in texts]
     if not methods:
@@ -239,10 +233,6 @@ def parse_method(text: str) -> Method:
     """Reads one method and builds all its candidates once, so that whatever is wrong with one is found here.
 
     Networks named by folders are not loaded.
-
-    Raises:
-        ValueError: if a name, key or value is wrong; a name is repeated; "plain" is joined with something; or a
-            candidate is out of its range or switches nothing on.
     """
     kinds = _kinds()
     names, given = [], list[list[tuple[str, str]]]()

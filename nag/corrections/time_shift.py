@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nag.corrections.base import At, Correction
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 from nag.noise.relevel import require_calibratable
 
 __all__ = ["TimeShift", "train_timesteps"]

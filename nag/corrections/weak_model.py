@@ -80,12 +80,7 @@ class WeakModel(Correction):
         return self.scale != 0
 
     def check(self, at: At) -> None:
-        """Refuses a weak model that cannot answer for these states.
-
-        Raises:
-            ValueError: if it is not known, has other channels, classes, image size, precision or device; or if class guidance
-                is asked for twice, or of a network that is told no class.
-        """
+        """Refuses a weak model that cannot answer for these states."""
         if self.blind:
             require_null_branch(at, "WeakModel(blind=True)")
         if self.network is not None:

@@ -35,11 +35,16 @@ from nag.network.swap import Instrument, instrumented
 from nag.network.table import architecture_of, unwrap
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow, GaussianProcess
+from nag.noise.read import read_settings, read_training
 
 __all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint"]
 
 KINDS = ("frozen", "full", "encoder")
 KNOTS = 16
+_BETAS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    "rescale_betas_zero_snr",
+)
 NORMAL_90 = 1.6448536269514722
 
 
@@ -109,9 +114,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         process: "DiscreteVP" or "Flow", the process of the states.
         alphas: configuration of the DDPM scheduler that makes the process, for "DiscreteVP".
         uses_class: whether the backbone is shown class labels; else it always sees the null class.
-
-    Raises:
-        ValueError: if a choice is not among the valid ones.
     """
 
     _supports_gradient_checkpointing = True
@@ -120,7 +122,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
     def __init__(
         self,
         kind: str = "frozen",
-        backbone_class: str = "UNet2DModel",
+        backbone_class: str = "",
         backbone_config: dict[str, Any] | None = None,
         backbone_fingerprint: str | None = None,
         in_channels: int = 3,
@@ -176,12 +178,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         Args:
             unet: a network of `nag.network.table`.
             scheduler: the diffusers scheduler it was trained with.
-
-        Raises:
-            ValueError: if the network or the scheduler's process is not supported.
         """
-        from nag.noise.read import read_training
-
         model, architecture = unwrap(unet), architecture_of(unet)
         process = read_training(scheduler)
         if not isinstance(process, (DiscreteVP, Flow)):
@@ -200,14 +197,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block."
             )
-        keys = (
-            "num_train_timesteps",
-            "beta_start",
-            "beta_end",
-            "beta_schedule",
-            "trained_betas",
-            "rescale_betas_zero_snr",
-        )
         regressor = cls(
             kind=kind,
             backbone_class=architecture.name,
@@ -223,7 +212,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             head_type=head_type,
             hidden_size=hidden_size,
             process=type(process).__name__,
-            alphas={k: scheduler.config[k] for k in keys if k in scheduler.config}
+            alphas={k: v for k, v in read_settings(scheduler).items() if k in _BETAS}
             if isinstance(process, DiscreteVP)
             else None,
             uses_class=kind == "frozen" and architecture.null_class(model) is not None,
@@ -237,11 +226,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         return regressor
 
     def attach_backbone(self, unet: nn.Module) -> None:
-        """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved.
-
-        Raises:
-            ValueError: if the regressor has a backbone of its own, or the network is another one.
-        """
+        """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved."""
         if self.config.kind != "frozen":
             raise ValueError(
                 f"kind must be 'frozen' to attach a backbone, got {self.config.kind!r}. It has its own."
@@ -265,11 +250,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
     @property
     def network(self) -> nn.Module:
-        """The backbone, own or borrowed.
-
-        Raises:
-            RuntimeError: if a `frozen` head has not been given its network.
-        """
+        """The backbone, own or borrowed."""
         if self.backbone is not None:
             return self.backbone
         if not self._borrowed:
@@ -325,10 +306,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
         Returns:
             Mean and variance of the log-SNR, differentiable in x where gradients are enabled.
-
-        Raises:
-            ValueError: if x has another number of channels.
-            RuntimeError: if a `frozen` head has not been given its network.
         """
         network = self.network
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
@@ -392,9 +369,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             mean: `(N,)`, predicted log-SNR.
             std: `(N,)`, predicted standard deviation.
             truth: `(N,)`, the true log-SNR.
-
-        Raises:
-            ValueError: if there are fewer than 20 predictions per knot.
         """
         if len(mean) < 20 * KNOTS:
             raise ValueError(

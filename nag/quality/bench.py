@@ -216,7 +216,7 @@ def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, wit
 
     channels, resolution = image_size(pipeline)
     return load_images(
-        train_data_dir=data,
+        data=data,
         split=_split_of(data),
         channels=channels,
         resolution=resolution,

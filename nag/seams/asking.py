@@ -125,8 +125,8 @@ class Call:
         value = self.arguments.get(self.timestep_name) if self.timestep_name else None
         return None if value is None else torch.as_tensor(value)
 
-    def retold(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with another timestep."""
+    def retimed(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call, told another timestep."""
         assert self.timestep_name is not None
         assert self.timestep is not None
         arguments = self.arguments | {self.timestep_name: change(self.timestep)}

@@ -86,6 +86,6 @@ TOLD: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def same_timestep(timestep: Tensor, nominal: Tensor) -> Tensor:
-    """Where timesteps are the nominal one, up to a pipeline's rounding to half precision; bool, of the timestep's shape."""
+    """Where timesteps are the nominal one, up to a pipeline's rounding to half precision; bool, of their shape."""
     nominal = nominal.to(timestep.device, torch.float64)
     return (timestep.double() - nominal).abs() <= 4e-3 * nominal.abs().clamp_min(0.25)

@@ -16,14 +16,14 @@ __all__ = ["AskedQuestion", "Unheard", "split_prediction"]
 class AskedQuestion:
     """What the network is being asked at a step; answers are kept, so that nothing is asked twice."""
 
-    def __init__(self, run: Any, call: Call, questions: int) -> None:
+    def __init__(self, run: Any, call: Call, questions: int, *, hidden: bool = False) -> None:
         self.run, self.call, self.questions = run, call, questions
         size = len(call.sample) // questions
         place = run.layout.conditional % questions if questions > 1 else 0
         self.block = slice(place * size, (place + 1) * size)
         self.network = call.network
         self.answer: Any = None
-        self.hidden = False
+        self.hidden = hidden
 
     @property
     def several(self) -> bool:
@@ -115,7 +115,7 @@ class AskedQuestion:
                     "Switch class guidance on."
                 )
         if timestep is not None:
-            timestep = self.run.told(timestep)
+            timestep = self.run.clock.as_told(timestep)
         return self._asked(
             block=block,
             u=u,

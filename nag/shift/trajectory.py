@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction, Recorder
 from nag.files import Archive
-from nag.noise.read import SchedulerLevels, read_settings
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_settings
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent

@@ -317,9 +317,9 @@ def test_half_precision_is_stepped_in_single(generator: torch.Generator) -> None
     ("options", "text"),
     [
         ({"solver": "rk4"}, "solver must be one of euler, heun, got 'rk4'"),
-        ({"spacing": "leading"}, "spacing must be one of trailing, linear, karras, got 'leading'"),
-        ({"stochasticity": 1.5}, r"stochasticity must lie in \[0, 1\], got 1.5"),
-        ({"stochasticity": 0.5}, "stochasticity must be 0 for the solver 'heun', got 0.5"),
+        ({"spacing": "leading"}, "spacing must be one of None, trailing, linear, karras, got 'leading'"),
+        ({"stochasticity": 1.5}, "stochasticity must .* got 1.5"),
+        ({"stochasticity": 0.5}, "stochasticity must .* for the solver 'heun', got 0.5"),
         ({"objective": {"name": "vdm"}}, "objective must be one of .*, got 'vdm'"),
     ],
 )

@@ -161,7 +161,17 @@ def test_a_model_without_a_regressor_is_refused(checkpoint, tmp_path):
 
 def test_errors_reach_a_user_as_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "nag.cli", "finetune", "denoiser", "--output_dir", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "nag.cli",
+            "finetune",
+            "denoiser",
+            "--data",
+            "d",
+            "--output_dir",
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         check=False,

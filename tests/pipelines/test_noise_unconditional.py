@@ -1,5 +1,6 @@
 """The blind pipeline: plain sampling under `null_level`, and diffusers' own pipelines where the level is told."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from torch import Tensor
 from nag.blind import EquilibriumMatchingScheduler, UnifiedScheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
-from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
+from nag.shift.calls import takes
 from tests.models import reference, seeded, tiny_unet
 
 BATCHED = {"rtol": 1e-4, "atol": 1e-4}  # convolutions sum in another order in another batch
@@ -247,23 +249,11 @@ def test_an_interruption_leaves_the_network_as_it_was(unet: UNet2DModel) -> None
     assert torch.equal(latent(pipe), expected)  # also in the middle of a step of Heun's
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"eta": 0.5}, "eta must be 0 for UnifiedScheduler, got 0.5"),
-        ({"class_labels": 1}, "class_labels must be None for an unconditional network, got 1"),
-        ({"guidance_scale": 2.0}, "guidance_scale must be 1 for an unconditional network, got 2.0"),
-        ({"output_type": "jpeg"}, "output_type must be one of pil, np, pt, latent, got 'jpeg'"),
-        ({"latents": torch.zeros(1, 1, 4, 4)}, r"latents must have shape \(1, 1, 8, 8\), got \(1, 1, 4, 4\)"),
-        ({"latents": torch.full((1, 1, 8, 8), torch.nan)}, "latents must be finite, got inf or nan"),
-    ],
-)
-def test_bad_arguments(unet: UNet2DModel, settings: dict, text: str) -> None:
+def test_bad_arguments_are_refused_before_any_draw(unet: UNet2DModel) -> None:
     generator = seeded()
-    with pytest.raises(ValueError, match=text):
-        latent(pipeline(unet, UnifiedScheduler()), generator=generator, **settings)
-    assert torch.equal(generator.get_state(), seeded().get_state())  # nothing was drawn
+    with pytest.raises(ValueError, match="eta.*UnifiedScheduler, got 0.5"):
+        latent(pipeline(unet, UnifiedScheduler()), generator=generator, eta=0.5)
+    assert torch.equal(generator.get_state(), seeded().get_state())
 
 
 def test_wrong_components(unet: UNet2DModel) -> None:
@@ -296,3 +286,12 @@ def test_an_explicit_energy_is_not_sampled_by_its_raw_network(tmp_path):
     )
     with pytest.raises(ValueError, match="path must not hold an explicit energy, got 'dot'"):
         NoiseUnconditionalPipeline.from_pretrained(tmp_path / "energy")
+
+
+def test_its_call_names_the_arguments_of_the_plain_pipeline():
+    """Those who sample in batches look there which arguments hold one entry per sample."""
+    plain = inspect.signature(UNet2DPipeline.__call__).parameters
+    assert [*plain, "noise_condition"] == list(
+        inspect.signature(NoiseUnconditionalPipeline.__call__).parameters
+    )
+    assert takes(NoiseUnconditionalPipeline(tiny_unet(), DDIMScheduler()), "class_labels")
