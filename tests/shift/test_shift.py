@@ -321,20 +321,12 @@ def test_refuses_bad_input():
         measure_shift(
             replace(trajectory, settings={"regressor": "a"}), replace(reference, settings={"regressor": "b"})
         )
-    with pytest.raises(ValueError, match="trajectory.* 7"):
+    with pytest.raises(ValueError, match="samples.* 7 and 150"):
         measure_levels(estimate[:, :7], LEVELS, reference)
 
 
-def test_reference_refuses_bad_input():
+def test_estimates_that_are_not_finite_are_refused():
     pictures, regressor = torch.zeros(8, 1, 8, 8), PowerEstimator(0.04)
-    with pytest.raises(ValueError, match="images.* 7"):
-        forward_reference(pictures[:7], regressor, [0.0])
-    with pytest.raises(ValueError, match="class_labels.* 3"):
-        forward_reference(pictures, regressor, [0.0], class_labels=[0, 1, 2])
-    with pytest.raises(ValueError, match="spacing.* 0"):
-        forward_reference(pictures, regressor, [0.0], spacing=0)
-    with pytest.raises(ValueError, match=r"levels.* \[inf\]"):
-        forward_reference(pictures, regressor, [math.inf])
     regressor.power.data.fill_(math.nan)
     with pytest.raises(
         RuntimeError, match="the estimates must be finite, got 8 of 8 that are not at log-SNR"
