@@ -286,6 +286,8 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 class Correction:
     """Base of the corrections: the identity at each of the four places; checks the numbers and words it is made of."""
 
+    texts: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Its names on the command line, each with the values that the name fixes; a literal, for it is read without an import."""
     watches: ClassVar[bool] = False
     """Whether it only looks, so that no table depends on it."""
 

@@ -59,6 +59,13 @@ class WeakModel(Correction):
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
     """
 
+    texts: ClassVar = {
+        "null_autoguidance": {"network": None, "blind": True, "unconditional": False},
+        "autoguidance": {"blind": False, "unconditional": False, "component": "all"},
+        "domain_guidance": {"blind": False, "unconditional": True, "component": "all"},
+        "class_interval": {"network": None, "blind": False, "unconditional": True, "component": "all"},
+    }
+
     scale: float = 0.0
     network: nn.Module | None = field(default=None, repr=False)
     blind: bool = False
