@@ -42,12 +42,6 @@ class NAGPipeline:
     scheduler; models without a noise condition come back as the `NoiseUnconditionalPipeline` or `EqMPipeline` that saved them.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise TypeError(
-            "NAGPipeline must be made by NAGPipeline.from_pretrained(path) or NAGPipeline.from_pipe(pipe), got a direct "
-            "call. They return the checkpoint's own pipeline."
-        )
-
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, regressor: Any = None, **kwargs: Any

@@ -137,11 +137,6 @@ def test_models_without_a_level_come_back_plain(unet: UNet2DModel) -> None:
             NAGPipeline.from_pipe(pipe, regressor=regressor)
 
 
-def test_nag_pipeline_is_not_made_directly() -> None:
-    with pytest.raises(TypeError, match="NAGPipeline must be made by NAGPipeline.from_pretrained"):
-        NAGPipeline()
-
-
 def test_a_path_without_a_pipeline(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path.* .* without a model_index.json"):
         NAGPipeline.from_pretrained(tmp_path)

@@ -87,10 +87,6 @@ def calibrate(
         progress: show a progress bar.
         pipeline_kwargs: everything else for the pipeline, such as `guidance_scale`, `eta`, or `prompt`.
     """
-    if min(num_samples, batch_size) < 8:
-        raise ValueError(
-            f"num_samples and batch_size must be at least 8, got {num_samples} and {batch_size}. Use a few hundred."
-        )
     acting = [corrections] if isinstance(corrections, Correction) else list(corrections)
     acting = [one for one in acting if one.on]
     scheduler = pipeline.scheduler

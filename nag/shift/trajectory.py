@@ -135,14 +135,6 @@ def record(
     Raises:
         Diverged: if an estimate is not finite.
     """
-    at_least = {
-        "num_samples": (num_samples, 1),
-        "batch_size": (batch_size, 1),
-        "keep_images": (keep_images, 0),
-    }
-    for name, (value, least) in at_least.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
     taken = sorted(set(pipeline_kwargs) & set(RESERVED))
     if taken:
         raise ValueError(f"pipeline_kwargs must not hold what `record` sets itself, got {', '.join(taken)}.")

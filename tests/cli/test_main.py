@@ -112,7 +112,7 @@ def test_calibrate_then_shift(checkpoint, tmp_path):
     assert names == ["ddim 3", "ddim 3 calibrated", "ddim 3 nag:scale=0.5"]
     used = nag(*words)
     assert used.exit_code == WRONG_INPUT
-    assert "output_dir must be new or empty" in used.output
+    assert "output_dir must be a new or empty folder" in used.output
 
 
 def test_accuracy(checkpoint, tmp_path):

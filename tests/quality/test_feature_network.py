@@ -142,19 +142,10 @@ def test_fingerprints_tell_networks_apart(classifier, scripted_file, tmp_path):
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 PREPROCESSOR = {  # as that of facebook/dinov2-base, for a network of 28x28
-    "crop_size": {"height": 28, "width": 28},
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": IMAGENET[0],
-    "image_std": IMAGENET[1],
-    "image_processor_type": "BitImageProcessor",
-    "resample": 3,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"shortest_edge": 32},
-}
+    "crop_size": {"height": 28, "width": 28}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+    "do_rescale": True, "do_resize": True, "image_mean": IMAGENET[0], "image_std": IMAGENET[1],
+    "image_processor_type": "BitImageProcessor", "resample": 3, "rescale_factor": 1 / 255, "size": {"shortest_edge": 32},
+}  # fmt: skip
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -254,13 +245,7 @@ def test_a_network_without_class_token_gives_the_mean_over_positions(colours, tm
 
 @torch.no_grad()
 def test_of_a_model_of_texts_and_images_the_images_part_is_used(colours, tmp_path):
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 9,
-    }
+    text = {**TINY, "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 9}
     vision = {**TINY, "intermediate_size": 16, "image_size": 28, "patch_size": 7}
     model = saved(tmp_path, CLIPModel, CLIPConfig(text_config=text, vision_config=vision))
     network = load_feature_network(tmp_path)
