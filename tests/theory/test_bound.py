@@ -106,14 +106,6 @@ def test_published_rows_are_the_update_of_their_target(name: str) -> None:
         assert_close(value, row, rtol=1e-12, atol=1e-12)
 
 
-def test_root_of_ddim_covers_the_noise() -> None:
-    # 500 -> 490: -0.0535; with the root over the ratio alone it would be -0.0131
-    _, eta, _ = ddim(100)
-    assert float(eta[50]) == pytest.approx(-0.0535, abs=5e-5)
-    a, b = alphas(100)[50], alphas(100)[51]
-    assert float((1 - b).sqrt() - (b / a).sqrt() * (1 - a)) != pytest.approx(-0.0535, abs=0.02)
-
-
 # The theorem, with exact fields
 
 
