@@ -254,15 +254,13 @@ def _eqm(
         raise ValueError(
             f"decay must be one of {', '.join(DECAYS)}, got {decay!r}. The usual one is truncated."
         )
-    if not 0 < interpolation < 1:
-        raise ValueError(
-            f"interpolation must be between 0 and 1, got {interpolation}. It is the data's share where c begins to fall."
-        )
-    for name, value in (("start", start), ("multiplier", multiplier)):
-        if not value > 0:
-            raise ValueError(
-                f"{name} must be positive, got {value}. A usual value is 1 for start, 4 for multiplier."
-            )
+    for name, value, most in (
+        ("interpolation", interpolation, 1.0),
+        ("start", start, math.inf),
+        ("multiplier", multiplier, math.inf),
+    ):
+        if not 0 < value < most:
+            raise ValueError(f"{name} must be between 0 and {most:g}, got {value}. Usual are 0.8, 1 and 4.")
 
     def c(gamma: Tensor) -> Tensor:
         falling = (1 - gamma) / (1 - interpolation)

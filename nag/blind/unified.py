@@ -244,10 +244,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
 
     def _call(self, timestep: Any) -> int:
         """Which call this is; the first one is found by its timestep."""
-        if self.num_inference_steps is None:
-            raise RuntimeError(
-                "scheduler must have its timesteps set, got a fresh UnifiedScheduler. Call set_timesteps first."
-            )
         if self._step_index is None:
             found = (self.timesteps.cpu() == torch.as_tensor(timestep).cpu()).nonzero()
             if not len(found):
@@ -255,11 +251,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
                     f"timestep must be one of the scheduler's, got {timestep}. Walk over scheduler.timesteps."
                 )
             return int(found[0])
-        if self._step_index >= len(self.timesteps):
-            raise RuntimeError(
-                f"step must be called {len(self.timesteps)} times after set_timesteps, got one more. "
-                "Call set_timesteps before the next samples."
-            )
         return self._step_index
 
     def __len__(self) -> int:

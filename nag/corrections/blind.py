@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nag.corrections.base import HIDDEN, At, Correction, Level
 from nag.network.table import architecture_of
@@ -24,6 +25,8 @@ __all__ = ["Blind"]
 @dataclass(frozen=True, kw_only=True)
 class Blind(Correction):
     """Hides the level in every question of every step. No further evaluation; sets the level."""
+
+    texts: ClassVar = {"blind": {}}
 
     def check(self, at: At) -> None:
         """Refuses networks whose level cannot be hidden."""

@@ -81,14 +81,10 @@ class NoiseCalibration:
     def __post_init__(self) -> None:
         for name in ("log_snr", "standard_error", "nominal_log_snr"):
             table = getattr(self, name)
-            if len(table) != len(self.timesteps):
+            if len(table) != len(self.timesteps) or not all(math.isfinite(value) for value in table):
                 raise ValueError(
-                    f"{name} must have one value for each of the {len(self.timesteps)} timesteps, got {len(table)}. "
-                    "Measure every step of one scheduler."
-                )
-            if not all(math.isfinite(value) for value in table):
-                raise ValueError(
-                    f"{name} must be finite, got {table}. Keep the nominal level where none is measured."
+                    f"{name} must have one finite value for each of the {len(self.timesteps)} timesteps, got {table}. "
+                    "Keep the nominal level where none is measured."
                 )
 
     @classmethod

@@ -87,6 +87,12 @@ class NoiseGuidance(Correction):
             guidance; "auto" takes the cheapest that the network is known to allow.
     """
 
+    texts: ClassVar = {
+        "nag": {"mode": "classifier_free"},
+        "nag_corrected": {"mode": "corrected"},
+        "nag_gradient": {"mode": "gradient"},
+    }
+
     scale: float = 0.0
     mode: str = "classifier_free"
     interval: Interval = (-2.5, None)

@@ -41,6 +41,8 @@ class TimeShift(Correction):
         data_variance: s^2, per element, of the data in the coordinates of the network.
     """
 
+    texts: ClassVar = {"time_shift": {}}
+
     window: int = 0
     cutoff: int = 300
     data_variance: float = 0.0

@@ -17,15 +17,7 @@ from nag.corrections.base import Correction
 from nag.corrections.calibration import CONVERTER, NoiseCalibration, entries_of, write_entries
 from nag.noise.read import read_settings
 
-__all__ = [
-    "FILE_NAME",
-    "Entry",
-    "Sampler",
-    "load_tuned",
-    "read_entries",
-    "refuse_known",
-    "save_entry",
-]
+__all__ = ["FILE_NAME", "Entry", "Sampler", "load_tuned", "read_entries", "refuse_known", "save_entry"]
 
 FILE_NAME = "noise_guidance.json"
 _FORMAT = "nag tuned noise guidance"

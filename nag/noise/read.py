@@ -32,13 +32,7 @@ from nag.noise.levels import Clock, PreconditionedEDM, SchedulerLevels, log_snr_
 from nag.noise.named import REFUSED
 from nag.noise.process import Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 
-__all__ = [
-    "SUPPORTED",
-    "read_levels",
-    "read_settings",
-    "read_train_timesteps",
-    "read_training",
-]
+__all__ = ["SUPPORTED", "read_levels", "read_settings", "read_train_timesteps", "read_training"]
 
 
 def read_levels(scheduler: Any) -> SchedulerLevels:

@@ -29,14 +29,7 @@ from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
-from nag.shift.forward import (
-    LevelEstimator,
-    Told,
-    fingerprint_of,
-    finite_estimate,
-    forward_reference,
-    place,
-)
+from nag.shift.forward import LevelEstimator, Told, fingerprint_of, finite_estimate, forward_reference, place
 from nag.shift.response import measure_levels
 from nag.shift.trajectory import check_coordinates
 
@@ -109,8 +102,8 @@ def calibrate(
     reference = forward_reference(
         images, regressor, nominal, seed=seed + 1, class_labels=image_labels, told=told, progress=progress
     )
-    low, high = interval
-    within = (nominal >= (-np.inf if low is None else low)) & (nominal <= (np.inf if high is None else high))
+    low, high = (end if one is None else one for one, end in zip(interval, (-np.inf, np.inf), strict=True))
+    within = (nominal >= low) & (nominal <= high)
     table: list[float | None] = [None] * len(nominal)
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]

@@ -136,10 +136,8 @@ def measure_levels(
     rows = [reference.row(level) for level in log_snr]
     steps, images = len(rows), reference.estimate.shape[1]
     shift, error = np.full(steps, np.nan), np.full(steps, np.nan)
-    sampled, forward = (
-        np.zeros((steps, count)),
-        np.zeros((steps, images)),
-    )  # influence of one sample, one image
+    # influence of one sample, one image
+    sampled, forward = (np.zeros((steps, count)), np.zeros((steps, images)))
     reasons: list[str | None] = []
     for i, row in enumerate(rows):
         values = estimate[i].astype(np.float64)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from nag.corrections import At, Correction, Recorder
 from nag.files import Archive
 from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_settings
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
@@ -85,11 +86,8 @@ def _plain(value: Any) -> Any:
 
 
 def _settings(pipeline: Any, regressor: LevelEstimator, arguments: dict[str, Any]) -> dict[str, Any]:
-    config = {
-        key: value
-        for key, value in dict(pipeline.scheduler.config).items()
-        if not key.startswith("_") and value is not None and key != "trained_betas"
-    }
+    config = read_settings(pipeline.scheduler)
+    config = {key: value for key, value in config.items() if value is not None and key != "trained_betas"}
     settings = arguments | {
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,

@@ -131,11 +131,7 @@ class FiniteData:
         return self.score(x, t) - self.marginal_score(x)
 
     def posterior_moment(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        function: Callable[[Tensor], Tensor],
-        *,
-        of: str = "log_snr",
+        self, x: Float[Tensor, "batch *shape"], function: Callable[[Tensor], Tensor], *, of: str = "log_snr"
     ) -> Float[Tensor, " batch"]:
         """E[function(level) | x] over p(t | x).
 

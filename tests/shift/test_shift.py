@@ -71,12 +71,10 @@ def test_recovers_the_injected_shift_with_honest_errors(name):
         errors.append(levels.shift - INJECTED)
         spreads.append(levels.standard_error)
     z = np.array(errors) / np.array(spreads)
-    assert_allclose(
-        np.mean(errors, axis=0), 0, atol=0.25 * np.mean(spreads)
-    )  # 3 standard errors of 150 repetitions
-    assert_allclose(
-        np.mean(np.abs(z) < 1, axis=0), 0.683, atol=0.115
-    )  # 3 binomial standard deviations, per step
+    # 3 standard errors of 150 repetitions
+    assert_allclose(np.mean(errors, axis=0), 0, atol=0.25 * np.mean(spreads))
+    # 3 binomial standard deviations, per step
+    assert_allclose(np.mean(np.abs(z) < 1, axis=0), 0.683, atol=0.115)
     assert_allclose(np.mean(np.abs(z) < 1.96, axis=0), 0.95, atol=0.055)
     assert_allclose([np.mean(np.abs(z) < 1), np.mean(np.abs(z) < 1.96)], [0.683, 0.95], atol=0.06)
 
@@ -330,31 +328,27 @@ def test_no_measurable_step_has_no_mean():
 def test_refuses_bad_input():
     estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"])
     trajectory = trajectory_of(estimate)
-    with pytest.raises(
-        ValueError, match=r"interval must hold a step, got \(20, None\) for steps in \[-2.00, 4.00\]"
-    ):
+    with pytest.raises(ValueError, match=r"interval.* \(20, None\) for steps in \[-2.00, 4.00\]"):
         measure_shift(trajectory, reference, interval=(20, None))
-    with pytest.raises(
-        ValueError, match="reference must hold the log-SNR of every step, got none at -1.9000"
-    ):
+    with pytest.raises(ValueError, match="reference.* none at -1.9000"):
         measure_shift(replace(trajectory, log_snr=LEVELS + 0.1), replace(reference, log_snr=GRID - 2.0))
-    with pytest.raises(ValueError, match="reference must come from the trajectory's regressor a, got b"):
+    with pytest.raises(ValueError, match="reference.* b"):
         measure_shift(
             replace(trajectory, settings={"regressor": "a"}), replace(reference, settings={"regressor": "b"})
         )
-    with pytest.raises(ValueError, match="trajectory must hold at least 8 samples, got 7"):
+    with pytest.raises(ValueError, match="trajectory.* 7"):
         measure_levels(estimate[:, :7], LEVELS, reference)
 
 
 def test_reference_refuses_bad_input():
     pictures, regressor = torch.zeros(8, 1, 8, 8), PowerEstimator(0.04)
-    with pytest.raises(ValueError, match="images must be at least 8, got 7"):
+    with pytest.raises(ValueError, match="images.* 7"):
         forward_reference(pictures[:7], regressor, [0.0])
-    with pytest.raises(ValueError, match="class_labels must hold one class for each of 8 images, got 3"):
+    with pytest.raises(ValueError, match="class_labels.* 3"):
         forward_reference(pictures, regressor, [0.0], class_labels=[0, 1, 2])
-    with pytest.raises(ValueError, match="spacing must be positive, got 0"):
+    with pytest.raises(ValueError, match="spacing.* 0"):
         forward_reference(pictures, regressor, [0.0], spacing=0)
-    with pytest.raises(ValueError, match=r"levels must be finite log-SNRs, at least one, got \[inf\]"):
+    with pytest.raises(ValueError, match=r"levels.* \[inf\]"):
         forward_reference(pictures, regressor, [math.inf])
     regressor.power.data.fill_(math.nan)
     with pytest.raises(

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nag.noise.process import (
-    Cosine,
-    Flow,
-)
+from nag.noise.process import Cosine, Flow
 from nag.theory import FiniteData, LevelPrior
 from tests.oracles import PROCESSES, ROUNDING, draw, oracle_of, prior_of, states
 
@@ -33,14 +30,7 @@ def test_result_does_not_depend_on_the_chunks(generator: torch.Generator) -> Non
         return [*single, oracle.posterior_gradient(x, t), oracle.blind(x, "velocity"), oracle.denoised(x, t)]
 
     whole = answers(2**22)
-    assert [tuple(answer.shape) for answer in whole] == [
-        (7,),
-        (7, 80),
-        (7,),
-        (7, 2, 3),
-        (7, 2, 3),
-        (7, 2, 3),
-    ]
+    assert [tuple(answer.shape) for answer in whole] == [(7,), (7, 80), (7,), (7, 2, 3), (7, 2, 3), (7, 2, 3)]
     for chunk_elements in (1, 7 * 80 * 11):
         for answer, wanted in zip(answers(chunk_elements), whole, strict=True):
             assert_close(answer, wanted, **ROUNDING)

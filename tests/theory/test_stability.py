@@ -47,8 +47,7 @@ def slope_of(values: Tensor, sigma: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("path", "eps", "x_0"),
-    [("flow", 0, -1), ("sigma_is_t", 0, -1), ("cosine", 0, -1), ("vp", -1, -2)],
+    ("path", "eps", "x_0"), [("flow", 0, -1), ("sigma_is_t", 0, -1), ("cosine", 0, -1), ("vp", -1, -2)]
 )
 def test_gain_exponents_belong_to_the_path(path: str, eps: int, x_0: int) -> None:
     process = PATHS[path]
