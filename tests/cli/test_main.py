@@ -179,3 +179,8 @@ def test_errors_reach_a_user_as_one_line(tmp_path):
     assert done.returncode == WRONG_INPUT
     assert done.stderr.strip().startswith("Error: model must be named once")
     assert "Traceback" not in done.stderr
+
+
+def test_a_flag_that_is_given_twice_is_refused():
+    done = nag("shift", "model", "--data", "images", "--steps", 10, "--steps=20")
+    assert (done.exit_code, "--steps" in done.output) == (2, True)
