@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nag.cli.options import FeatureOptions, Scheduler, plain
+from nag.cli.options import FeatureOptions, Scheduler, feature_network, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,15 +202,7 @@ def _features(options: BlindCheckOptions, pipe: Any) -> Any | None:
     """The feature network that is named or lies beside the model; None without one."""
     if options.features is None and not Path(options.model, "classifier").is_dir():
         return None
-    from nag.quality.bench import feature_network
-
-    return feature_network(
-        options.model,
-        options.features,
-        size=options.feature_size,
-        channels=options.feature_channels,
-        device=pipe.device,
-    )
+    return feature_network(options, pipe.device)
 
 
 def _reference(features: Any, images: Tensor, options: BlindCheckOptions, device: Any) -> Tensor:
