@@ -31,7 +31,7 @@ from run import RESULTS, STUDIES  # noqa: E402
 from train import COMMON, MODELS, call  # noqa: E402
 
 if TYPE_CHECKING:
-    from nag.finetune.options import DenoiserOptions
+    from nag.finetune.denoiser import DenoiserOptions
     from nag.quality.comparison import Cell
 
 STUDY, ZERO = "dropout_10_800", "small_ft_10_800"
@@ -89,14 +89,14 @@ def flags_of(models: Path, data: Path) -> dict[str, Any]:
     name, flags = MODELS[ZERO]
     places = {
         "pretrained_model_name_or_path": str(models / "small_base"),
-        "train_data_dir": data / f"{name}_16",
+        "data": data / f"{name}_16",
     }
     return COMMON | flags | places | {"checkpointing_steps": 100}
 
 
 def options_of(models: Path, data: Path, **changes: Any) -> DenoiserOptions:
     """The same as options, for another folder."""
-    from nag.finetune.options import DenoiserOptions
+    from nag.finetune.denoiser import DenoiserOptions
 
     return DenoiserOptions(**(flags_of(models, data) | {"output_dir": models / LEARNED} | changes))
 
@@ -122,7 +122,7 @@ def train_model(models: Path, data: Path) -> None:
     learn_null_embedding(unet)
     task = Task(unet, pipe.scheduler, options)
     table = load_images(
-        train_data_dir=options.train_data_dir,
+        data=options.data,
         channels=unet.config.in_channels,
         resolution=unet.config.sample_size,
         label_column=options.label_column,
@@ -141,7 +141,7 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
 
     unet = pipes["learned"].unet
     table = load_images(
-        train_data_dir=data / "fashion_mnist_16" / "heldout.parquet",
+        data=data / "fashion_mnist_16" / "heldout.parquet",
         channels=unet.config.in_channels,
         resolution=unet.config.sample_size,
         label_column="label",

@@ -77,7 +77,7 @@ class Bench:
         self.frozen.attach_backbone(self.pipe.unet)
         images = {
             name: load_images(
-                train_data_dir=DATA / f"{name}.parquet", channels=1, resolution=16, progress=False
+                data=DATA / f"{name}.parquet", channels=1, resolution=16, progress=False
             ).tensor()
             for name in ("calibration", "test")
         }
@@ -87,9 +87,7 @@ class Bench:
         if not cache.exists():
             import numpy as np
 
-            real = load_images(
-                train_data_dir=reference_data, channels=1, resolution=16, progress=False
-            ).tensor()
+            real = load_images(data=reference_data, channels=1, resolution=16, progress=False).tensor()
             part = cache.with_name(f".{os.getpid()}.npy")
             np.save(part, extract_features(self.classifier, real).numpy())
             os.replace(part, cache)

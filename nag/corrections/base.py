@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 
 __all__ = [
     "EVERYWHERE",
@@ -66,20 +66,13 @@ PURE_NOISE = -60.0
 
 
 def check_interval(interval: Interval) -> None:
-    """Refuses what is no range of levels.
-
-    Raises:
-        ValueError: if it is not two numbers (or None) in rising order.
-    """
+    """Refuses what is no range of levels."""
     ends = [end for end in interval if end is not None]
-    if len(interval) != 2 or not all(math.isfinite(end) for end in ends):
+    known = len(interval) == 2 and all(math.isfinite(end) for end in ends)
+    if not known or (len(ends) == 2 and ends[0] >= ends[1]):
         raise ValueError(
-            f"interval must be two log-SNRs, finite or None, got {interval}. None leaves a side open."
-        )
-    if len(ends) == 2 and ends[0] >= ends[1]:
-        raise ValueError(
-            f"interval must have start < end, got {interval}. Levels are log-SNR: the noisy end is the smaller number "
-            "and comes first."
+            f"interval must have start < end, got {interval}. Give two log-SNRs, finite or None, the noisy end (the smaller "
+            "number) first."
         )
 
 
@@ -290,6 +283,8 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 class Correction:
     """Base of the corrections: the identity at each of the four places; checks the numbers and words it is made of."""
 
+    texts: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Its names on the command line, each with the values that the name fixes; a literal, for it is read without an import."""
     watches: ClassVar[bool] = False
     """Whether it only looks, so that no table depends on it."""
 
@@ -320,11 +315,7 @@ class Correction:
         return True
 
     def check(self, at: At) -> None:
-        """Refuses, at the first question of a run, what this correction cannot work with.
-
-        Raises:
-            ValueError: if the network, the sampler or the regressor does not fit.
-        """
+        """Refuses, at the first question of a run, what this correction cannot work with."""
 
     def level(self, at: At) -> Level:
         """The log-SNR at which the state really is, `()` or `(B,)`; HIDDEN for none; None for the nominal one."""

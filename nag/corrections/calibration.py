@@ -62,9 +62,6 @@ class NoiseCalibration:
         samples: how many samples were averaged.
         seed: of these samples.
         regressor: fingerprint of the regressor that measured.
-
-    Raises:
-        ValueError: if the tables differ in length or hold a number that is not finite.
     """
 
     log_snr: tuple[float, ...]
@@ -84,14 +81,10 @@ class NoiseCalibration:
     def __post_init__(self) -> None:
         for name in ("log_snr", "standard_error", "nominal_log_snr"):
             table = getattr(self, name)
-            if len(table) != len(self.timesteps):
+            if len(table) != len(self.timesteps) or not all(math.isfinite(value) for value in table):
                 raise ValueError(
-                    f"{name} must have one value for each of the {len(self.timesteps)} timesteps, got {len(table)}. "
-                    "Measure every step of one scheduler."
-                )
-            if not all(math.isfinite(value) for value in table):
-                raise ValueError(
-                    f"{name} must be finite, got {table}. Keep the nominal level where none is measured."
+                    f"{name} must have one finite value for each of the {len(self.timesteps)} timesteps, got {table}. "
+                    "Keep the nominal level where none is measured."
                 )
 
     @classmethod
@@ -105,10 +98,6 @@ class NoiseCalibration:
             log_snr: N measured levels; tensors are taken too.
             standard_error: N standard errors.
             measured: the other arguments of the class.
-
-        Raises:
-            ValueError: if the scheduler is not supported or the tables do not fit it.
-            RuntimeError: if its timesteps are not set.
         """
         levels = read_levels(scheduler)
         return cls(
@@ -133,10 +122,6 @@ class NoiseCalibration:
         Args:
             scheduler: a supported scheduler whose timesteps are set.
             sampler: those of `eta`, `guidance_scale` and `corrections` that are known; they must agree as well.
-
-        Raises:
-            ValueError: naming the first setting that differs.
-            RuntimeError: if the scheduler's timesteps are not set.
         """
         found = self._difference(scheduler, sampler)
         if found is not None:
@@ -181,9 +166,6 @@ class NoiseCalibration:
 
         Returns:
             The file.
-
-        Raises:
-            ValueError: if the file exists and is not one of this library's, or of another version.
         """
         file = _file(path)
         others = [table for table in (_read(file) if file.exists() else []) if table._key() != self._key()]
@@ -295,11 +277,7 @@ _VERSION = 2
 
 
 def entries_of(file: Path, form: str, key: str, kind: type) -> list[Any]:
-    """The entries of a file of this library.
-
-    Raises:
-        ValueError: if it is another kind of file, of another version, or an entry has other fields.
-    """
+    """The entries of a file of this library."""
     try:
         content = read_json(file)
     except ValueError:

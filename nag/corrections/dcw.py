@@ -36,6 +36,8 @@ class DifferentialCorrection(Correction):
 
     """
 
+    texts: ClassVar = {"dcw": {}}
+
     scale: float = 0.0
     schedule: str = "constant"
     options: ClassVar = {"schedule": ("constant", "sigma")}
@@ -63,6 +65,8 @@ class WaveletCorrection(Correction):
         high_scale: factor that the high bands reach at the end; it rises as sigma falls.
         wavelet: name of a wavelet of PyWavelets.
     """
+
+    texts: ClassVar = {"dcw_wavelet": {}}
 
     scale: float = 0.0
     high_scale: float = 0.0

@@ -33,6 +33,8 @@ class EpsilonScaling(Correction):
         slope: k, added for each step towards the noisy end.
     """
 
+    texts: ClassVar = {"epsilon_scaling": {}}
+
     scale: float = 1.0
     slope: float = 0.0
     ranges: ClassVar = {"scale": "positive"}

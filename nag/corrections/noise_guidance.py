@@ -54,7 +54,7 @@ from nag.corrections.directions import (
 )
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 
 __all__ = ["MODES", "PASSES", "NoiseGuidance", "require_null_branch"]
 
@@ -87,6 +87,12 @@ class NoiseGuidance(Correction):
             guidance; "auto" takes the cheapest that the network is known to allow.
     """
 
+    texts: ClassVar = {
+        "nag": {"mode": "classifier_free"},
+        "nag_corrected": {"mode": "corrected"},
+        "nag_gradient": {"mode": "gradient"},
+    }
+
     scale: float = 0.0
     mode: str = "classifier_free"
     interval: Interval = (-2.5, None)
@@ -112,13 +118,7 @@ class NoiseGuidance(Correction):
         return self.scale != 0
 
     def check(self, at: At) -> None:
-        """Refuses what cannot work.
-
-        Raises:
-            ValueError: if the network is not known, or predicts x_0 and the mode compares predictions; if a regressor is
-                missing or was made for another process; if weights are swapped or not in single precision under the
-                gradient; or if samples have levels of their own in another mode than "classifier_free".
-        """
+        """Refuses what cannot work."""
         if self.mode != "gradient":
             require_null_branch(at, f"noise_guidance_mode {self.mode!r}")
         if self.mode == "classifier_free":
@@ -179,11 +179,7 @@ class NoiseGuidance(Correction):
 
 
 def require_null_branch(at: At, name: str) -> None:
-    """Refuses networks without a null branch that could say anything of the level.
-
-    Raises:
-        ValueError: if the network is not known, or predicts x_0.
-    """
+    """Refuses networks without a null branch that could say anything of the level."""
     architecture_of(at.network)
     if not isinstance(at.found, ValueError) and at.found.prediction == "x_0":
         raise ValueError(
@@ -194,11 +190,7 @@ def require_null_branch(at: At, name: str) -> None:
 
 
 def require_regressor(regressor: Any, levels: SchedulerLevels, name: str) -> None:
-    """Refuses to work without a regressor for the process.
-
-    Raises:
-        ValueError: if there is none, or it was made for another process.
-    """
+    """Refuses to work without a regressor for the process."""
     if regressor is None:
         raise ValueError(
             f"regressor must be given for {name}, got None. Train one with `nag finetune regressor`, or use the "

@@ -37,6 +37,8 @@ class NoiseLevelCorrection(Correction):
         max_shift: the largest change of the level, in log-SNR; None for no bound.
     """
 
+    texts: ClassVar = {"noise_level_correction": {}}
+
     scale: float = 0.0
     interval: Interval = (-2.5, None)
     max_shift: float | None = None

@@ -38,6 +38,8 @@ class SelfGuidance(Correction):
             in the cleaner half of the timesteps only.
     """
 
+    texts: ClassVar = {"self_guidance": {"previous": False}, "self_guidance_prev": {"previous": True}}
+
     scale: float = 0.0
     shift: float = 10.0
     previous: bool = False

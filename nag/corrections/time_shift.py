@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nag.corrections.base import At, Correction
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 from nag.noise.relevel import require_calibratable
 
 __all__ = ["TimeShift", "train_timesteps"]
@@ -40,6 +40,8 @@ class TimeShift(Correction):
         cutoff: the timestep (1 is the cleanest) at and below which nothing is shifted.
         data_variance: s^2, per element, of the data in the coordinates of the network.
     """
+
+    texts: ClassVar = {"time_shift": {}}
 
     window: int = 0
     cutoff: int = 300

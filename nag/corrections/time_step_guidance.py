@@ -49,6 +49,8 @@ class TimeStepGuidance(Correction):
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
     """
 
+    texts: ClassVar = {"time_step_guidance": {}}
+
     scale: float = 0.0
     perturbation: float = 1.0
     exponent: float = 1.0

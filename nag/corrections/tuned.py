@@ -17,15 +17,7 @@ from nag.corrections.base import Correction
 from nag.corrections.calibration import CONVERTER, NoiseCalibration, entries_of, write_entries
 from nag.noise.read import read_settings
 
-__all__ = [
-    "FILE_NAME",
-    "Entry",
-    "Sampler",
-    "load_tuned",
-    "read_entries",
-    "refuse_known",
-    "save_entry",
-]
+__all__ = ["FILE_NAME", "Entry", "Sampler", "load_tuned", "read_entries", "refuse_known", "save_entry"]
 
 FILE_NAME = "noise_guidance.json"
 _FORMAT = "nag tuned noise guidance"
@@ -176,20 +168,12 @@ def refuse_known(path: str | os.PathLike[str], sampler: Sampler, *, overwrite: b
 
 
 def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
-    """All entries of a file.
-
-    Raises:
-        ValueError: if the file is not one of this library's, or of another version.
-    """
+    """All entries of a file."""
     return entries_of(_file(path), _FORMAT, "entries", Entry)
 
 
 def correction_to_json(correction: Correction) -> dict[str, Any]:
-    """A correction as JSON holds it, with the table of a calibration.
-
-    Raises:
-        ValueError: if it asks a network, or a calibration is not its own table.
-    """
+    """A correction as JSON holds it, with the table of a calibration."""
     found: dict[str, Any] = {"correction": type(correction).__name__}
     for item in dataclasses.fields(correction):  # type: ignore[arg-type]
         value = getattr(correction, item.name)
@@ -205,12 +189,7 @@ def correction_to_json(correction: Correction) -> dict[str, Any]:
 
 
 def correction_from_json(values: dict[str, Any]) -> Correction:
-    """The correction that `correction_to_json` wrote.
-
-    Raises:
-        KeyError: if it has no known name.
-        TypeError: if its fields are not those of its class.
-    """
+    """The correction that `correction_to_json` wrote."""
     import nag.corrections
 
     named = _tuples(values)

@@ -59,6 +59,13 @@ class WeakModel(Correction):
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
     """
 
+    texts: ClassVar = {
+        "null_autoguidance": {"network": None, "blind": True, "unconditional": False},
+        "autoguidance": {"blind": False, "unconditional": False, "component": "all"},
+        "domain_guidance": {"blind": False, "unconditional": True, "component": "all"},
+        "class_interval": {"network": None, "blind": False, "unconditional": True, "component": "all"},
+    }
+
     scale: float = 0.0
     network: nn.Module | None = field(default=None, repr=False)
     blind: bool = False
@@ -80,21 +87,11 @@ class WeakModel(Correction):
         return self.scale != 0
 
     def check(self, at: At) -> None:
-        """Refuses a weak model that cannot answer for these states.
-
-        Raises:
-            ValueError: if it is not known, has other channels, classes, image size, precision or device; or if class guidance
-                is asked for twice, or of a network that is told no class.
-        """
+        """Refuses a weak model that cannot answer for these states."""
         if self.blind:
             require_null_branch(at, "WeakModel(blind=True)")
         if self.network is not None:
             self._check_other(self.network, unwrap(at.network))
-            device = unwrap(self.network).device
-            if device != at.u.device:
-                raise ValueError(
-                    f"network must be on {at.u.device} with the states, got {device}. Move it there first."
-                )
         elif self.unconditional and not self.blind and at.question.several:
             raise ValueError(
                 "guidance_scale of the pipeline must be 1 with WeakModel(unconditional=True), got class guidance. "
@@ -117,10 +114,6 @@ class WeakModel(Correction):
                     f"network must have the {name} of the sampling network, {wanted}, got {given}. "
                     "It answers for the same states."
                 )
-        if other.dtype != own.dtype:
-            raise ValueError(
-                f"network must be in {own.dtype} like the sampling network, got {other.dtype}. Use network.to({own.dtype})."
-            )
 
     def direction(self, at: At) -> Tensor | None:
         """w (f - f_weak), or its component, `(B, C, *shape)`."""

@@ -201,7 +201,7 @@ def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, wit
     channels, resolution = image_size(pipeline)
     held_out = [s for s in ("heldout", "validation", "test") if any(Path(data).glob(f"{s}*.parquet"))]
     return load_images(
-        train_data_dir=data,
+        data=data,
         split=held_out[0] if held_out else "train",
         channels=channels,
         resolution=resolution,

@@ -22,13 +22,7 @@ from nag.noise.measured import Measured
 from nag.noise.process import Flow, GaussianProcess
 from nag.quality.blind_check import DriftRow
 from nag.theory import FiniteData, LevelPrior
-from nag.theory.levelwise import (
-    LEGENDRE_GAP,
-    average,
-    check_grid,
-    levelwise,
-    posterior_width,
-)
+from nag.theory.levelwise import LEGENDRE_GAP, average, check_grid, levelwise, posterior_width
 from nag.theory.targets import coefficients, target_form
 
 __all__ = ["Knowledge", "both_schedules", "chosen_levels", "drift_rows", "know"]

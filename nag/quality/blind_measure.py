@@ -34,10 +34,7 @@ from nag.quality.distances import frechet_distance
 from nag.quality.feature_network import extract_features
 from nag.quality.resampling import bootstrap, bootstrap_difference
 from nag.theory.bound import accumulated_bound
-from nag.theory.levelwise import (
-    fisher_information,
-    posterior_width,
-)
+from nag.theory.levelwise import fisher_information, posterior_width
 
 __all__ = ["Ends", "Network", "level_rows", "walk"]
 

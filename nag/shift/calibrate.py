@@ -29,14 +29,7 @@ from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
-from nag.shift.forward import (
-    LevelEstimator,
-    Told,
-    fingerprint_of,
-    finite_estimate,
-    forward_reference,
-    place,
-)
+from nag.shift.forward import LevelEstimator, Told, fingerprint_of, finite_estimate, forward_reference, place
 from nag.shift.response import measure_levels
 from nag.shift.trajectory import check_coordinates
 
@@ -94,10 +87,6 @@ def calibrate(
         progress: show a progress bar.
         pipeline_kwargs: everything else for the pipeline, such as `guidance_scale`, `eta`, or `prompt`.
     """
-    if min(num_samples, batch_size) < 8:
-        raise ValueError(
-            f"num_samples and batch_size must be at least 8, got {num_samples} and {batch_size}. Use a few hundred."
-        )
     acting = [corrections] if isinstance(corrections, Correction) else list(corrections)
     acting = [one for one in acting if one.on]
     scheduler = pipeline.scheduler
@@ -109,8 +98,8 @@ def calibrate(
     reference = forward_reference(
         images, regressor, nominal, seed=seed + 1, class_labels=image_labels, told=told, progress=progress
     )
-    low, high = interval
-    within = (nominal >= (-np.inf if low is None else low)) & (nominal <= (np.inf if high is None else high))
+    low, high = (end if one is None else one for one, end in zip(interval, (-np.inf, np.inf), strict=True))
+    within = (nominal >= low) & (nominal <= high)
     table: list[float | None] = [None] * len(nominal)
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]

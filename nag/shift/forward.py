@@ -147,11 +147,6 @@ def _values(levels: Any) -> np.ndarray:
     parts = levels if isinstance(levels, list | tuple) and levels and not np.isscalar(levels[0]) else [levels]
     arrays = [np.atleast_1d(np.asarray(getattr(part, "log_snr", part), dtype=np.float64)) for part in parts]
     values = np.unique(np.concatenate(arrays))
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(
-            f"levels must be finite log-SNRs, at least one, got {values.tolist()}. "
-            "Give a Trajectory, the levels of a scheduler, or a list of either."
-        )
     return values[np.concatenate([[True], np.diff(values) > SAME_LEVEL])]
 
 
@@ -190,11 +185,6 @@ def forward_reference(
     Raises:
         Diverged: if an estimate is not finite.
     """
-    for name, value in (("batch_size", batch_size), ("spacing", spacing), ("reach", reach)):
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} must be positive, got {value}. Leave it out for the default.")
-    if isinstance(images, Tensor):
-        _check_number(len(images), class_labels)
     grid = level_grid(_values(levels), spacing=spacing, reach=reach, limits=regressor.log_snr_range)
     labels = None if class_labels is None else torch.as_tensor(class_labels)
     alphas, sigmas = regressor.process.alpha_sigma(torch.from_numpy(grid))
@@ -217,7 +207,6 @@ def forward_reference(
             means.append(np.stack([mean for mean, _ in rows]))
             variances.append(np.stack([variance for _, variance in rows]))
             count += len(x_0)
-    _check_number(count, class_labels)
     settings: dict[str, Any] = {"num_images": count, "seed": seed, "spacing": spacing, "reach": reach}
     settings["regressor"] = fingerprint_of(regressor)
     return ForwardReference(
@@ -226,12 +215,3 @@ def forward_reference(
         variance=np.concatenate(variances, 1),
         settings=settings,
     )
-
-
-def _check_number(count: int, class_labels: Sequence[int] | Tensor | None) -> None:
-    if count < 8:
-        raise ValueError(f"images must be at least 8, got {count}. Use a few hundred held-out images.")
-    if class_labels is not None and len(class_labels) != count:
-        raise ValueError(
-            f"class_labels must hold one class for each of {count} images, got {len(class_labels)}."
-        )

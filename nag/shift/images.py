@@ -6,6 +6,7 @@ Everything is checked before training begins. Small sets are decoded once and ke
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -113,34 +114,30 @@ class ImageTable(torch.utils.data.Dataset):
         return part
 
 
-def _rows(name: str | None, config: str | None, folder: Path | None, split: str) -> Any:
+def _rows(data: str | Path, config: str | None, split: str) -> Any:
     from datasets import load_dataset
 
-    if (name is None) == (folder is None):
-        raise ValueError(
-            "data must be named once, got both or neither. Pass --dataset_name or --train_data_dir."
-        )
-    if folder is None:
-        return load_dataset(name, config, split=split)
+    folder = Path(data)
     if folder.is_file() and folder.suffix == ".parquet":
         return load_dataset("parquet", data_files=str(folder), split="train")
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"train_data_dir must be a folder or a parquet file, got {folder}. It does not exist."
-        )
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data)):
+            raise FileNotFoundError(
+                f"data must be a folder, a parquet file or a dataset on the Hub, got {data}. It does not exist."
+            )
+        return load_dataset(str(data), config, split=split)
     parquet = sorted(folder.glob(f"{split}*.parquet"))
     if parquet:
         return load_dataset("parquet", data_files=[str(file) for file in parquet], split="train")
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*")):
         return load_dataset("imagefolder", data_dir=str(folder), split="train")
-    raise ValueError(f"train_data_dir must hold images or {split}*.parquet, got {folder}, which has neither.")
+    raise ValueError(f"data must hold images or {split}*.parquet, got {folder}, which has neither.")
 
 
 def load_images(
+    data: str | Path,
     *,
-    dataset_name: str | None = None,
     dataset_config_name: str | None = None,
-    train_data_dir: Path | str | None = None,
     split: str = "train",
     channels: int,
     resolution: int,
@@ -154,6 +151,7 @@ def load_images(
     """Opens and checks a set of images.
 
     Args:
+        data: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub.
         channels: 1 converts to gray, 3 to RGB.
         label_column: column of integer labels, or None for images without labels.
 
@@ -162,8 +160,7 @@ def load_images(
     """
     from datasets import Image as ImageFeature
 
-    folder = None if train_data_dir is None else Path(train_data_dir)
-    rows = _rows(dataset_name, dataset_config_name, folder, split)
+    rows = _rows(data, dataset_config_name, split)
     for column in [image_column] + ([label_column] if label_column else []):
         if column not in rows.column_names:
             raise ValueError(

@@ -129,17 +129,17 @@ def measure_levels(
         min_slope: below this slope of the response curve no number is given.
         max_standard_error: above this standard error of log(sigma/alpha) no number is given.
     """
-    count = estimate.shape[1]
-    if count < 8:
-        raise ValueError(f"trajectory must hold at least 8 samples, got {count}. Use a few hundred.")
+    count, images = estimate.shape[1], reference.estimate.shape[1]
+    if min(count, images) < 8:
+        raise ValueError(
+            f"samples and images must be at least 8, got {count} and {images}. Use a few hundred."
+        )
     curve = ResponseCurve(reference)
     rows = [reference.row(level) for level in log_snr]
-    steps, images = len(rows), reference.estimate.shape[1]
+    steps = len(rows)
     shift, error = np.full(steps, np.nan), np.full(steps, np.nan)
-    sampled, forward = (
-        np.zeros((steps, count)),
-        np.zeros((steps, images)),
-    )  # influence of one sample, one image
+    # influence of one sample, one image
+    sampled, forward = (np.zeros((steps, count)), np.zeros((steps, images)))
     reasons: list[str | None] = []
     for i, row in enumerate(rows):
         values = estimate[i].astype(np.float64)

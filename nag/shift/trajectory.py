@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction, Recorder
 from nag.files import Archive
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_settings
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
@@ -85,11 +86,8 @@ def _plain(value: Any) -> Any:
 
 
 def _settings(pipeline: Any, regressor: LevelEstimator, arguments: dict[str, Any]) -> dict[str, Any]:
-    config = {
-        key: value
-        for key, value in dict(pipeline.scheduler.config).items()
-        if not key.startswith("_") and value is not None and key != "trained_betas"
-    }
+    config = read_settings(pipeline.scheduler)
+    config = {key: value for key, value in config.items() if value is not None and key != "trained_betas"}
     settings = arguments | {
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
@@ -137,14 +135,6 @@ def record(
     Raises:
         Diverged: if an estimate is not finite.
     """
-    at_least = {
-        "num_samples": (num_samples, 1),
-        "batch_size": (batch_size, 1),
-        "keep_images": (keep_images, 0),
-    }
-    for name, (value, least) in at_least.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
     taken = sorted(set(pipeline_kwargs) & set(RESERVED))
     if taken:
         raise ValueError(f"pipeline_kwargs must not hold what `record` sets itself, got {', '.join(taken)}.")

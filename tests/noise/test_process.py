@@ -11,14 +11,7 @@ from torch.testing import assert_close
 
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import PreconditionedEDM
-from nag.noise.process import (
-    EDM,
-    Cosine,
-    Flow,
-    GaussianProcess,
-    VarianceExploding,
-    VariancePreserving,
-)
+from nag.noise.process import EDM, Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 
 # float64 everywhere; a handful of operations on numbers of order 1
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
@@ -136,18 +129,3 @@ def test_dtype_is_preserved(process: GaussianProcess, dtype: torch.dtype) -> Non
     # 1e-4: float32 against float64, at levels where nothing is singular
     assert_close(process.alpha(t).double(), process.alpha(t.double()), rtol=1e-4, atol=1e-6)
     assert_close(process.sigma(t).double(), process.sigma(t.double()), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "half_g_squared"),
-    [
-        ("flow", lambda t: t / (1 - t)),
-        ("vp", lambda t: (0.1 + 19.9 * t) / 2),
-        ("sigma_is_t", lambda t: t),
-        ("ve", lambda t: (0.01 * 5000**t) ** 2 * math.log(5000)),
-        ("cosine", lambda t: math.pi / 2 * torch.tan(math.pi * t / 2)),
-    ],
-)
-def test_g_squared_has_its_closed_form(name: str, half_g_squared: Callable[[Tensor], Tensor]) -> None:
-    t = inner_levels()
-    assert_close(PROCESSES[name].g_squared(t) / 2, half_g_squared(t), rtol=1e-10, atol=0)

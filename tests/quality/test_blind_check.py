@@ -329,7 +329,7 @@ def test_it_is_loaded_as_it_was_saved(tmp_path):
     other = tmp_path / "other.json"
     for text in ("{}", "[]", "no json"):
         other.write_text(text)
-        with pytest.raises(ValueError, match=r"path must name a blind_check.json, got .*other.json"):
+        with pytest.raises(ValueError, match=r"path.* .*other.json"):
             BlindCheck.load(other)
 
 
@@ -343,19 +343,18 @@ def test_files_are_replaced_only_when_asked(tmp_path):
     ]
     text = page.read_text(encoding="utf-8")
     assert "<b>Model" not in text
-    outside = re.sub(
-        r"<script>.*?</script>", "", text, flags=re.DOTALL
-    )  # but for the plotting library itself
+    # but for the plotting library itself
+    outside = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)
     shown = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
     assert shown["interval"] == [None, None]
-    with pytest.raises(ValueError, match="output_dir must be new or empty"):
+    with pytest.raises(ValueError, match="output_dir.*out"):
         check_output(folder, FILES)
     (folder / "mine.txt").write_text("kept")
     write_blind_check(result(tolerance=0.2), folder, overwrite=True)
     assert BlindCheck.load(folder / "blind_check.json").tolerance == 0.2
     assert (folder / "mine.txt").read_text() == "kept"
-    with pytest.raises(ValueError, match="output_dir must be a folder"):
+    with pytest.raises(ValueError, match="output_dir.*mine.txt"):
         check_output(folder / "mine.txt", FILES)
 
 
@@ -388,9 +387,8 @@ def test_the_command_writes_what_the_pipeline_takes(checkpoint, tmp_path):
     found = BlindCheck.load(out / "blind_check.json")
     assert [walk.name for walk in found.walks] == ["deterministic", "stochastic"]
     assert all(walk.frechet_difference is not None for walk in found.walks)
-    assert [row.log_snr for row in found.levels] == pytest.approx(
-        [-2, 0, 2], abs=0.02
-    )  # the nearest timesteps
+    # the nearest timesteps
+    assert [row.log_snr for row in found.levels] == pytest.approx([-2, 0, 2], abs=0.02)
     assert all(row.width_regressor > 0 for row in found.levels)
     assert {(row.schedule, row.target) for row in found.drift} == {
         (schedule, target) for schedule in ("vp", "flow") for target in ("eps", "x_0", "v", "velocity")
@@ -408,7 +406,7 @@ def test_the_command_writes_what_the_pipeline_takes(checkpoint, tmp_path):
     assert images.shape == (2, 8, 8, 1)
     again = run(checkpoint, *SMALL, "--output_dir", out)
     assert again.exit_code == 2
-    assert "output_dir must be new or empty" in again.output
+    assert "output_dir must be a new or empty folder" in again.output
     assert run(checkpoint, *SMALL, "--output_dir", out, "--overwrite").exit_code == 0
 
 
@@ -466,7 +464,7 @@ def test_a_single_image_and_a_model_without_a_noise_condition_are_refused(checkp
     pipe.save_pretrained(checkpoint / "unconditional")
     done = run(checkpoint, "--output_dir", tmp_path / "out", model="unconditional")
     assert done.exit_code == 2
-    assert "model must be told its noise level, got a NoiseUnconditionalPipeline" in done.output
+    assert "model must be told its noise level, got" in done.output
 
 
 def test_levels_are_those_of_the_process():
