@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nag.cli.options import FeatureOptions, Scheduler, at_least, plain
+from nag.cli.options import FeatureOptions, Scheduler, at_least, feature_network, plain
 
 if TYPE_CHECKING:
     from nag.quality.blind_check import BlindCheck
@@ -62,12 +62,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
 
     from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
-    from nag.quality.bench import (
-        feature_network,
-        held_out_images,
-        load_pipeline,
-        scheduler_line,
-    )
+    from nag.quality.bench import held_out_images, load_pipeline, scheduler_line
     from nag.quality.blind_check import BlindCheck, reading
     from nag.quality.blind_exact import both_schedules, chosen_levels, drift_rows, know
     from nag.quality.blind_measure import Network, level_rows, walk
@@ -90,13 +85,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     t = chosen_levels(levels.training, options.levels)
     features = None
     if options.features is not None or Path(options.model, "classifier").is_dir():
-        features = feature_network(
-            options.model,
-            options.features,
-            size=options.feature_size,
-            channels=options.feature_channels,
-            device=pipe.device,
-        )
+        features = feature_network(options, pipe.device)
     classes = classes_of(pipe)
     images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes is not None)
     where = pipe.device if pipe.device.type == "cuda" else torch.device("cpu")  # others have no float64

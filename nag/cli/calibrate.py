@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, sampling
 
 __all__ = ["CalibrateOptions", "run"]
 
@@ -52,16 +52,7 @@ def run(options: CalibrateOptions) -> None:
         raise ValueError(
             f"corrections must be those that act beside a table, got {list(options.corrections)}. Leave 'calibrated' out."
         )
-    bench = load_bench(
-        options.model,
-        options.data,
-        options.num_images,
-        regressor=options.regressor,
-        device=options.device,
-        prompts=options.prompts,
-        guidance_scale=options.guidance_scale,
-        eta=options.eta,
-    )
+    bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
     schedulers = [make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)]
     asked = [
         (scheduler, steps, {**bench.arguments, **method.arguments(bench.pipeline.device)})

@@ -20,8 +20,10 @@ from nag.cli.options import (
     SamplerOptions,
     Schedulers,
     at_least,
+    feature_network,
     fresh_seeds,
     plain,
+    sampling,
 )
 
 if TYPE_CHECKING:
@@ -150,7 +152,6 @@ def load(
     from nag.noise.read import read_settings
     from nag.quality.bench import (
         configured_schedulers,
-        feature_network,
         held_out_images,
         open_bench,
         read_assignments,
@@ -163,23 +164,13 @@ def load(
     bench = open_bench(
         options.model,
         options.data,
-        regressor=options.regressor,
-        device=device,
-        prompts=options.prompts,
-        guidance_scale=options.guidance_scale,
-        eta=options.eta,
+        **sampling(options) | {"device": device},
         batch_size=options.batch_size,
         mixed_precision=options.mixed_precision,
     )
     pipe, assigned = bench.pipeline, read_assignments(options.scheduler_config)
     schedulers = configured_schedulers(options.schedulers, pipe.scheduler, assigned)
-    network = feature_network(
-        options.model,
-        options.features,
-        size=options.feature_size,
-        channels=options.feature_channels,
-        device=pipe.device,
-    )
+    network = feature_network(options, pipe.device)
     judge = pipe.regressor if options.shift else None
     if options.shift and options.judge is not None:
         judge = NoiseLevelRegressor.from_pretrained(options.judge).to(pipe.device).float().eval()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain, sampling
 
 if TYPE_CHECKING:
     from nag.shift import NoiseShift
@@ -47,16 +47,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
 
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     methods = candidates("plain", *options.corrections)
-    bench = load_bench(
-        options.model,
-        options.data,
-        options.num_images,
-        regressor=options.regressor,
-        device=options.device,
-        prompts=options.prompts,
-        guidance_scale=options.guidance_scale,
-        eta=options.eta,
-    )
+    bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
     schedulers = {
         name: make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)
     }

@@ -9,7 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nag.cli.options import FeatureOptions, SamplerOptions, Scheduler, at_least, fresh_seeds
+from nag.cli.options import (
+    FeatureOptions,
+    SamplerOptions,
+    Scheduler,
+    at_least,
+    feature_network,
+    fresh_seeds,
+    sampling,
+)
 
 if TYPE_CHECKING:
     from nag.corrections.tuned import Entry, Sampler
@@ -77,7 +85,6 @@ def run(options: TuneOptions) -> Entry:
     from nag.network.regressor import fingerprint
     from nag.quality.bench import (
         configured_schedulers,
-        feature_network,
         open_bench,
         read_assignments,
         scheduler_line,
@@ -94,11 +101,7 @@ def run(options: TuneOptions) -> Entry:
     bench = open_bench(
         options.model,
         options.data,
-        regressor=options.regressor,
-        device=options.device,
-        prompts=options.prompts,
-        guidance_scale=options.guidance_scale,
-        eta=options.eta,
+        **sampling(options),
         batch_size=options.batch_size,
         mixed_precision=options.mixed_precision,
     )
@@ -109,13 +112,7 @@ def run(options: TuneOptions) -> Entry:
     refuse_known(output, sampler, overwrite=options.overwrite)
     print(scheduler_line(pipe.scheduler))
     space = _space(bench, options)
-    network = feature_network(
-        options.model,
-        options.features,
-        size=options.feature_size,
-        channels=options.feature_channels,
-        device=pipe.device,
-    )
+    network = feature_network(options, pipe.device)
     bench, fresh = _images(replace(bench, network=network), options)
     sizes = _sizes(options, fresh.num_features)
     identity = {

@@ -17,7 +17,6 @@ from nag.files import parse_json
 from nag.load import NAGPipeline
 from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
-from nag.quality.feature_network import load_feature_network
 from nag.quality.sampling import Sampled, sample_features
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import first_question
@@ -36,7 +35,6 @@ from nag.shift.forward import Told, told_by
 __all__ = [
     "Bench",
     "configured_schedulers",
-    "feature_network",
     "held_out_images",
     "load_bench",
     "load_pipeline",
@@ -274,19 +272,6 @@ def load_bench(model: str, data: Path, num_images: int, **others: Any) -> Bench:
         )
     labels = bench.regressor.config.uses_class
     return bench.holding(*held_out_images(bench.pipeline, data, num_images, with_labels=labels))
-
-
-def feature_network(
-    model: str, features: str | None, *, size: int | None, channels: int | None, device: Any
-) -> Any:
-    """The feature network that is named, or the classifier beside the model."""
-    beside = Path(model, "classifier")
-    if features is None and not beside.is_dir():
-        raise ValueError(
-            f"features must be given, got none and no classifier/ in {model!r}. Pass a classifier's folder, a TorchScript "
-            "file, or a vision model such as facebook/dinov2-base."
-        )
-    return load_feature_network(features or beside, size=size, channels=channels, device=device)
 
 
 def read_assignments(texts: Iterable[str]) -> dict[str, Any]:

@@ -275,39 +275,31 @@ def test_two_processes_share_the_cells(checkpoint, tmp_path):
     shared = {"schedulers": ("ddim",), "corrections": ("nag:scale=1",), "steps": (2, 3), "shift": False}
     job.run(options(checkpoint, tmp_path / "one", **shared))
     given = options(checkpoint, tmp_path / "two", **shared)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += [
-        "-m",
-        "nag.cli",
-        "compare",
-        given.model,
-        "--data",
-        given.data,
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "nag.cli", "compare"]
+    flags = [
         "--schedulers",
         "ddim",
         "--no_shift",
-    ]
-    command += [
         "--corrections",
         "nag:scale=1",
         "--steps",
-        2,
-        3,
+        "2",
+        "3",
         "--device",
         "cpu",
+    ]
+    command = [
+        sys.executable,
+        *launch,
+        given.model,
+        "--data",
+        given.data,
+        *flags,
         "--output_dir",
         given.output_dir,
     ]
-    names = (
-        "num_samples",
-        "tune_samples",
-        "shift_samples",
-        "calibration_samples",
-        "num_images",
-        "resamples",
-        "batch_size",
-    )
-    for name in names:
+    sizes = ("num_samples", "tune_samples", "shift_samples", "calibration_samples", "num_images", "resamples")
+    for name in (*sizes, "batch_size"):
         command += [f"--{name}", getattr(given, name)]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
