@@ -76,7 +76,9 @@ def test_kernel_distance_is_the_published_kid():
     metric = KernelInceptionDistance(feature=Through(32), subsets=1, subset_size=300)  # one subset: all
     expected = float(published(metric, samples, real)[0])
     got = measure_quality(samples, reference_of(real), resamples=2).kid.value
-    assert got == pytest.approx(expected, rel=1e-4)
+    assert got == pytest.approx(
+        expected, abs=5e-6
+    )  # torchmetrics sums terms of order 1 in float32, in an order of its own
 
 
 # ---- errors
