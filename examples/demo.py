@@ -52,8 +52,8 @@ def main() -> None:
             regressor.RegressorOptions(
                 pretrained_model_name_or_path=str(MODEL),
                 kind="frozen",
-                train_data_dir=DATA / "head.parquet",
-                calibration_data_dir=DATA / "calibration.parquet",
+                data=DATA / "head.parquet",
+                held_out_data=DATA / "calibration.parquet",
                 output_dir=head,
                 train_batch_size=128,
                 max_train_steps=options.train_steps,

@@ -30,11 +30,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(folder: Path, name: str) -> Path | None:
-    """Resolves `--resume_from_checkpoint`: a path, a name inside the output folder, or "latest" (None if there is none).
-
-    Raises:
-        FileNotFoundError: if a named checkpoint does not exist.
-    """
+    """Resolves `--resume_from_checkpoint`: a path, a name inside the output folder, or "latest" (None if there is none)."""
     if name == "latest":
         found = _checkpoints(folder)
         return found[-1] if found else None
@@ -66,14 +62,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> Path:
-    """Writes `folder/checkpoint-STEP`, appearing under its name only when complete.
-
-    Args:
-        model: the network; all of its state is kept.
-        ema: a diffusers `EMAModel` over the trained parameters, or None.
-        optimizer: its per-parameter tensors are kept by parameter name.
-        state: JSON-able rest.
-    """
+    """Writes `folder/checkpoint-STEP`, appearing under its name only when complete; `state` is the rest, for JSON."""
     target, part = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -102,11 +91,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, model: nn.Module, ema: Any, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Puts everything back that `save_checkpoint` wrote, and returns its state.
-
-    Raises:
-        ValueError: if the checkpoint has no moving average and one is wanted.
-    """
+    """Puts everything back that `save_checkpoint` wrote, and returns its state."""
     state: dict[str, Any] = read_json(folder / "state.json")
     model.load_state_dict(load_file(folder / "model.safetensors"))
     moments = load_file(folder / "optimizer.safetensors")

@@ -27,7 +27,7 @@ from nag.finetune.options import TrainingOptions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from nag.finetune.loop import Draws
+    from nag.finetune.stream import Draws
 
 __all__ = ["DenoiserOptions", "DenoiserTask", "run"]
 
@@ -36,14 +36,14 @@ __all__ = ["DenoiserOptions", "DenoiserTask", "run"]
 class DenoiserOptions(TrainingOptions):
     """Train or fine-tune a denoiser with noise-level dropout.
 
-    nag finetune denoiser --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --level_dropout 0.1
+    nag finetune denoiser --pretrained_model_name_or_path MODEL --data IMAGES --level_dropout 0.1
     """
 
     model_config_name_or_path: str | None = None
     """From scratch: UNet2DModel config (JSON file, folder, Hub id)."""
     objective: Literal["ddpm", "adm", "flow", "edm", "uedm", "ict", "ecm", "eqm"] | None = None
     """What is trained: ddpm, adm (learned variance), flow, edm, uedm, the consistency models ict and ecm, or
-    eqm (Equilibrium Matching); None: as the pretrained pipeline, or by --prediction_type."""
+    eqm (Equilibrium Matching). None: as the pretrained pipeline, or by --prediction_type."""
     sigma_data: float = 0.5
     """edm, uedm, ict, ecm: standard deviation of the data."""
     uedm_weight: Literal["edm", "uniform"] = "edm"
@@ -57,9 +57,9 @@ class DenoiserOptions(TrainingOptions):
     eqm_multiplier: float = 4.0
     """eqm: factor of the target."""
     energy: Literal["dot", "squared_norm"] | None = None
-    """eqm: train the gradient of an explicit energy: <x, f> or |f|^2 / 2; None: f itself."""
+    """eqm: train the gradient of an explicit energy: <x, f> or |f|^2 / 2. None: f itself."""
     prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_prediction"] | None = None
-    """What the network predicts; None: as the pretrained pipeline, or epsilon."""
+    """What the network predicts. None: as the pretrained pipeline, or epsilon."""
     ddpm_num_steps: int = 1000
     """From scratch: timesteps of the process."""
     ddpm_beta_schedule: str = "linear"
@@ -83,16 +83,9 @@ class DenoiserOptions(TrainingOptions):
 
 
 class DenoiserTask:
-    """A UNet2DModel, what it is trained for and its scheduler.
+    """A UNet2DModel that is trained in place, what it is trained for, and the scheduler that is saved with it.
 
-    Args:
-        unet: the network; trained in place.
-        scheduler: a diffusers scheduler, saved with the result; without an objective in the options its VP (eps, v,
-            x_0) or flow (velocity) process says what is trained.
-        options: see `DenoiserOptions`.
-
-    Raises:
-        ValueError: if the options ask for what the network cannot serve.
+    Without an objective in the options, the scheduler's VP (eps, v, x_0) or flow (velocity) process says what is trained.
     """
 
     def __init__(self, unet: Any, scheduler: Any, options: DenoiserOptions) -> None:
@@ -130,11 +123,7 @@ class DenoiserTask:
         return {name: getattr(options, name) for name in chosen}
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuses labels that the class embedding cannot hold.
-
-        Raises:
-            ValueError: if a label is out of range or meets the null class.
-        """
+        """Refuses labels that the class embedding cannot hold, the null class among them."""
         if self.null_class is None:
             return
         low, high = int(labels.min()), int(labels.max())
@@ -153,7 +142,7 @@ class DenoiserTask:
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
-        from nag.finetune.losses import Regression
+        from nag.finetune.training_objectives import Regression
         from nag.network.null import null_level
 
         eps, u = draws.normal(images.shape[1:]), draws.uniform()
@@ -175,7 +164,7 @@ class DenoiserTask:
             error = torch.where(hidden, error / objective.process.sigma(objective.level(u)), error)
         return error
 
-    def validate(self, step: int, folder: Path) -> dict[str, float]:
+    def validate(self, step: int, folder: Path) -> None:
         """Writes `samples/step-STEP.png`: rows of samples from the saved scheduler, class by class."""
         import torch
         from diffusers.utils import make_image_grid
@@ -184,7 +173,7 @@ class DenoiserTask:
 
         count = self.options.num_validation_images
         if count < 1:
-            return {}
+            return
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         pipeline = pipeline_of(self.model, scheduler, self.options)
         pipeline.set_progress_bar_config(disable=True)
@@ -198,14 +187,13 @@ class DenoiserTask:
         columns = max(c for c in range(1, min(count, 10) + 1) if count % c == 0)
         (folder / "samples").mkdir(exist_ok=True)
         make_image_grid(images, count // columns, columns).save(folder / "samples" / f"step-{step}.png")
-        return {}
 
     def save(self, folder: Path) -> None:
         """Writes the pipeline, with a model card, and uploads it if asked."""
         import torch
 
         from nag.files import written_whole
-        from nag.finetune.loop import command_line, weight_dtype
+        from nag.finetune.loop import weight_dtype
         from nag.finetune.model_card import upload, write_model_card
         from nag.finetune.training_objectives import pipeline_of, title
 
@@ -217,6 +205,8 @@ class DenoiserTask:
             pipeline.save_pretrained(part)
             write_model_card(
                 part,
+                "denoiser",
+                self.options,
                 title=title(self.scheduler, self.options),
                 text=(
                     f"A UNet2DModel trained with level dropout {self.options.level_dropout} and class dropout "
@@ -228,9 +218,6 @@ class DenoiserTask:
                         "Guidance needs."
                     )
                 ),
-                command=command_line("denoiser", self.options),
-                base_model=self.options.pretrained_model_name_or_path,
-                dataset=self.options.dataset_name,
             )
         upload(folder, self.options)
 
@@ -268,17 +255,11 @@ def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
 
 
 def run(options: DenoiserOptions) -> dict[str, Any]:
-    """Trains a denoiser; see `DenoiserOptions`.
-
-    Raises:
-        ValueError: if the options contradict each other, the data or the model.
-        FileExistsError: if the output folder is in use.
-        FileNotFoundError: if data or checkpoint do not exist.
-    """
+    """Trains a denoiser and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, mix, train
-    from nag.shift.images import load_images
+    from nag.finetune.loop import check_output_dir, images_of, train
+    from nag.finetune.stream import mix
 
     if (options.pretrained_model_name_or_path is None) == (options.model_config_name_or_path is None):
         raise ValueError(
@@ -292,22 +273,7 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     )
     unet = unet.float()
     task = DenoiserTask(unet, scheduler, options)
-    size = unet.config.sample_size
-    if options.resolution is None and not isinstance(size, int):
-        raise ValueError(f"resolution must be given for a model without a square sample size, got {size}.")
-    table = load_images(
-        dataset_name=options.dataset_name,
-        dataset_config_name=options.dataset_config_name,
-        train_data_dir=options.train_data_dir,
-        split=options.split,
-        channels=unet.config.in_channels,
-        resolution=options.resolution or size,
-        image_column=options.image_column,
-        label_column=options.label_column if task.null_class is not None else None,
-        max_samples=options.max_train_samples,
-        center_crop=options.center_crop,
-        skip_unreadable_images=options.skip_unreadable_images,
-    )
+    table = images_of(options, unet, labels=task.null_class is not None)
     task.check_labels(table.labels)
     return train(task, table, options, checkpoint)
 

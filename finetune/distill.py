@@ -46,7 +46,7 @@ BINS = (-2.5, 0.0, 2.5)  # log-SNR between which the explained share is told apa
 class DistillOptions(TrainingOptions):
     """Distil guidance by a weak model into a network, so that its only pass is guided.
 
-    nag finetune distill --pretrained_model_name_or_path MODEL --weak SMALL_MODEL --scale 2 --train_data_dir IMAGES
+    nag finetune distill --pretrained_model_name_or_path MODEL --weak SMALL_MODEL --scale 2 --data IMAGES
     """
 
     weak: str = "null"
@@ -107,6 +107,7 @@ class DistillTask:
             )
         self.null_class = architecture_of(teacher).null_class(teacher)
         self.states: tuple[Tensor, Tensor, Tensor] | None = None
+        self.figures: dict[str, float] = {}
 
     @property
     def signature(self) -> dict[str, Any]:
@@ -147,10 +148,11 @@ class DistillTask:
 
     def _timestep(self, t: Tensor) -> Tensor:
         from nag.noise.discrete import DiscreteVP
+        from nag.noise.read import read_train_timesteps
 
         if isinstance(self.process, DiscreteVP):
             return self.process.timestep(t).round()
-        return t * self.scheduler.config.num_train_timesteps
+        return t * read_train_timesteps(self.scheduler)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
@@ -224,20 +226,20 @@ class DistillTask:
         }
         return {names[k]: 1 - rest / whole for k, (rest, whole) in sums.items() if whole > 0}
 
-    def validate(self, step: int, folder: Path) -> dict[str, float]:
-        return self.explained()
+    def validate(self, step: int, folder: Path) -> None:
+        """Nothing: the explained share is measured at the end."""
 
     def save(self, folder: Path) -> None:
         """Writes the student as a pipeline, or its adapter, with a model card, and uploads it if asked."""
         import torch
 
         from nag.files import written_whole
-        from nag.finetune.loop import command_line, weight_dtype
+        from nag.finetune.loop import weight_dtype
         from nag.finetune.merge import save_adapter
         from nag.finetune.model_card import upload, write_model_card
         from nag.pipelines import UNet2DPipeline
 
-        options = self.options
+        options, self.figures = self.options, self.explained()
         with written_whole(folder) as part:
             if options.lora_rank:
                 save_adapter(self.model, part, options.pretrained_model_name_or_path or "")
@@ -248,15 +250,14 @@ class DistillTask:
                 UNet2DPipeline(unet=network, scheduler=self.scheduler).save_pretrained(part)
             write_model_card(
                 part,
+                "distill",
+                options,
                 title="Denoiser with distilled guidance",
                 text=(
                     f"Guidance of weight {options.scale:g} by the weak model {options.weak!r}, distilled. Its strength is set by "
                     "`nag finetune merge --strength`; half of it is a good begin."
                 ),
-                command=command_line("distill", options),
-                base_model=options.pretrained_model_name_or_path,
-                dataset=options.dataset_name,
-                figures=self.explained(),
+                figures=self.figures,
             )
         upload(folder, options)
 
@@ -303,11 +304,11 @@ def run(options: DistillOptions) -> dict[str, Any]:
 
     import torch
 
-    from nag.finetune.loop import check_output_dir, mix, train
+    from nag.finetune.loop import check_output_dir, images_of, train
     from nag.finetune.merge import add_adapter
+    from nag.finetune.stream import mix
     from nag.load import NAGPipeline
-    from nag.network.table import load_network
-    from nag.shift.images import load_images
+    from nag.network.table import architecture_of, load_network
 
     if options.pretrained_model_name_or_path is None:
         raise ValueError("pretrained_model_name_or_path must name the pipeline to distil, got None.")
@@ -326,20 +327,8 @@ def run(options: DistillOptions) -> dict[str, Any]:
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     if options.lora_rank:
         add_adapter(student, options.lora_rank)
-    classes = getattr(teacher.config, "num_class_embeds", None) is not None
-    table = load_images(
-        dataset_name=options.dataset_name,
-        dataset_config_name=options.dataset_config_name,
-        train_data_dir=options.train_data_dir,
-        split=options.split,
-        channels=teacher.config.in_channels,
-        resolution=options.resolution or teacher.config.sample_size,
-        image_column=options.image_column,
-        label_column=options.label_column if classes else None,
-        max_samples=options.max_train_samples,
-        center_crop=options.center_crop,
-        skip_unreadable_images=options.skip_unreadable_images,
-    )
+    labels = architecture_of(teacher).null_class(teacher) is not None
+    table = images_of(options, teacher, labels=labels)
     count = options.held_out_samples
     if not 0 < count < len(table):
         raise ValueError(
@@ -347,7 +336,7 @@ def run(options: DistillOptions) -> dict[str, Any]:
         )
     heldout = table.subset(range(len(table) - count, len(table)))
     task = DistillTask(student, teacher, weak, pipeline.scheduler, heldout, options)
-    return train(task, table.subset(range(len(table) - count)), options, checkpoint)
+    return train(task, table.subset(range(len(table) - count)), options, checkpoint) | task.figures
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ is off by default: compiling, channels-last weights, TF32, fused updates, random
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +18,31 @@ from nag.files import read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
-from nag.shift.images import ImageTable
+from nag.shift.images import ImageTable, load_images
 
-__all__ = ["Draws", "Task", "check_output_dir", "command_line", "mix", "train", "weight_dtype"]
+__all__ = ["Task", "check_output_dir", "images_of", "train", "weight_dtype"]
+
+
+def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: Any) -> ImageTable:
+    """The images of the options, or of another source, as a network takes them."""
+    size = unet.config.sample_size
+    if options.resolution is None and not isinstance(size, int):
+        raise ValueError(f"resolution must be given for a model without a square sample size, got {size}.")
+    source = source or {
+        "data": options.data,
+        "dataset_config_name": options.dataset_config_name,
+        "split": options.split,
+        "max_samples": options.max_train_samples,
+    }
+    return load_images(
+        **source,
+        channels=unet.config.in_channels,
+        resolution=options.resolution or size,
+        image_column=options.image_column,
+        label_column=options.label_column if labels else None,
+        center_crop=options.center_crop,
+        skip_unreadable_images=options.skip_unreadable_images,
+    )
 
 
 def weight_dtype(options: TrainingOptions) -> torch.dtype:
@@ -39,19 +61,15 @@ class Task(Protocol):
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """Loss per sample, `(B,)`, from images `(B, C, H, W)` in [-1, 1] and labels `(B,)`."""
 
-    def validate(self, step: int, folder: Path) -> dict[str, float]:
-        """Figures of the current (averaged) weights."""
+    def validate(self, step: int, folder: Path) -> None:
+        """Shows what the current (averaged) weights do."""
 
     def save(self, folder: Path) -> None:
         """Writes the result with the (averaged) weights that `model` now holds."""
 
 
 def check_output_dir(options: TrainingOptions) -> Path | None:
-    """Resolves the checkpoint to resume from, before anything is loaded.
-
-    Raises:
-        FileExistsError: if the output folder is in use and neither overwriting nor resuming was asked for.
-    """
+    """The checkpoint to resume from, looked for before anything is loaded; a folder in use is refused."""
     folder = options.output_dir
     if options.resume_from_checkpoint is not None:
         return find_checkpoint(folder, options.resume_from_checkpoint)
@@ -63,24 +81,6 @@ def check_output_dir(options: TrainingOptions) -> Path | None:
     return None
 
 
-def command_line(name: str, options: TrainingOptions) -> str:
-    """The command that gives these options."""
-    words = [f"nag finetune {name}"]
-    for item in fields(options):
-        value = getattr(options, item.name)
-        if (
-            value is None
-            or value == item.default
-            or item.name in ("resume_from_checkpoint", "overwrite_output_dir", "pause_at_step")
-        ):
-            continue
-        words.append(
-            f"--{'' if value is not False else 'no_'}{item.name}"
-            + ("" if isinstance(value, bool) else f" {value}")
-        )
-    return " \\\n  ".join(words)
-
-
 def _check(options: TrainingOptions) -> None:
     for name in (
         "train_batch_size",
@@ -89,10 +89,9 @@ def _check(options: TrainingOptions) -> None:
         "logging_steps",
         "pause_at_step",
     ):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ValueError(
-                f"{name} must be at least 1, got {getattr(options, name)}. Give a positive number."
-            )
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}. Give a positive number.")
     if not options.learning_rate > 0:
         raise ValueError(
             f"learning_rate must be positive, got {options.learning_rate}. A usual value is 1e-4."
@@ -102,19 +101,8 @@ def _check(options: TrainingOptions) -> None:
 def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None) -> dict[str, Any]:
     """Trains, checkpoints, and saves the result into `options.output_dir`; leaves torch's precision as it was.
 
-    SIGINT and SIGTERM end the run after the current step with a checkpoint.
-
-    Args:
-        task: model, loss and what to save.
-        table: the checked images.
-        options: see `finetune.options`.
-        checkpoint: what `check_output_dir` gave.
-
-    Returns:
-        The final figures: step, loss, and what the task's validation measured; after `pause_at_step` only the step.
-
-    Raises:
-        ValueError: if the checkpoint belongs to other settings.
+    SIGINT and SIGTERM end the run after the current step with a checkpoint. The figures are step and loss; after
+    `pause_at_step` only the step.
     """
     precision = torch.get_float32_matmul_precision()
     if options.allow_tf32:
@@ -288,7 +276,7 @@ def _train(
     figures: dict[str, Any] = {"step": step} | ({} if running != running else {"loss": running})
 
     def finish() -> None:
-        figures.update(task.validate(step, folder))
+        task.validate(step, folder)
         task.save(folder)
 
     _with_average(task, ema, trained, accelerator, finish)

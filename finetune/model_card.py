@@ -1,46 +1,61 @@
-"""Model cards and uploads."""
+"""What is written beside a result: the card with its command, and the upload."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nag.finetune.options import TrainingOptions
 
-__all__ = ["upload", "write_model_card"]
+__all__ = ["command_line", "upload", "write_model_card"]
+
+UNTOLD = ("resume_from_checkpoint", "overwrite_output_dir", "pause_at_step")
+
+
+def command_line(name: str, options: TrainingOptions) -> str:
+    """The command that gives these options."""
+    words = [f"nag finetune {name}"]
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if value is None or value == item.default or item.name in UNTOLD:
+            continue
+        words.append(
+            f"--{'' if value is not False else 'no_'}{item.name}"
+            + ("" if isinstance(value, bool) else f" {value}")
+        )
+    return " \\\n  ".join(words)
 
 
 def write_model_card(
     folder: Path,
+    name: str,
+    options: TrainingOptions,
     *,
     title: str,
     text: str,
-    command: str,
-    base_model: str | None = None,
-    dataset: str | None = None,
     figures: dict[str, Any] | None = None,
 ) -> None:
     """Writes `README.md` with the Hub's metadata, the exact command and the measured figures."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    hub_name = base_model if base_model and not Path(base_model).exists() else None
+    base = options.pretrained_model_name_or_path
     data = ModelCardData(
         library_name="diffusers",
-        base_model=hub_name,
-        datasets=dataset,
+        base_model=base if base and not Path(base).exists() else None,
+        datasets=None if Path(options.data).exists() else options.data,
         tags=["diffusers", "noise-awareness-guidance", "arxiv:2510.12497"],
     )
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {title}\n",
         f"{text}\n",
-        "## Training\n",
-        f"```\n{command}\n```\n",
+        f"## Training\n\n```\n{command_line(name, options)}\n```\n",
     ]
     if figures:
         rows = "\n".join(
-            f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
-            for name, value in figures.items()
+            f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
+            for key, value in figures.items()
         )
         parts.append(f"## Figures\n\n| quantity | value |\n| --- | --- |\n{rows}\n")
     parts.append("Made with noise-awareness-guidance (arXiv 2510.12497, Noise Awareness Guidance).\n")

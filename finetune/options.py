@@ -16,6 +16,8 @@ __all__ = ["TrainingOptions"]
 class TrainingOptions:
     """What both trainings share."""
 
+    data: str
+    """Images: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub."""
     pretrained_model_name_or_path: str | None = None
     """Pipeline to start from: a folder or a Hub id."""
     revision: str | None = None
@@ -26,12 +28,8 @@ class TrainingOptions:
     """Folder for the result, its checkpoints and logs."""
     overwrite_output_dir: bool = False
     """Write into a folder that is not empty."""
-    dataset_name: str | None = None
-    """Dataset on the Hub, or a local dataset folder."""
     dataset_config_name: str | None = None
     """Configuration of the Hub dataset."""
-    train_data_dir: Path | None = None
-    """Folder of images or parquet files, or one parquet file."""
     split: str = "train"
     """Split of the dataset."""
     image_column: str = "image"
@@ -43,7 +41,7 @@ class TrainingOptions:
     skip_unreadable_images: bool = False
     """Leave unreadable images out instead of refusing the data."""
     resolution: int | None = None
-    """Image size in pixels; None: the model's sample size."""
+    """Image size in pixels. None: the model's sample size."""
     center_crop: bool = True
     """Crop the middle square after resizing the short side, else squash."""
     random_flip: bool = False
@@ -116,7 +114,7 @@ class TrainingOptions:
     push_to_hub: bool = False
     """Upload the result to the Hub."""
     hub_model_id: str | None = None
-    """Name on the Hub; None: the output folder's name."""
+    """Name on the Hub. None: the output folder's name."""
     hub_private_repo: bool = False
     """Make the Hub repository private."""
     save_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"

@@ -1,4 +1,4 @@
-"""Trains a noise-level regressor for a denoiser, by Gaussian likelihood of the log-SNR, and calibrates it.
+"""Trains a noise-level regressor for a denoiser, by Gaussian likelihood of the log-SNR; bias and spread are fitted afterwards.
 
     nag finetune regressor --help
     accelerate launch finetune/regressor.py --help
@@ -23,17 +23,17 @@ from nag.finetune.options import TrainingOptions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from nag.finetune.loop import Draws
+    from nag.finetune.stream import Draws
     from nag.shift.images import ImageTable
 
-__all__ = ["RegressorOptions", "RegressorTask", "calibrate_regressor", "run"]
+__all__ = ["RegressorOptions", "RegressorTask", "fit", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressorOptions(TrainingOptions):
     """Train a noise-level regressor for a denoiser.
 
-    nag finetune regressor --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --output_dir MODEL/regressor
+    nag finetune regressor --pretrained_model_name_or_path MODEL --data IMAGES --output_dir MODEL/regressor
     """
 
     pretrained_model_name_or_path: str = field()
@@ -46,22 +46,16 @@ class RegressorOptions(TrainingOptions):
     """How the head pools over positions."""
     hidden_size: int = 128
     """Width of the head."""
-    calibration_data_dir: Path | None = None
-    """Held-out images for the calibration; None: the last calibration_samples of the training data."""
-    calibration_samples: int = 1000
-    """Held-out images used to calibrate mean and variance."""
+    held_out_data: Path | None = None
+    """Held-out images that bias and spread are fitted to. None: the last held_out_samples of the training data."""
+    held_out_samples: int = 1000
+    """Held-out images, half of them to fit bias and spread, half to test."""
     head_learning_rate: float | None = None
-    """Learning rate of the head; None: as learning_rate."""
+    """Learning rate of the head. None: as learning_rate."""
 
 
 class RegressorTask:
-    """A regressor, its likelihood and its held-out images.
-
-    Args:
-        regressor: trained in place.
-        heldout: images for calibration and the final figures.
-        options: see `RegressorOptions`.
-    """
+    """A regressor that is trained in place, and held-out images for what is fitted afterwards and for the figures."""
 
     def __init__(self, regressor: Any, heldout: ImageTable, options: RegressorOptions) -> None:
         self.model, self.heldout, self.options = regressor, heldout, options
@@ -91,20 +85,20 @@ class RegressorTask:
         estimate = model(process.corrupt(images, t, eps), shown)
         return -estimate.log_density(process.log_snr(t).float())
 
-    def validate(self, step: int, folder: Path) -> dict[str, float]:
-        return {}
+    def validate(self, step: int, folder: Path) -> None:
+        """The figures are those of the end."""
 
     def save(self, folder: Path) -> None:
-        """Calibrates, writes the regressor with a model card and its figures, and uploads it if asked."""
+        """Fits to the held-out images, writes the regressor with a model card and its figures, and uploads it if asked."""
         import torch
 
         from nag.files import written_whole
-        from nag.finetune.loop import command_line, weight_dtype
+        from nag.finetune.loop import weight_dtype
         from nag.finetune.model_card import upload, write_model_card
         from nag.shift.accuracy import measure_accuracy
 
         half = len(self.heldout) // 2
-        calibrate_regressor(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
+        fit(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
         test = self.heldout.subset(range(half, len(self.heldout)))
         accuracy = measure_accuracy(self.model.eval(), test.tensor(), seed=self.options.seed + 2)
         dtype = weight_dtype(self.options)
@@ -114,13 +108,12 @@ class RegressorTask:
             torch.nn.Module.to(self.model, before)
             write_model_card(
                 part,
+                "regressor",
+                self.options,
                 title=f"Noise-level regressor ({self.model.config.kind})",
-                text="Estimates the log-SNR of a noisy state: mean and variance, calibrated on held-out images.",
-                command=command_line("regressor", self.options),
-                base_model=self.options.pretrained_model_name_or_path,
-                dataset=self.options.dataset_name,
+                text="Estimates the log-SNR of a noisy state: mean and variance, fitted to held-out images.",
                 figures={
-                    "held-out images (half to calibrate, half to test)": len(self.heldout),
+                    "held-out images (half to fit, half to test)": len(self.heldout),
                     "RMSE / Fisher floor, worst over log-SNR in [0, 3]": accuracy.worst_ratio(0, 3),
                     "RMSE / Fisher floor, worst over log-SNR in [-1, 5]": accuracy.worst_ratio(-1, 5),
                     "coverage of the 90 % interval": accuracy.coverage_90,
@@ -130,14 +123,8 @@ class RegressorTask:
         upload(folder, self.options)
 
 
-def calibrate_regressor(
-    regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250
-) -> None:
-    """Fits the regressor's calibration on held-out images, each at `passes` levels of the training prior.
-
-    Raises:
-        ValueError: if there are too few images.
-    """
+def fit(regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250) -> None:
+    """Fits the regressor's bias and spread to held-out images, each at `passes` levels of the training prior."""
     import torch
 
     from nag.blind.objectives import uniform_level
@@ -166,20 +153,14 @@ def calibrate_regressor(
 
 
 def run(options: RegressorOptions) -> dict[str, Any]:
-    """Trains a regressor; see `RegressorOptions`.
-
-    Raises:
-        ValueError: if the options contradict each other, the data or the model.
-        FileExistsError: if the output folder is in use.
-        FileNotFoundError: if data or checkpoint do not exist.
-    """
+    """Trains a regressor and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, mix, train
+    from nag.finetune.loop import check_output_dir, images_of, train
+    from nag.finetune.stream import mix
     from nag.load import NAGPipeline
     from nag.network.regressor import NoiseLevelRegressor
     from nag.network.table import architecture_of
-    from nag.shift.images import load_images
 
     checkpoint = check_output_dir(options)
     pipeline = NAGPipeline.from_pretrained(
@@ -200,37 +181,19 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     )
     regressor.requires_grad_(True)
     freeze_unused(regressor)
-    size = unet.config.sample_size
-    classes = architecture_of(unet).null_class(unet) is not None
-    shared: dict[str, Any] = {
-        "channels": unet.config.in_channels,
-        "resolution": options.resolution or size,
-        "image_column": options.image_column,
-        "label_column": options.label_column if classes and options.kind == "frozen" else None,
-        "center_crop": options.center_crop,
-        "skip_unreadable_images": options.skip_unreadable_images,
-    }
-    table = load_images(
-        dataset_name=options.dataset_name,
-        dataset_config_name=options.dataset_config_name,
-        train_data_dir=options.train_data_dir,
-        split=options.split,
-        max_samples=options.max_train_samples,
-        **shared,
-    )
-    if options.calibration_data_dir is not None:
-        heldout = load_images(
-            train_data_dir=options.calibration_data_dir, max_samples=options.calibration_samples, **shared
-        )
-    else:
-        count = options.calibration_samples
-        if not 0 < count < len(table):
-            raise ValueError(
-                f"calibration_samples must be between 1 and {len(table) - 1}, got {count}. "
-                "Those images are held out of the training data; or pass --calibration_data_dir."
-            )
+    labels = options.kind == "frozen" and architecture_of(unet).null_class(unet) is not None
+    table = images_of(options, unet, labels=labels)
+    count = options.held_out_samples
+    if options.held_out_data is not None:
+        heldout = images_of(options, unet, labels=labels, data=options.held_out_data, max_samples=count)
+    elif 0 < count < len(table):
         heldout = table.subset(range(len(table) - count, len(table)))
         table = table.subset(range(len(table) - count))
+    else:
+        raise ValueError(
+            f"held_out_samples must be between 1 and {len(table) - 1}, got {count}. "
+            "Those images are held out of the training data; or pass --held_out_data."
+        )
     return train(RegressorTask(regressor, heldout, options), table, options, checkpoint)
 
 

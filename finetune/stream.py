@@ -28,19 +28,13 @@ def mix(*words: int | str) -> int:
 
 
 class Draws:
-    """Random numbers of one batch.
+    """Random numbers of one batch, whose samples have these `positions` in the stream.
 
-    Args:
-        seed: the run's seed.
-        positions: `(B,)`, the samples' positions in the stream.
-        device: where the numbers go.
-        kind: "sample": each sample has a generator of its own on the CPU; "batch": one generator on the device.
-
-    Attributes:
-        step: the optimizer step that they belong to, from 0.
+    "sample": each sample has a generator of its own on the CPU; "batch": one generator on the device.
     """
 
     step = 0
+    """The optimizer step that they belong to."""
 
     def __init__(
         self,
@@ -118,16 +112,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor, Draws]]:
     """Images `(B, C, H, W)` in [-1, 1], labels `(B,)` and random numbers from step `start` on, on the device.
 
-    Args:
-        table: the checked images.
-        options: see `finetune.options`.
-        start: the first step.
-        rank: number of this process.
-        world: how many processes there are.
-        device: where all goes.
-
-    Raises:
-        ValueError: if the images are to stay on the device and are not in memory.
+    This is process number `rank` of `world`.
     """
     stream = _Stream(table, options.seed)
     positions = _Positions(

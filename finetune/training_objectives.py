@@ -9,28 +9,137 @@
     ict, ecm    consistency             Consistency                           NoiseUnconditional
     eqm         |f - r|^2 or |grad E - r|^2   EquilibriumMatching             EqM
 
+A loss is given a way to ask the network, `ask(u, timestep)`, which hides the level and the class of the samples that dropout
+has chosen; the same samples and dropouts count in every call of one step.
+
 With level dropout 1 every pipeline but EqM's is NoiseUnconditional: the network then knows no level.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from nag.blind import ConsistencyScheduler, EquilibriumMatchingScheduler, UnifiedScheduler
+from nag.blind.consistency import CONSISTENCY, ConsistencyTraining
+from nag.blind.energy import gradient_of
+from nag.blind.learned_variance import variational_bound
+from nag.blind.objectives import Objective, make_objective
+from nag.noise.discrete import DiscreteVP
+from nag.noise.process import Flow
+from nag.noise.read import read_levels
+from nag.noise.target import expand
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 
 if TYPE_CHECKING:
-    from nag.blind.objectives import Objective
     from nag.finetune.denoiser import DenoiserOptions
-    from nag.finetune.losses import Loss
 
 __all__ = [
     "PREDICTIONS",
+    "Loss",
+    "Regression",
     "kept_scheduler",
     "loss_of",
     "new_scheduler",
-    "objective_of",
     "pipeline_of",
     "read_network",
     "title",
 ]
+
+Ask = Callable[[Tensor, Tensor], Tensor]
+
+
+class Loss(Protocol):
+    """What is minimised."""
+
+    outputs: int
+    """Channels that the network gives per channel of the state."""
+
+    def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
+        """Loss per sample, `(B,)`, of images and eps `(B, C, H, W)`; u, uniform in [0, 1), says which level."""
+
+
+def _mean(square: Tensor) -> Tensor:
+    return square.mean(dim=tuple(range(1, square.ndim)))
+
+
+class Regression:
+    """w_t |f(u, t) - r|^2, averaged over pixels."""
+
+    outputs = 1
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
+        t = self.objective.level(u)
+        x_t = self.objective.process.corrupt(images, t, eps)
+        value = self.value(ask, x_t, self.objective.timestep(t))
+        return self.objective.weight(t) * _mean(
+            (value - self.objective.target(t).value(images, eps)).square()
+        )
+
+    def value(self, ask: Ask, x_t: Tensor, timestep: Tensor) -> Tensor:
+        """What is compared with the target, `(B, C, H, W)`."""
+        return ask(x_t, timestep).float()
+
+
+class ExplicitEnergy(Regression):
+    """The same for grad E of an explicit energy, differentiated a second time by training."""
+
+    def __init__(self, objective: Objective, kind: str) -> None:
+        super().__init__(objective)
+        self.kind = kind
+
+    def value(self, ask: Ask, x_t: Tensor, timestep: Tensor) -> Tensor:
+        return gradient_of(lambda x: ask(x, timestep), x_t, self.kind, create_graph=True).float()
+
+
+class LearnedVariance:
+    """ADM's |f - eps|^2 + T/1000 times the variational bound of the variance (Nichol 2021, eq. 16)."""
+
+    outputs = 2
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+    def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
+        process: Any = self.objective.process
+        assert isinstance(process, DiscreteVP)
+        t = self.objective.level(u)
+        x_t = process.corrupt(images, t, eps)
+        value, variance = ask(x_t, self.objective.timestep(t)).float().chunk(2, dim=1)
+        bound = variational_bound(process, images, x_t, t, value, variance)
+        return _mean((value - eps).square()) + bound * (process.num_train_timesteps / 1000)
+
+
+class Consistency:
+    """A pair of points of one trajectory, the lower of them without gradient; see `nag.blind.consistency`."""
+
+    outputs = 1
+
+    def __init__(self, training: ConsistencyTraining) -> None:
+        self.training = training
+
+    def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
+        training = self.training
+
+        def end(level: Tensor) -> Tensor:
+            x = images + expand(level, images) * eps
+            value = ask(training.model_input(x, level), training.timestep(level)).float()
+            return training.denoised(value, x, level)
+
+        upper, lower = training.pair(u, step)
+        # the same dropout inside the network for both points of a pair, on whatever device
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            wanted = end(lower)
+        torch.clear_autocast_cache()  # or the casts of the pass without gradient might serve the next one
+        return training.weight(upper, lower) * training.distance(end(upper), wanted)
 
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_prediction": "velocity"}
@@ -38,13 +147,7 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_pre
 
 
 def read_network(scheduler: Any) -> tuple[str, Any]:
-    """What the network of a diffusers scheduler predicts, and its training process.
-
-    Raises:
-        ValueError: if `nag.noise.read` does not know the scheduler.
-    """
-    from nag.noise.read import read_levels
-
+    """What the network of a diffusers scheduler predicts, and its training process."""
     copy = type(scheduler).from_config(scheduler.config)
     copy.set_timesteps(10)
     levels = read_levels(copy)
@@ -52,15 +155,7 @@ def read_network(scheduler: Any) -> tuple[str, Any]:
 
 
 def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
-    """The regression objective of the options, or that of the scheduler's network where they name none.
-
-    Raises:
-        ValueError: if they fit no objective.
-    """
-    from nag.blind.objectives import Objective, make_objective
-    from nag.noise.discrete import DiscreteVP
-    from nag.noise.process import Flow
-
+    """The regression objective of the options, or that of the scheduler's network where they name none."""
     name = options.objective
     if name == "eqm":
         return make_objective(
@@ -91,46 +186,37 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
 
 
 def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
-    """The loss of the options.
-
-    Raises:
-        ValueError: if two options do not go together.
-    """
-    from nag.blind.consistency import CONSISTENCY, ConsistencyTraining
-    from nag.finetune.losses import Consistency, ExplicitEnergy, LearnedVariance, Regression
-
-    if options.energy is not None and options.objective != "eqm":
-        raise ValueError(
-            f"energy must be left out for objective {options.objective}, got {options.energy!r}. "
-            "Only --objective eqm regresses a gradient."
-        )
+    """The loss of the options; options that do not go together would train something else than asked for."""
+    name = options.objective
+    for name_of, wrong, wanted in (
+        ("energy", options.energy is not None and name != "eqm", "left out; only eqm regresses a gradient"),
+        (
+            "level_dropout",
+            name == "eqm" and options.level_dropout != 1,
+            "1; its sampler has no level to tell",
+        ),
+        (
+            "null_loss_weight",
+            options.null_loss_weight != "uniform" and name not in (None, "ddpm", "flow"),
+            "uniform; the other belongs to the corrected guidance of ddpm",
+        ),
+        (
+            "prediction_type",
+            options.prediction_type is not None and name not in (None, "ddpm", "flow"),
+            "left out; the objective has a target of its own",
+        ),
+    ):
+        if wrong:
+            value, (must, reason) = getattr(options, name_of), wanted.split("; ")
+            raise ValueError(f"{name_of} must be {must} for objective {name}, got {value!r}: {reason}.")
     if options.energy is not None and options.compile:
         raise ValueError(
             f"compile must be off with an energy, got energy {options.energy!r}. torch.compile has no second derivative."
         )
-    if options.objective == "eqm" and options.level_dropout != 1:
-        raise ValueError(
-            f"level_dropout must be 1 for objective eqm, got {options.level_dropout}. Its sampler descends and has no level to "
-            "tell."
+    if name in CONSISTENCY:
+        return Consistency(
+            ConsistencyTraining(name=name, num_steps=options.max_train_steps, sigma_data=options.sigma_data)
         )
-    if options.null_loss_weight != "uniform" and options.objective not in (None, "ddpm", "flow"):
-        raise ValueError(
-            f"null_loss_weight must be uniform for objective {options.objective}, got {options.null_loss_weight!r}. "
-            "It belongs to the corrected guidance of ddpm."
-        )
-    if (
-        options.objective in ("adm", "eqm", "uedm", "edm", "ict", "ecm")
-        and options.prediction_type is not None
-    ):
-        raise ValueError(
-            f"prediction_type must be left out for objective {options.objective}, got {options.prediction_type!r}. "
-            "The objective has a target of its own."
-        )
-    if options.objective in CONSISTENCY:
-        training = ConsistencyTraining(
-            name=options.objective, num_steps=options.max_train_steps, sigma_data=options.sigma_data
-        )
-        return Consistency(training)
     objective = objective_of(scheduler, options)
     if options.energy is not None:
         return ExplicitEnergy(objective, options.energy)
@@ -138,37 +224,20 @@ def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
 
 
 def new_scheduler(options: DenoiserOptions) -> Any:
-    """The scheduler that samples from a network trained for the options' objective.
-
-    Raises:
-        ValueError: if the prediction type is not one of the objective's.
-    """
-    from diffusers import (
-        DDPMScheduler,
-        EDMEulerScheduler,
-        FlowMatchEulerDiscreteScheduler,
-    )
-
-    name = options.objective or ("flow" if options.prediction_type == "flow_prediction" else "ddpm")
-    if (options.prediction_type == "flow_prediction") != (
-        name == "flow"
-    ) and options.prediction_type is not None:
+    """The scheduler that samples from a network trained for the options' objective."""
+    flow = options.prediction_type == "flow_prediction"
+    name = options.objective or ("flow" if flow else "ddpm")
+    if options.prediction_type is not None and flow != (name == "flow"):
         raise ValueError(
             f"prediction_type must fit the objective {name}, got {options.prediction_type!r}. Leave it out."
         )
     if name == "eqm":
-        from nag.blind import EquilibriumMatchingScheduler
-
         return EquilibriumMatchingScheduler(objective=objective_of(None, options).to_config())
     if name == "uedm":
-        from nag.blind import UnifiedScheduler
-
         return UnifiedScheduler(objective=objective_of(None, options).to_config())
     if name == "edm":
         return EDMEulerScheduler(sigma_data=options.sigma_data, num_train_timesteps=options.ddpm_num_steps)
-    if name in ("ict", "ecm"):
-        from nag.blind import ConsistencyScheduler
-
+    if name in CONSISTENCY:
         return ConsistencyScheduler(num_train_timesteps=options.ddpm_num_steps, sigma_data=options.sigma_data)
     if name == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=options.ddpm_num_steps)
@@ -183,46 +252,26 @@ def new_scheduler(options: DenoiserOptions) -> Any:
 
 
 def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
-    """The pretrained pipeline's scheduler where it is of the asked objective, so that its schedule stays; else a new one.
-
-    Args:
-        scheduler: of the pipeline.
-        options: with an objective.
-
-    Raises:
-        ValueError: as in `new_scheduler`.
-    """
-    from diffusers import DDPMScheduler
-
-    from nag.noise.discrete import DiscreteVP
-    from nag.noise.process import Flow
-
+    """The pretrained pipeline's scheduler where it is of the asked objective, so that its schedule stays; else a new one."""
     try:
         prediction, process = read_network(scheduler)
     except ValueError:  # not a scheduler that `nag.noise.read` knows
         return new_scheduler(options)
-    same = options.prediction_type is None or PREDICTIONS[options.prediction_type] == prediction
-    name = options.objective
+    name, asked = options.objective, options.prediction_type
     if name == "adm" and isinstance(process, DiscreteVP) and prediction == "eps":
         return DDPMScheduler.from_config(scheduler.config, variance_type="learned_range")
-    kinds = {
+    same = {
         "ddpm": isinstance(process, DiscreteVP),
         "flow": isinstance(process, Flow),
-        "edm": prediction == "edm",
-    }
-    if (
-        same
-        and kinds.get(str(name), False)
-        and (name != "edm" or scheduler.config.sigma_data == options.sigma_data)
-    ):
+        "edm": prediction == "edm" and scheduler.config.get("sigma_data") == options.sigma_data,
+    }.get(str(name), False)
+    if same and (asked is None or PREDICTIONS[asked] == prediction):
         return scheduler
     return new_scheduler(options)
 
 
 def pipeline_of(unet: Any, scheduler: Any, options: DenoiserOptions) -> Any:
     """The pipeline that is saved; it asks the network as it was trained."""
-    from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
-
     if options.objective == "eqm":
         return EqMPipeline(unet=unet, scheduler=scheduler, energy=options.energy)
     if options.level_dropout == 1:

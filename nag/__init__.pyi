@@ -8,8 +8,8 @@ from .corrections.calibration import NoiseCalibration as NoiseCalibration
 from .load import NAGPipeline as NAGPipeline
 from .network.regressor import NoiseEstimate as NoiseEstimate
 from .network.regressor import NoiseLevelRegressor as NoiseLevelRegressor
+from .noise.levels import SchedulerLevels as SchedulerLevels
 from .noise.process import GaussianProcess as GaussianProcess
-from .noise.read import SchedulerLevels as SchedulerLevels
 from .noise.read import read_levels as read_levels
 from .pipelines import EqMPipeline as EqMPipeline
 from .pipelines import NoiseUnconditionalPipeline as NoiseUnconditionalPipeline

@@ -28,7 +28,6 @@ __all__ = [
     "hide_from_download",
     "hub_options",
     "parse_json",
-    "pickle_only",
     "read_json",
     "refuse_pickles",
     "safely",
@@ -42,11 +41,7 @@ _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: if it is none, or nested too deeply to be read.
-    """
+    """The value of a JSON text; raises ValueError if it is none, or nested too deeply to be read."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -73,9 +68,6 @@ def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to write into, which takes its place only when the block ends without an error.
 
     Entries of the same name in an existing folder are replaced; others stay.
-
-    Raises:
-        ValueError: if the path is a file.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -172,19 +164,6 @@ def fetch_beside(checkpoint: str | os.PathLike[str], name: str, **options: Any) 
         return None
 
 
-def pickle_only(checkpoint: str | os.PathLike[str], **options: Any) -> list[str]:
-    """The pickle weights of a checkpoint that has no safetensors, as file names; empty if it has any."""
-    if os.path.isdir(checkpoint):
-        names = [
-            path.relative_to(checkpoint).as_posix() for path in Path(checkpoint).rglob("*") if path.is_file()
-        ]
-    else:
-        hub = {name: value for name, value in hub_options(options).items() if name in ("revision", "token")}
-        names = list_repo_files(str(checkpoint), **hub)
-    pickles = sorted(name for name in names if name.endswith(_PICKLE))
-    return [] if any(name.endswith(".safetensors") for name in names) else pickles
-
-
 def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:
     """What a function loads from a checkpoint's safetensors.
 
@@ -198,8 +177,12 @@ def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:
     try:
         return load()
     except OSError as error:
-        pickles = pickle_only(path, **hub_options(options))
-        if pickles:
+        if os.path.isdir(path):
+            names = [one.relative_to(path).as_posix() for one in Path(path).rglob("*") if one.is_file()]
+        else:
+            names = list_repo_files(str(path), revision=options.get("revision"), token=options.get("token"))
+        pickles = sorted(name for name in names if name.endswith(_PICKLE))
+        if pickles and not any(name.endswith(".safetensors") for name in names):
             raise ValueError(
                 f"path must hold safetensors weights, got {', '.join(pickles)} in {path!r}. Pickle weights can run "
                 "code when they are loaded. If you trust them, load them with diffusers and save_pretrained again."
@@ -208,11 +191,7 @@ def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:
 
 
 def refuse_pickles(options: dict[str, Any]) -> None:
-    """Refuses keyword arguments of `save_pretrained` that ask for pickle weights.
-
-    Raises:
-        ValueError: if they do.
-    """
+    """Refuses keyword arguments of `save_pretrained` that ask for pickle weights."""
     if options.get("safe_serialization", True) is False:
         raise ValueError(
             "safe_serialization must be True, got False. from_pretrained reads safetensors only."

@@ -10,7 +10,7 @@ import os
 from copy import copy
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.tuned import FILE_NAME as TUNED_FILE
@@ -42,12 +42,6 @@ class NAGPipeline:
     scheduler; models without a noise condition come back as the `NoiseUnconditionalPipeline` or `EqMPipeline` that saved them.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise TypeError(
-            "NAGPipeline must be made by NAGPipeline.from_pretrained(path) or NAGPipeline.from_pipe(pipe), got a direct "
-            "call. They return the checkpoint's own pipeline."
-        )
-
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, regressor: Any = None, **kwargs: Any
@@ -62,10 +56,6 @@ class NAGPipeline:
 
         Returns:
             The checkpoint's own pipeline; `help(pipe.__call__)` shows its arguments and the noise arguments.
-
-        Raises:
-            ValueError: if there is no pipeline at that path, it has pickle weights only, a regressor is asked for that is not
-                there, or one is given for a model without a noise condition.
 
         Example:
             ```python
@@ -88,15 +78,9 @@ class NAGPipeline:
             return own.from_pretrained(path, **kwargs)
         loader = own or DiffusionPipeline
         pipe = attach(safely(path, kwargs, lambda: loader.from_pretrained(path, **kwargs)))
-        if regressor is None or regressor is True:
-            beside = fetch_beside(path, f"{REGRESSOR_FOLDER}/config.json", **where)
-            if beside is None and regressor is True:
-                raise ValueError(
-                    f"regressor must lie in the folder {REGRESSOR_FOLDER!r} of the checkpoint, got none in {path!r}. "
-                    "Train one with `nag finetune regressor`."
-                )
-            found = beside and NoiseLevelRegressor.from_pretrained(path, subfolder=REGRESSOR_FOLDER, **where)
-            regressor = found or None
+        if regressor is None:
+            if fetch_beside(path, f"{REGRESSOR_FOLDER}/config.json", **where) is not None:
+                regressor = NoiseLevelRegressor.from_pretrained(path, subfolder=REGRESSOR_FOLDER, **where)
         elif isinstance(regressor, str | os.PathLike):
             regressor = NoiseLevelRegressor.from_pretrained(regressor, **where)
         pipe.regressor = regressor or None
@@ -113,9 +97,6 @@ class NAGPipeline:
         Args:
             pipeline: any pipeline of diffusers.
             kwargs: `regressor=` (default: that of the pipeline, if it has one), and replacements of components.
-
-        Raises:
-            ValueError: if they name something else, or a regressor is given for a model without a noise condition.
         """
         regressor = kwargs.pop("regressor", getattr(pipeline, "regressor", None))
         if not kwargs.keys() <= pipeline.components.keys():
@@ -162,4 +143,4 @@ def _own_class(components: dict[str, Any]) -> Any:
             return cls
     unet: Any = components.get("unet")
     plain = name in ("DDPMPipeline", "DDIMPipeline") and isinstance(unet, list | tuple)
-    return UNet2DPipeline if plain and unet[1] == "UNet2DModel" else None
+    return UNet2DPipeline if plain and unet[1] == UNet2DModel.__name__ else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,11 +42,7 @@ class SafePipeline(_Pipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Loads a checkpoint; arguments as for `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: if the checkpoint has pickle weights only.
-        """
+        """Loads a checkpoint; arguments as for `DiffusionPipeline.from_pretrained`."""
         path = str(pretrained_model_name_or_path)
         return safely(path, kwargs, lambda: super(SafePipeline, cls).from_pretrained(path, **kwargs))
 
@@ -59,11 +54,7 @@ class SafePipeline(_Pipeline):
         return super().from_pipe(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes the checkpoint's folder, whole or not at all.
-
-        Raises:
-            ValueError: if pickle weights are asked for.
-        """
+        """Writes the checkpoint's folder, whole or not at all."""
         refuse_pickles(kwargs)
         with written_whole(save_directory) as folder:
             super().save_pretrained(str(folder), **{"repo_id": Path(save_directory).name} | kwargs)
@@ -82,14 +73,8 @@ def checked_labels(
     guidance_scale: float,
     device: torch.device,
 ) -> Tensor | None:
-    """The class of each sample, `(B,)` integers, or None for an unconditional network.
-
-    Raises:
-        ValueError: if labels, batch size and class guidance do not fit the network.
-    """
+    """The class of each sample, `(B,)` integers, or None for an unconditional network."""
     network: Any = unwrap(unet)
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be finite, got {guidance_scale}. Use 1 to switch it off.")
     if network.class_embedding is None:
         if class_labels is not None:
             raise ValueError(
@@ -102,28 +87,18 @@ def checked_labels(
             )
         return None
     classes = network.config.num_class_embeds
-    if classes is None:
+    if class_labels is None or classes is None:
         raise ValueError(
-            f"unet must embed classes by a table, got class_embed_type {network.config.class_embed_type!r}. "
-            "Use a network with num_class_embeds."
-        )
-    if class_labels is None:
-        raise ValueError(
-            f"class_labels must be given for a class-conditional network, got None. Its labels are 0 to "
-            f"{classes - 1}, the last of which stands for no class."
+            f"class_labels must be given for a network with a table of classes, got {class_labels} for one of {classes}. "
+            "The last label stands for no class."
         )
     labels = torch.as_tensor(class_labels, device=device)
-    if labels.is_floating_point() or labels.ndim > 1:
-        raise ValueError(
-            f"class_labels must be one integer or a list of them, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}."
-        )
     if labels.ndim == 0:
         labels = labels.expand(batch_size)
-    if batch_size not in (1, len(labels)):
+    if labels.is_floating_point() or labels.ndim > 1 or batch_size not in (1, len(labels)):
         raise ValueError(
-            f"class_labels must be one, or one for each of {batch_size} images, got {len(labels)}. "
-            "A list of labels sets the batch size by itself."
+            f"class_labels must be one integer, or one for each of {batch_size} images, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}. A list of labels sets the batch size by itself."
         )
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise ValueError(
@@ -143,11 +118,7 @@ def checked_shape(
     latents: Tensor | None,
     output_type: str,
 ) -> tuple[int, ...]:
-    """The shape of the state, after the checks that do not depend on the levels.
-
-    Raises:
-        ValueError: if an argument is out of its range or does not fit the network or the scheduler.
-    """
+    """The shape of the state, after the checks that do not depend on the levels."""
     for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -188,11 +159,7 @@ def checked_shape(
 
 
 def checked_callback(callback: Any, tensor_inputs: Sequence[str], allowed: list[str]) -> Sequence[str]:
-    """What a callback is shown: its own choice if it is one of diffusers' callbacks, else the pipeline's argument.
-
-    Raises:
-        ValueError: if that is more than there is.
-    """
+    """What a callback is shown: its own choice if it is one of diffusers' callbacks, else the pipeline's argument."""
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         tensor_inputs = callback.tensor_inputs
     if not set(tensor_inputs) <= set(allowed):
@@ -209,14 +176,8 @@ def starting_noise(
     latents: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """Standard normal noise in the network's precision: drawn, or the caller's.
-
-    Raises:
-        ValueError: if the caller's is not finite.
-    """
+    """Standard normal noise in the network's precision: drawn, or the caller's."""
     if latents is not None:
-        if not bool(latents.isfinite().all()):
-            raise ValueError("latents must be finite, got inf or nan among them. Draw them anew.")
         return latents.to(device=device, dtype=unet.dtype)
     return randn_tensor(shape, generator=generator, device=device, dtype=unet.dtype)
 

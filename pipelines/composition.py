@@ -17,13 +17,14 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nag.pipelines.base import checked_labels, null_labels
 
 __all__ = ["COMPOSITIONS", "Conditions", "read_conditions"]
 
@@ -32,26 +33,19 @@ COMPOSITIONS = ("guided", "sum")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conditions:
-    """The terms f(x_row, label) of every sample, and what each counts.
-
-    Attributes:
-        rows: `(M,)` integers, the sample of each term, rising.
-        labels: `(M,)` integers, its class; None for an unconditional network.
-        weights: `(M,)`, g w_i.
-        null_weights: `(B,)`, n: what f(x, none) counts; None where it counts nothing in any sample.
-    """
+    """The terms f(x_row, label) of every sample, and what each counts."""
 
     rows: Tensor
+    """`(M,)` integers, the sample of each term, rising."""
     labels: Tensor | None
+    """`(M,)` integers, its class; None for an unconditional network."""
     weights: Tensor
+    """`(M,)`, g w_i."""
     null_weights: Tensor | None
+    """`(B,)`, n: what f(x, none) counts; None where it counts nothing in any sample."""
 
     def of(self, samples: Tensor) -> Conditions:
-        """The conditions of some samples.
-
-        Args:
-            samples: `(B,)` bool.
-        """
+        """The conditions of some samples, `(B,)` bool."""
         kept, place = samples[self.rows], samples.cumsum(0) - 1
         return Conditions(
             rows=place[self.rows[kept]],
@@ -61,23 +55,15 @@ class Conditions:
         )
 
     def total(self, unet: Any, x: Tensor, term: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-        """The weighted sum over a sample's terms, of term(x, labels).
+        """The weighted sum over a sample's terms of term(x, labels), `(B, ...)`, in single precision at least.
 
-        Args:
-            unet: the network, for its class "none".
-            x: `(B, C, *shape)`, one state per sample.
-            term: `(M, C, *shape)` and `(M,)` to `(M, ...)`, evaluated once for all terms of all samples.
-
-        Returns:
-            `(B, ...)`, in single precision at least.
+        `term` takes `(M, C, *shape)` and `(M,)` to `(M, ...)` and is evaluated once for all terms of all samples.
         """
         if self.labels is None:
             return term(x, None)
         points, labels, rows, weights = x[self.rows], self.labels, self.rows, self.weights
         if self.null_weights is not None:
             points, rows = torch.cat([points, x]), torch.cat([rows, torch.arange(len(x), device=x.device)])
-            from nag.pipelines.base import null_labels
-
             labels = torch.cat([labels, null_labels(unet, labels[:1]).expand(len(x))])
             weights = torch.cat([weights, self.null_weights])
         values = term(points, labels)
@@ -99,18 +85,11 @@ def read_conditions(
     """The conditions that the arguments of a pipeline mean, and the batch size.
 
     Args:
-        unet: the network.
         class_labels: one class for all samples; a list or `(B,)` tensor of one for each; or a list of lists, the classes of
             each sample. None for an unconditional network.
         batch_size: number of samples, where class_labels is one class or None.
-        guidance_scale: class guidance g.
         condition_weights: w, in the shape of class_labels; or one list for all samples that have its number of classes;
             None is 1 for each.
-        composition: one of `COMPOSITIONS`.
-        device: where the tensors go.
-
-    Raises:
-        ValueError: if labels, weights, batch size and network do not go together.
     """
     if composition not in COMPOSITIONS:
         raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {composition!r}.")
@@ -129,8 +108,6 @@ def read_conditions(
                 "A list of lists sets the batch size by itself."
             )
     flat = [label for labels in class_labels for label in labels] if nested else class_labels
-    from nag.pipelines.base import checked_labels
-
     labels = checked_labels(unet, flat, len(flat) if nested else batch_size, guidance_scale, device)
     counts = (
         [len(k) for k in class_labels] if nested else [1] * (batch_size if labels is None else len(labels))
@@ -167,7 +144,4 @@ def _flat_weights(given: Any, counts: list[int]) -> list[float]:
             f"condition_weights must be one for each of {counts} conditions, got {[len(k) for k in given]}. Give them in "
             "the shape of class_labels, or one list for all samples."
         )
-    flat = [float(k) for weights in given for k in weights]
-    if not all(math.isfinite(k) for k in flat):
-        raise ValueError(f"condition_weights must be finite, got {flat}. 0 leaves a condition out.")
-    return flat
+    return [float(k) for weights in given for k in weights]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nag.blind import EquilibriumMatchingScheduler
 from nag.blind.energy import checked_energy, equilibrium_field, explicit_energy
-from nag.network.table import architecture_of, unwrap
+from nag.network.table import architecture_of
 from nag.pipelines.base import SafePipeline, checked_callback, checked_shape, images_of, starting_noise
 from nag.pipelines.composition import Conditions, read_conditions
 
@@ -57,10 +57,6 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
         energy: None for an implicit model; "dot" or "squared_norm" for one that was trained with that explicit energy. It is
             saved with the pipeline.
 
-    Raises:
-        TypeError: if the network is not a UNet2DModel, or the scheduler another one.
-        ValueError: if the energy is unknown.
-
     Example:
         ```python
         pipe = EqMPipeline.from_pretrained("my-eqm-model")
@@ -76,8 +72,6 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
         self, unet: UNet2DModel, scheduler: EquilibriumMatchingScheduler, energy: str | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(unwrap(unet), UNet2DModel):
-            raise TypeError(f"unet must be a UNet2DModel, got {type(unet).__name__}.")
         if not isinstance(scheduler, EquilibriumMatchingScheduler):
             raise TypeError(
                 f"scheduler must be an EquilibriumMatchingScheduler, got {type(scheduler).__name__}. Other networks are "
@@ -132,9 +126,6 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
 
         Returns:
             The images, as `.images`, with the updates and the last norm of the field of each.
-
-        Raises:
-            ValueError: if an argument is out of its range or does not fit the network.
 
         Warns:
             UserWarning: if there is a threshold that some images do not reach in N updates.
@@ -224,9 +215,6 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
 
         Returns:
             `(B, C, H, W)`, which points uphill: from the data to noise.
-
-        Raises:
-            ValueError: if labels, weights and network do not go together.
         """
         conditions, _ = self._conditions(class_labels, len(x), guidance_scale, condition_weights, composition)
         return self._field(self._inputs(x, conditions), conditions)
@@ -243,10 +231,7 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
     ) -> Tensor:
         """The energy whose gradient `field` is, `(B,)`; lower is more like the data.
 
-        Arguments as of `field`.
-
-        Raises:
-            ValueError: if the model is implicit, or labels, weights and network do not go together.
+        Arguments as of `field`; only a model of an explicit energy has one.
         """
         checked_energy(self.config.energy, explicit=True)
         conditions, _ = self._conditions(class_labels, len(x), guidance_scale, condition_weights, composition)
@@ -275,11 +260,7 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
         )
 
     def _inputs(self, x: Tensor, conditions: Conditions) -> Tensor:
-        """States on the network's device; one for each sample that the labels name.
-
-        Raises:
-            ValueError: if there are more or fewer.
-        """
+        """States on the network's device; one for each sample that the labels name."""
         if conditions.rows.numel() and int(conditions.rows[-1]) + 1 != len(x):
             raise ValueError(
                 f"class_labels must be for each of {len(x)} states, got {int(conditions.rows[-1]) + 1}."

@@ -28,9 +28,6 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
         noise_condition: whether to tell the network its level where the call does not say; saved with the pipeline. True is
             for a network that was trained with its level and has a scheduler that only this pipeline serves.
 
-    Raises:
-        TypeError: if the network is not a UNet2DModel.
-
     Example:
         ```python
         pipe = NoiseUnconditionalPipeline.from_pretrained("my-blind-model")
@@ -45,11 +42,7 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Loads a checkpoint; arguments as for `DiffusionPipeline.from_pretrained`.
-
-        Raises:
-            ValueError: if the checkpoint is of an explicit energy, whose field is not what the network gives.
-        """
+        """Loads a checkpoint, but not one of an explicit energy, whose field is not what the network gives."""
         index = fetch_beside(pretrained_model_name_or_path, "model_index.json", **hub_options(kwargs))
         energy = None if index is None else read_json(index).get("energy")
         if energy is not None:

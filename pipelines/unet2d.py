@@ -56,9 +56,6 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
         unet: the denoiser; a table of classes, if it has one, ends with the null class. A learned variance, in as many
             channels again, goes to schedulers with variance_type "learned" or "learned_range", and is dropped for others.
         scheduler: one whose `step` needs a prediction, a timestep and a state only.
-
-    Raises:
-        TypeError: if the network is not a UNet2DModel.
     """
 
     model_cpu_offload_seq = "unet"
@@ -108,9 +105,6 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
 
         Returns:
             The images, as `.images`.
-
-        Raises:
-            ValueError: if an argument is out of its range or does not fit the network or the scheduler.
         """
         device = self._execution_device
         learned = learned_variance(self.unet, self.scheduler)
@@ -175,11 +169,7 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
         return x * first
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes a folder that plain diffusers opens, whole or not at all.
-
-        Raises:
-            ValueError: if pickle weights are asked for.
-        """
+        """Writes a folder that plain diffusers opens, whole or not at all."""
         refuse_pickles(kwargs)
         plain = DDIMPipeline if type(self.scheduler) is DDIMScheduler else DDPMPipeline
         with written_whole(save_directory) as folder:
@@ -188,11 +178,7 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
 
 
 def learned_variance(unet: Any, scheduler: Any) -> bool:
-    """Whether the scheduler takes its variance from the network.
-
-    Raises:
-        ValueError: if it does and the network has none.
-    """
+    """Whether the scheduler takes its variance from the network, which must then have one."""
     kind = str(scheduler.config.get("variance_type"))
     channels = unet.config.in_channels, unet.config.out_channels
     if not kind.startswith("learned"):

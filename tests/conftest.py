@@ -21,10 +21,23 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
+from tests import models
 from tests.models import tiny_unet
 from tests.simulated_hub import hub  # noqa: F401 - a fixture
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the pipelines of the zoo run: `pytest --device cuda --dtype bfloat16`."""
+    parser.addoption("--device", default="cpu", help="device of the pipelines under test")
+    parser.addoption(
+        "--dtype", default="float32", help="their precision: float64, float32, bfloat16 or float16"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    models.PLACE = torch.device(config.getoption("--device")), getattr(torch, config.getoption("--dtype"))
 
 
 @pytest.fixture

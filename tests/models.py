@@ -14,6 +14,9 @@ from nag.network.regressor import NoiseLevelRegressor
 from nag.pipelines import UNet2DPipeline
 from nag.seams.attach import attach
 
+PLACE = torch.device("cpu"), torch.float32
+"""Device and precision of the pipelines under test: `--device` and `--dtype`."""
+
 
 def tiny_unet(seed: int = 0, **overrides: object) -> UNet2DModel:
     """A real UNet2DModel of some 20 k parameters for 8x8 gray images, in evaluation mode; the global seed is untouched."""

@@ -18,14 +18,7 @@ from nag.corrections import Correction, NoiseGuidance
 from nag.corrections.directions import training_target
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import SchedulerLevels
-from nag.noise.process import (
-    EDM,
-    Cosine,
-    Flow,
-    GaussianProcess,
-    VarianceExploding,
-    VariancePreserving,
-)
+from nag.noise.process import EDM, Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 from nag.noise.read import read_levels
 from nag.pipelines import UNet2DPipeline
 from nag.seams import corrected

@@ -10,19 +10,14 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
-from nag.cli.blind_check import _refuse_unconditional
-from nag.cli.compare import _read
 from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.tuned import read_entries
 from nag.files import parse_json, read_json, written_whole
 from nag.finetune.checkpoints import load_checkpoint
-from nag.finetune.denoiser import DenoiserOptions, _from_scratch
-from nag.quality.bench import read_assignments
 from nag.quality.blind_check import BlindCheck
+from nag.quality.comparison import load_cell
 from nag.quality.feature_network import load_feature_network
 from nag.quality.reference import ReferenceFeatures
-from nag.quality.stage import _refuse_other
-from nag.quality.tuning_journal import Journal
 from nag.shift import Trajectory
 
 DEEP = 200_000 * "["
@@ -53,40 +48,29 @@ def test_other_files_are_named_with_the_reason(tmp_path: Path, content: bytes, r
 READERS = {
     "calibration": lambda path: NoiseCalibration.load(path, DDIMScheduler()),
     "tuned guidance": read_entries,
-    "journal": Journal,
     "blind check": BlindCheck.load,
-    "cell": _read,
-    "settings": lambda path: _refuse_other(path.parent, {}),
+    "cell": load_cell,
     "training": lambda path: load_checkpoint(path.parent, torch.nn.Linear(1, 1), None, None),
-    "network": lambda path: _from_scratch(DenoiserOptions(model_config_name_or_path=path)),
-    "index": lambda path: _refuse_unconditional(str(path.parent)),
     "features": lambda path: load_feature_network(path.parent),
 }
-NAMES = {
-    "settings": "settings.json",
-    "training": "state.json",
-    "index": "model_index.json",
-    "features": "config.json",
-}
+NAMES = {"training": "state.json", "features": "config.json"}
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_readers_refuse_what_is_nested_too_deeply(tmp_path: Path, name: str) -> None:
     path = tmp_path / NAMES.get(name, "a.json")
     path.write_text(DEEP)
-    with pytest.raises(ValueError, match="must") as raised:
+    with pytest.raises(ValueError, match=tmp_path.name):
         READERS[name](path)
-    assert str(path.parent) in str(raised.value)
 
 
 def test_other_containers_refuse_it_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", json=np.array(DEEP))
-    with pytest.raises(ValueError, match=r"path must name a saved Trajectory, got .*a\.npz"):
+    with pytest.raises(ValueError, match=r"path .*a\.npz"):
         Trajectory.load(tmp_path / "a.npz")
     save_file({"mean": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"nag_reference_features": DEEP})
-    with pytest.raises(ValueError, match=r"path must name saved reference features, got .*a\.safetensors"):
+    with pytest.raises(ValueError, match=r"path .*a\.safetensors"):
         ReferenceFeatures.load(tmp_path / "a.safetensors")
-    assert read_assignments([f"name={DEEP}"]) == {"name": DEEP}  # a text, as all that is no JSON
 
 
 def test_a_failure_while_replacing_brings_the_old_entries_back(tmp_path: Path, monkeypatch) -> None:

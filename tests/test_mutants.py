@@ -1,4 +1,4 @@
-"""Thirty mutants of the core: signs, factors, steps, seeds and clean-ups, each of which some test must notice.
+"""Mutants of the core: signs, factors, steps, seeds and clean-ups, each of which some test must notice.
 
 Whoever rewrites a line of the table changes the table with it. A surviving mutant asks for a stronger test.
 """
@@ -8,143 +8,61 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.house import ROOT
 
+TABLE = """
+nag/noise/target.py | self.alpha * self.d - self.sigma | self.alpha * self.d + self.sigma | noise/test_target.py
+nag/noise/target.py | cls(alpha, sigma, -sigma, alpha) | cls(alpha, sigma, alpha, -sigma) | noise/test_target.py
+nag/noise/process.py | return 2 * (sigma / alpha) * ( | return (sigma / alpha) * ( | noise/test_process.py
+nag/noise/levels.py | self.timesteps - self.timestep_of | -self.timesteps + self.timestep_of | noise/test_levels.py
+nag/noise/target.py | -1 / sigma) | 1 / sigma) | noise/test_target.py
+nag/noise/read.py | [1 : len(nsr) : 2] | [: len(nsr) - 1 : 2] | noise/test_read.py
+nag/noise/relevel.py | levels.state(x_0_hat, eps_hat, i) | levels.state(eps_hat, x_0_hat, i) | noise/test_relevel.py
+nag/corrections/noise_guidance.py | scale * (told - null) | scale * (null - told) | corrections/test_noise_guidance_steps.py
+nag/corrections/noise_guidance.py | -self.scale * slope | self.scale * slope | corrections/test_noise_guidance.py
+nag/noise/target.py | self.sigma / self.alpha * | self.alpha / self.sigma * | corrections/test_noise_guidance.py
+nag/corrections/directions.py | .clamp(max=1) | .clamp(min=1) | corrections/test_noise_guidance.py
+nag/corrections/blind.py | return HIDDEN | return None | corrections/test_blind.py
+nag/corrections/dcw.py | reached + factor * (reached - x_0_hat) | reached - factor * (reached - x_0_hat) | corrections/test_dcw.py
+nag/corrections/epsilon_scaling.py | (steps - 1 - index) | (steps - index) | corrections/test_epsilon_scaling.py
+nag/corrections/time_shift.py | sigma**2 + alpha**2 * self | alpha**2 + sigma**2 * self | corrections/test_time_shift.py
+nag/corrections/weak_model.py | self.scale * (told - weak) | self.scale * (weak - told) | corrections/test_weak_model.py
+nag/corrections/calibration.py | ["levels"][at.i] | ["levels"][at.i - 1] | corrections/test_calibrated.py
+nag/seams/run.py | self.directed + found | found | corrections/test_composed.py
+nag/seams/run.py | * self.layout.sign |  | seams/test_laws.py
+nag/seams/asking.py | mask[count:] = True | mask[:size] = True | seams/test_laws.py
+nag/seams/attach.py | pipe.__class__ = pipe.plain_class | pass | seams/test_attach.py
+nag/seams/listening.py | del vars(owner)[name] | pass | seams/test_laws.py
+nag/network/swap.py | module.__class__ = cls | pass | network/test_null.py
+nag/network/null.py | null, embedding) | embedding, null) | network/test_null.py
+nag/network/regressor.py | + self.variance.log() | - self.variance.log() | network/test_regressor.py
+finetune/training_objectives.py | end(upper), wanted | end(lower), wanted | finetune/test_training_objectives.py
+nag/shift/density.py | len(values) ** -0.2 | len(values) ** 0.2 | shift/test_density.py
+nag/shift/response.py | -0.5 * (level - nominal) | 0.5 * (level - nominal) | shift/test_shift.py
+nag/shift/forward.py | sample_generators(seed, count, | sample_generators(seed, 0, | shift/test_shift.py
+nag/shift/calibrate.py | nominal[i] - 2 * result.shift[0] | nominal[i] + 2 * result.shift[0] | shift/test_calibrate.py
+nag/quality/distances.py | - 2 * torch.linalg.svdvals | - torch.linalg.svdvals | quality/test_distances.py
+nag/quality/resampling.py | max(len(group) - 1, 1) | len(group) | quality/test_resampling.py
+"""
+"""File, text in it, replacement (may be nothing), and the test file that fails with it."""
 
-class Mutant(NamedTuple):
-    """A wrong line, and the test files that fail with it."""
-
-    file: str
-    text: str
-    replacement: str
-    tests: str
-
-
-MUTANTS = [
-    Mutant(*row)
-    for row in (
-        (
-            "nag/noise/process.py",
-            "determinant = alpha * d - sigma * c",
-            "determinant = alpha * d + sigma * c",
-            "noise/test_process.py",
-        ),
-        (
-            "nag/noise/process.py",
-            "return -self.sigma(t), self.alpha(t)",
-            "return self.alpha(t), -self.sigma(t)",
-            "noise/test_process.py",
-        ),
-        (
-            "nag/noise/process.py",
-            "return 2 * (sigma / alpha) * (",
-            "return (sigma / alpha) * (",
-            "noise/test_process.py",
-        ),
-        (
-            "nag/noise/levels.py",
-            "return self.timesteps - self.timestep_of(self.log_snr)",
-            "return self.timestep_of(self.log_snr) - self.timesteps",
-            "noise/test_levels.py",
-        ),
-        ("nag/noise/levels.py", "c, d = -sigma, alpha", "c, d = alpha, -sigma", "noise/test_levels.py"),
-        ("nag/noise/read.py", "[1 : len(nsr) : 2]", "[: len(nsr) - 1 : 2]", "noise/test_read.py"),
-        (
-            "nag/noise/relevel.py",
-            "levels.state(x_0_hat, eps_hat, i)",
-            "levels.state(eps_hat, x_0_hat, i)",
-            "noise/test_relevel.py",
-        ),
-        (
-            "nag/corrections/noise_guidance.py",
-            "self.scale * (told - null)",
-            "self.scale * (null - told)",
-            "corrections/test_noise_guidance_steps.py",
-        ),
-        (
-            "nag/corrections/noise_guidance.py",
-            "-self.scale * slope * gradient",
-            "self.scale * slope * gradient",
-            "corrections/test_noise_guidance.py",
-        ),
-        (
-            "nag/corrections/directions.py",
-            "(d * a - c * b)",
-            "(d * a + c * b)",
-            "corrections/test_noise_guidance.py",
-        ),
-        (
-            "nag/corrections/directions.py",
-            ".clamp(max=1)",
-            ".clamp(min=1)",
-            "corrections/test_noise_guidance.py",
-        ),
-        ("nag/corrections/blind.py", "return HIDDEN", "return None", "corrections/test_blind.py"),
-        (
-            "nag/corrections/dcw.py",
-            "reached + factor * (reached - x_0_hat)",
-            "reached - factor * (reached - x_0_hat)",
-            "corrections/test_dcw.py",
-        ),
-        (
-            "nag/corrections/epsilon_scaling.py",
-            "(steps - 1 - index)",
-            "(steps - index)",
-            "corrections/test_epsilon_scaling.py",
-        ),
-        (
-            "nag/corrections/time_shift.py",
-            "sigma**2 + alpha**2 * self",
-            "alpha**2 + sigma**2 * self",
-            "corrections/test_time_shift.py",
-        ),
-        (
-            "nag/corrections/weak_model.py",
-            "self.scale * (told - weak)",
-            "self.scale * (weak - told)",
-            "corrections/test_weak_model.py",
-        ),
-        ("nag/corrections/calibrated.py", "[at.i]", "[at.i - 1]", "corrections/test_calibrated.py"),
-        ("nag/seams/run.py", "self.directed + found", "found", "corrections/test_composed.py"),
-        ("nag/seams/run.py", " * self.layout.sign", "", "seams/test_laws.py"),
-        ("nag/seams/asking.py", "mask[count:] = True", "mask[:size] = True", "seams/test_laws.py"),
-        ("nag/seams/attach.py", "pipe.__class__ = pipe.plain_class", "pass", "seams/test_attach.py"),
-        ("nag/seams/listening.py", "del vars(owner)[name]", "pass", "seams/test_laws.py"),
-        ("nag/network/swap.py", "module.__class__ = cls", "pass", "network/test_null.py"),
-        ("nag/network/null.py", "null, embedding)", "embedding, null)", "network/test_null.py"),
-        (
-            "nag/network/regressor.py",
-            "+ self.variance.log()",
-            "- self.variance.log()",
-            "network/test_regressor.py",
-        ),
-        ("finetune/losses.py", "end(upper), wanted", "end(lower), wanted", "finetune/test_training_objectives.py"),
-        ("nag/shift/density.py", "len(values) ** -0.2", "len(values) ** 0.2", "shift/test_density.py"),
-        ("nag/shift/response.py", "-0.5 * (level - nominal)", "0.5 * (level - nominal)", "shift/test_shift.py"),
-        ("nag/shift/forward.py", "sample_generators(seed, count,", "sample_generators(seed, 0,", "shift/test_shift.py"),
-        (
-            "nag/shift/calibrate.py",
-            "nominal[i] - 2 * result.shift[0]",
-            "nominal[i] + 2 * result.shift[0]",
-            "shift/test_calibrate.py",
-        ),
-        ("nag/quality/distances.py", "- 2 * torch.linalg.svdvals", "- torch.linalg.svdvals", "quality/test_distances.py"),
-        ("nag/quality/resampling.py", "max(len(group) - 1, 1)", "len(group)", "quality/test_resampling.py"),
-    )
-]  # fmt: skip
-MUTANTS_AND_NAMES = [pytest.param(m, id=f"{m.file}-{m.text}") for m in MUTANTS]
+MUTANTS = [tuple(part.strip(" ") for part in line.split("|")) for line in TABLE.strip().splitlines()]
 
 
 def test_there_are_thirty_and_each_text_occurs_once() -> None:
     assert len(MUTANTS) >= 30
-    counts = {
-        mutant: (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.text) for mutant in MUTANTS
-    }
-    assert {mutant: count for mutant, count in counts.items() if count != 1} == {}
+    counts = {(file, text): (ROOT / file).read_text("utf-8").count(text) for file, text, *_ in MUTANTS}
+    assert {key: count for key, count in counts.items() if count != 1} == {}
+
+
+def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a copy of the tree; without bytecode, for a mutant of the same size and second would pass for its original."""
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -156,35 +74,18 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, tree / name)
     found = run(tree, "-c", "import nag, nag.finetune; print(nag.__file__, nag.finetune.__file__)")
-    assert found.stdout.split() == [str(tree / "nag" / "__init__.py"), str(tree / "nag/finetune/__init__.py")]
+    assert found.stdout.split() == [str(tree / "nag/__init__.py"), str(tree / "nag/finetune/__init__.py")]
     return tree
 
 
-def run(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # without bytecode: a mutant of the same size and second would be taken for its original
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS_AND_NAMES)
-def test_a_mutant_is_killed(mutant: Mutant, tree: Path) -> None:
-    path = tree / mutant.file
-    original = path.read_text(encoding="utf-8")
-    path.write_text(original.replace(mutant.text, mutant.replacement), encoding="utf-8")
+@pytest.mark.parametrize(("file", "text", "replacement", "tests"), MUTANTS)
+def test_a_mutant_is_killed(tree: Path, file: str, text: str, replacement: str, tests: str) -> None:
+    path = tree / file
+    original = path.read_text("utf-8")
+    path.write_text(original.replace(text, replacement), "utf-8")
     try:
-        result = run(
-            tree,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            *(f"tests/{one}" for one in mutant.tests.split()),
-        )
+        result = run(tree, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}")
     finally:
-        path.write_text(original, encoding="utf-8")
+        path.write_text(original, "utf-8")
     assert result.returncode == 1, result.stdout[-2000:] + result.stderr[-2000:]

@@ -1,6 +1,7 @@
 """What is installed: the packages, their data, the public names and the declared dependencies."""
 
 import ast
+import importlib
 import importlib.metadata
 import re
 import shutil
@@ -192,3 +193,27 @@ print(*names)
     assert set(done.stdout.split()) >= {
         name for name in expected if not name.endswith(("__init__", "__main__"))
     }
+
+
+DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_files_and_modules_that_the_docs_name_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    paths = {
+        path
+        for path in re.findall(r"`((?:nag|pipelines|finetune|tests|examples|docs)/[\w./*-]*)", text)
+        if path != "nag/corrections/shorter_noise.py"  # of a recipe
+    }
+    assert {path for path in paths if not any(ROOT.glob(path.rstrip("/")))} == set()
+    for name in set(re.findall(r"`(nag(?:\.\w+)+)", text)):
+        value, parts = nag, name.split(".")[1:]
+        for i, part in enumerate(parts):
+            try:
+                value = getattr(value, part)
+            except AttributeError:
+                value = importlib.import_module(".".join(("nag", *parts[: i + 1])))
+        assert value is not None

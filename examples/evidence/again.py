@@ -26,35 +26,30 @@ from nag.files import read_json, written_file
 
 def stage_of(settings: dict[str, Any], methods: list[str], data: Path, output: Path) -> Any:
     """What `nag compare` loads for a study, without what measures shifts."""
-    from nag.cli.compare import CompareOptions
+    from nag.cli.compare import CompareOptions, load
     from nag.corrections.text import parse_methods
-    from nag.quality.stage import load_stage
 
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
     values |= {"shift": False, "judge": None, "corrections": tuple(methods), "output_dir": output}
     values |= {"data": Path(values["data"]), "reference": data / "fashion_mnist_16" / "test.parquet"}
-    return load_stage(CompareOptions(**values), parse_methods(methods), None)[0]
+    return load(CompareOptions(**values), parse_methods(methods), None)[0]
 
 
 def measured(stage: Any, row: dict[str, Any], folder: Path) -> Any:
     """The cell of a row, read if it was sampled before."""
     from nag.corrections.text import parse_method
-    from nag.quality.cells import measure_cell
-    from nag.quality.comparison import Cell, cell_name
+    from nag.quality.comparison import cell_name, load_cell, save_cell
 
     path = folder / "cells" / f"{cell_name(row['scheduler'], row['budget'], row['chosen'])}.json"
     if path.exists():
-        return Cell.from_dict(read_json(path))
+        return load_cell(path)
     start = time.perf_counter()
-    cell = measure_cell(
-        stage(), row["scheduler"], row["budget"], parse_method(row["chosen"]), folder / "files"
-    )
+    cell = stage().cell(row["scheduler"], row["budget"], parse_method(row["chosen"]))
     if cell.refused is not None:
         raise RuntimeError(f"{row['chosen']} must be measurable again, got: {cell.refused}")
-    with written_file(path) as part:
-        part.write_text(json.dumps(cell.to_dict(), indent=1) + "\n", encoding="utf-8")
+    save_cell(path, cell)
     before, found = row["frechet"], cell.frechet
     print(
         f"{path.stem}: {found.value:.6f} ({found.value - before['value']:+.2g}), error {found.standard_error:.4f} "

@@ -31,7 +31,7 @@ from run import RESULTS, STUDIES  # noqa: E402
 from train import COMMON, MODELS, call  # noqa: E402
 
 if TYPE_CHECKING:
-    from nag.finetune.options import DenoiserOptions
+    from nag.finetune.denoiser import DenoiserOptions
     from nag.quality.comparison import Cell
 
 STUDY, ZERO = "dropout_10_800", "small_ft_10_800"
@@ -89,14 +89,14 @@ def flags_of(models: Path, data: Path) -> dict[str, Any]:
     name, flags = MODELS[ZERO]
     places = {
         "pretrained_model_name_or_path": str(models / "small_base"),
-        "train_data_dir": data / f"{name}_16",
+        "data": data / f"{name}_16",
     }
     return COMMON | flags | places | {"checkpointing_steps": 100}
 
 
 def options_of(models: Path, data: Path, **changes: Any) -> DenoiserOptions:
     """The same as options, for another folder."""
-    from nag.finetune.options import DenoiserOptions
+    from nag.finetune.denoiser import DenoiserOptions
 
     return DenoiserOptions(**(flags_of(models, data) | {"output_dir": models / LEARNED} | changes))
 
@@ -122,7 +122,7 @@ def train_model(models: Path, data: Path) -> None:
     learn_null_embedding(unet)
     task = Task(unet, pipe.scheduler, options)
     table = load_images(
-        train_data_dir=options.train_data_dir,
+        data=options.data,
         channels=unet.config.in_channels,
         resolution=unet.config.sample_size,
         label_column=options.label_column,
@@ -141,7 +141,7 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
 
     unet = pipes["learned"].unet
     table = load_images(
-        train_data_dir=data / "fashion_mnist_16" / "heldout.parquet",
+        data=data / "fashion_mnist_16" / "heldout.parquet",
         channels=unet.config.in_channels,
         resolution=unet.config.sample_size,
         label_column="label",
@@ -180,15 +180,9 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
 
 
 def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
-    """What `nag compare` loads for the study, on one of the models.
-
-    Raises:
-        ValueError: if the output folder holds results of other settings.
-    """
-    from nag.cli.compare import CompareOptions
+    """What `nag compare` loads for the study, on one of the models."""
+    from nag.cli.compare import CompareOptions, load
     from nag.corrections.text import parse_methods
-    from nag.files import written_file
-    from nag.quality.stage import SETTINGS_FILE, load_stage
 
     setting = {key: value for key, value in (SHARED | STUDIES[STUDY]).items() if value is not None}
     for key in ("data", "features"):
@@ -202,29 +196,24 @@ def stage_of(name: str, models: Path, data: Path, output: Path) -> Any:
     setting = {key: tuple(value) if isinstance(value, list) else value for key, value in setting.items()}
     options = CompareOptions(**(setting | changes))
     methods = parse_methods(["plain", GUIDED.format("1|2|3|4"), *(GUIDED.format(w) for w in (1, 2, 3, 4))])
-    stage, settings = load_stage(options, methods, None)
-    with written_file(output / SETTINGS_FILE) as part:
-        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    stage, _ = load(options, methods, None)
     if name == "learned":
-        restore(stage.pipe.unet, models / LEARNED)
+        restore(stage.judging.pipeline.unet, models / LEARNED)
     return stage
 
 
 def measured_cell(stage: Any, method: str, folder: Path) -> Cell:
     """One row, read if it was measured before."""
     from nag.corrections.text import parse_method
-    from nag.files import written_file
-    from nag.quality.cells import measure_cell
-    from nag.quality.comparison import Cell, cell_name
+    from nag.quality.comparison import cell_name, load_cell, save_cell
 
     path = folder / f"{cell_name('ddim', 50, method)}.json"
     if path.exists():
-        return Cell.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    cell = measure_cell(stage, "ddim", 50, parse_method(method), folder)
+        return load_cell(path)
+    cell = stage.cell("ddim", 50, parse_method(method))
     if cell.refused is not None:
         raise RuntimeError(f"{method} must be measurable on {folder.name}, got: {cell.refused}")
-    with written_file(path) as part:
-        part.write_text(json.dumps(cell.to_dict()) + "\n", encoding="utf-8")
+    save_cell(path, cell)
     print(folder.name, cell.chosen, cell.frechet, flush=True)
     return cell
 

@@ -84,7 +84,7 @@ HEADS: dict[str, tuple[str, dict[str, object]]] = {
             "max_train_steps": 1000,
             "learning_rate": 0.003,
             "ema_max_decay": 0.99,
-            "calibration_samples": 300,
+            "held_out_samples": 300,
         },
     )
     for name in SETS
@@ -115,10 +115,10 @@ def main(
         base = flags.get("pretrained_model_name_or_path")
         if isinstance(base, str):
             flags = flags | {"pretrained_model_name_or_path": output_dir / base}
-        where = {"train_data_dir": data_dir / f"{data}_16"}
+        where = {"data": data_dir / f"{data}_16"}
         call("denoiser", output_dir / name, COMMON | where | flags)
         if name in HEADS:
-            held_out = {"calibration_data_dir": data_dir / f"{data}_16" / "heldout.parquet"}
+            held_out = {"held_out_data": data_dir / f"{data}_16" / "heldout.parquet"}
             model = {"pretrained_model_name_or_path": output_dir / name}
             common = {key: value for key, value in COMMON.items() if key != "num_validation_images"}
             call(

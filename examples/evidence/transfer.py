@@ -74,9 +74,7 @@ def main(
     network = load_feature_network(str(FASHION / "model" / "classifier"))
 
     def images(path: Path) -> Any:
-        return load_images(
-            train_data_dir=path, channels=1, resolution=16, label_column="label", progress=False
-        )
+        return load_images(data=path, channels=1, resolution=16, label_column="label", progress=False)
 
     held_out = images(FASHION / "data" / "calibration.parquet").tensor()[:500]
     real = images(reference)

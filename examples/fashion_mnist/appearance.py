@@ -41,9 +41,7 @@ def main(
     from nag.shift.images import load_images
     from nag.shift.response import ResponseCurve
 
-    loaded = load_images(
-        train_data_dir=HERE / "data" / "test.parquet", channels=1, resolution=16, label_column="label"
-    )
+    loaded = load_images(data=HERE / "data" / "test.parquet", channels=1, resolution=16, label_column="label")
     images = loaded.tensor()[:num_images]
 
     def blurred(width: float) -> torch.Tensor:

@@ -77,7 +77,7 @@ class Bench:
         self.frozen.attach_backbone(self.pipe.unet)
         images = {
             name: load_images(
-                train_data_dir=DATA / f"{name}.parquet", channels=1, resolution=16, progress=False
+                data=DATA / f"{name}.parquet", channels=1, resolution=16, progress=False
             ).tensor()
             for name in ("calibration", "test")
         }
@@ -87,9 +87,7 @@ class Bench:
         if not cache.exists():
             import numpy as np
 
-            real = load_images(
-                train_data_dir=reference_data, channels=1, resolution=16, progress=False
-            ).tensor()
+            real = load_images(data=reference_data, channels=1, resolution=16, progress=False).tensor()
             part = cache.with_name(f".{os.getpid()}.npy")
             np.save(part, extract_features(self.classifier, real).numpy())
             os.replace(part, cache)
@@ -108,8 +106,8 @@ class Bench:
 
     def shift(self, name: str, steps: int, seed: int, samples: int, judge: bool, **arguments: Any) -> Any:
         """The noise shift of one run, by the judge on the test images or by the regressor on the calibration images."""
-        from nag.quality.bench import balanced_labels
         from nag.shift import forward_reference, measure_shift, record
+        from nag.shift.calls import balanced_labels
 
         estimator = self.judge if judge else self.regressor
         images = self.test_images if judge else self.calibration_images
@@ -138,9 +136,8 @@ class Bench:
         """Features of `count` samples, `(count, F)`."""
         import torch
 
-        from nag.quality.bench import balanced_labels
         from nag.quality.feature_network import extract_features
-        from nag.shift.calls import sample_generators
+        from nag.shift.calls import balanced_labels, sample_generators
 
         self.use(name)
         labels, found = balanced_labels(10, count), []
@@ -203,8 +200,8 @@ def file_name(name: str) -> str:
 
 def calibration_table(bench: Bench, name: str, steps: int) -> Path:
     """The file that holds the calibration of a sampler, measured once on the table's seed."""
-    from nag.quality.bench import balanced_labels
     from nag.shift.calibrate import calibrate
+    from nag.shift.calls import balanced_labels
 
     path = bench.output / f"calibration-{file_name(name)}.json"
     if not path.exists():

@@ -4,7 +4,7 @@ It serves any folder of train.parquet, heldout.parquet and test.parquet with the
 --data_name and --data_source for the model card, and --no_flip where a mirror image is of no class.
 
     python examples/fashion_mnist/prepare.py SOURCE data/fashion_mnist_16
-    python examples/fashion_mnist/train_classifier.py --train_data_dir data/fashion_mnist_16
+    python examples/fashion_mnist/train_classifier.py --data data/fashion_mnist_16
 
 It learns from train.parquet (57,000 images; the last 3,000 of the original training file are held out) with random
 horizontal flips and shifts by one pixel, but without added noise, so that its features notice noise left in samples. The
@@ -90,7 +90,7 @@ def accuracy(model: SmallClassifier, images: Tensor, labels: Tensor) -> float:
 
 def write_card(
     folder: Path,
-    train_data_dir: Path,
+    data: Path,
     seed: int,
     name: str,
     source: str,
@@ -99,9 +99,9 @@ def write_card(
 ) -> None:
     """Measure the classifier saved in the folder and write its model card beside it."""
     model = SmallClassifier.from_pretrained(folder).eval()
-    heldout, _ = read(train_data_dir / "heldout.parquet")
-    test, _ = read(train_data_dir / "test.parquet")
-    judged, labels = read(train_data_dir / f"{split}.parquet")
+    heldout, _ = read(data / "heldout.parquet")
+    test, _ = read(data / "test.parquet")
+    judged, labels = read(data / f"{split}.parquet")
     reference = extract_features(model.features, test)
     few = heldout[:2500]
     noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(seed))
@@ -137,7 +137,7 @@ def write_card(
 
 
 def main(
-    train_data_dir: Annotated[Path, arg(help="Folder written by prepare.py.")],
+    data: Annotated[Path, arg(help="Folder written by prepare.py.")],
     output_dir: Path = HERE / "model" / "classifier",
     data_name: Annotated[str, arg(help="Name of the data, for the model card.")] = "Fashion-MNIST",
     data_source: Annotated[str | None, arg(help="Where the data come from, for the model card.")] = None,
@@ -151,8 +151,8 @@ def main(
     """Train the classifier and save it with its figures."""
     if accuracy_split not in SPLITS:
         raise ValueError(f"accuracy_split must be test or heldout, got {accuracy_split!r}. Name one of them.")
-    images, labels = read(train_data_dir / "train.parquet")
-    test_images, test_labels = read(train_data_dir / f"{accuracy_split}.parquet")
+    images, labels = read(data / "train.parquet")
+    test_images, test_labels = read(data / f"{accuracy_split}.parquet")
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = SmallClassifier(
@@ -185,16 +185,16 @@ def main(
         source, words = FASHION.format(trained=len(images)), "data/fashion_mnist_16"
     else:
         source = f"{len(images):,} images of {data_source}"
-        words = f'data/{train_data_dir.name} --data_name {data_name} --data_source "{data_source}"'
+        words = f'data/{data.name} --data_name {data_name} --data_source "{data_source}"'
         words += f"{'' if flip else ' --no_flip'} --accuracy_split {accuracy_split} --num_train_epochs {num_train_epochs}"
     write_card(
         output_dir.resolve(),
-        train_data_dir,
+        data,
         seed,
         name=data_name,
         source=source,
         split=accuracy_split,
-        command=f"python examples/fashion_mnist/train_classifier.py --train_data_dir {words}",
+        command=f"python examples/fashion_mnist/train_classifier.py --data {words}",
     )
 
 

@@ -45,7 +45,7 @@ def images(data_dir: Path, count: int | None) -> Tensor:
     from nag.shift.images import load_images
 
     table = load_images(
-        train_data_dir=data_dir / "fashion_mnist_16" / "train.parquet",
+        data=data_dir / "fashion_mnist_16" / "train.parquet",
         channels=1,
         resolution=16,
         label_column=None,

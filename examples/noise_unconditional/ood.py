@@ -252,7 +252,7 @@ def other_images(
             f"like must hold square images, got {tuple(like.shape)}. Images are resized to squares."
         )
     table = load_images(
-        train_data_dir=os.fspath(data),
+        data=os.fspath(data),
         split=split,
         channels=like.shape[1],
         resolution=like.shape[2],

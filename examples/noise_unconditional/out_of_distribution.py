@@ -44,7 +44,7 @@ def main(
 
     def images(split: str, number: int) -> Any:
         path = data_dir / "fashion_mnist_16" / f"{split}.parquet"
-        return load_images(train_data_dir=path, channels=1, resolution=16, max_samples=number).tensor()
+        return load_images(data=path, channels=1, resolution=16, max_samples=number).tensor()
 
     inside, reference = images("test", count), images("heldout", count)
     outside = shifted_sets(inside) | {

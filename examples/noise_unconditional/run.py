@@ -125,7 +125,7 @@ def main(
     settings = {"num_samples": num_samples, "seed": seed, "resamples": 30, "batch_size": 250}
     network = load_feature_network(CLASSIFIER)
     images = load_images(
-        train_data_dir=data_dir / "fashion_mnist_16" / "test.parquet",
+        data=data_dir / "fashion_mnist_16" / "test.parquet",
         channels=1,
         resolution=16,
         label_column="label",

@@ -73,7 +73,7 @@ def command(name: str, output: Path, data: Path) -> list[str]:
     if "pretrained_model_name_or_path" in flags:
         del flags["model_config_name_or_path"]
         flags["pretrained_model_name_or_path"] = output / str(flags["pretrained_model_name_or_path"])
-    flags["train_data_dir"] = data / "fashion_mnist_16" / "train.parquet"
+    flags["data"] = data / "fashion_mnist_16" / "train.parquet"
     flags["output_dir"] = output / name
     words = ["-m", "nag.cli", "finetune", "denoiser"]
     for flag, value in flags.items():

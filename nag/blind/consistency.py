@@ -54,9 +54,6 @@ class ConsistencyTraining:
         ratio: ecm: q.
         stages: ecm: number of stages.
         huber: c over the root of the number of pixels; None for the method's own, 0.00054 (ict) or 0 (ecm).
-
-    Raises:
-        ValueError: if the name is unknown, there are no steps, or huber is negative.
     """
 
     name: str
@@ -76,12 +73,6 @@ class ConsistencyTraining:
     def __post_init__(self) -> None:
         if self.name not in CONSISTENCY:
             raise ValueError(f"name must be one of {', '.join(CONSISTENCY)}, got {self.name!r}.")
-        if self.num_steps < 1:
-            raise ValueError(
-                f"num_steps must be at least 1, got {self.num_steps}. It is the training's length."
-            )
-        if self.huber is not None and not self.huber >= 0:
-            raise ValueError(f"huber must be at least 0, got {self.huber}. 0 is the plain L2 norm.")
 
     def num_cells(self, step: int) -> int:
         """ict: cells N of the grid at a step (Song 2024, table 1)."""

@@ -36,9 +36,6 @@ class ConsistencyScheduler(CMStochasticIterativeScheduler):
         clip_denoised: whether to clip x_0_hat to [-1, 1].
         second_sigma: level of the second of two steps; locuslab/ect has 0.821 for 32x32 and 1.526 for 64x64.
 
-    Raises:
-        ValueError: if second_sigma is not between sigma_min and sigma_max.
-
     Example:
         >>> scheduler = ConsistencyScheduler()
         >>> scheduler.set_timesteps(2)

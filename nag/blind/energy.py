@@ -53,9 +53,6 @@ def explicit_energy(
         x: `(B, C, *shape)`, states or data, in the coordinates of the network's input.
         class_labels: `(B,)` integers, or None for an unconditional network.
         kind: "dot" or "squared_norm", as the network was trained.
-
-    Raises:
-        ValueError: if the kind is None, an implicit model's, or unknown.
     """
     checked_energy(kind, explicit=True)
     return _energy(_output(unet, x, class_labels), x, kind)
@@ -72,9 +69,6 @@ def energy_gradient(
     """Gradient of the energy, grad_x E(x), `(B, C, *shape)`, whatever the caller's gradient mode.
 
     Arguments as of `explicit_energy` and `gradient_of`.
-
-    Raises:
-        ValueError: if the kind is None, an implicit model's, or unknown.
     """
     if class_labels is not None and class_labels.is_inference():
         with torch.inference_mode(False):
@@ -97,9 +91,6 @@ def gradient_of(
         kind: "dot" or "squared_norm".
         create_graph: whether the result can be differentiated again, as training needs it; attention then runs
             unfused, for fused kernels have no second derivative. The `grad` of parameters is touched in no case.
-
-    Raises:
-        ValueError: if the kind is None, an implicit model's, or unknown.
 
     Example:
         >>> gradient_of(lambda x: 3 * x, torch.tensor([[1.0, 2.0]]), "dot")
@@ -132,9 +123,6 @@ def equilibrium_field(
 
     Arguments as of `energy_gradient`; with kind None the network's output in the caller's gradient mode, without a learned
     variance.
-
-    Raises:
-        ValueError: if the kind is unknown.
     """
     checked_energy(kind)
     if kind is None:
@@ -143,11 +131,7 @@ def equilibrium_field(
 
 
 def checked_energy(kind: str | None, *, explicit: bool = False) -> None:
-    """Refuses what is no kind of energy.
-
-    Raises:
-        ValueError: if the kind is unknown, or None where there must be an energy.
-    """
+    """Refuses what is no kind of energy."""
     if kind is None and explicit:
         raise ValueError(
             "energy must be 'dot' or 'squared_norm', got None: an implicit model has a field but no energy. Train one with "

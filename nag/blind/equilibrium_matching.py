@@ -83,9 +83,6 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         gradient_norm: `(B,)`, |f| of each sample where it was last asked for; None before the first step.
         moving: `(B,)` bool, False for samples that have stopped; None before the first step.
 
-    Raises:
-        ValueError: if an argument is out of its range, or the objective is not Equilibrium Matching.
-
     Example:
         >>> scheduler = EquilibriumMatchingScheduler(solver="gradient_descent", step_size=0.05)
         >>> scheduler.set_timesteps(20)
@@ -119,13 +116,10 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if solver not in DESCENTS:
             raise ValueError(f"solver must be one of {', '.join(DESCENTS)}, got {solver!r}.")
-        if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
-            raise ValueError(
-                f"step_size must be positive and finite, got {step_size}. None takes it from the number of steps."
-            )
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}. The paper's is 0.3.")
-        _checked_threshold(gradient_norm_threshold)
+        _check_positive("step_size", step_size)
+        _check_positive("gradient_norm_threshold", gradient_norm_threshold)
         self.objective = make_objective(**({"name": "eqm"} if objective is None else dict(objective)))
         if self.objective.name != "eqm":
             raise ValueError(
@@ -146,11 +140,7 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         return (2 + 2 * mu if self.config.solver == "nesterov" else 2) / (1 + 2 * mu) / slope
 
     def horizon(self, data_fraction: float = 0.0) -> float:
-        """The time in which dgamma/ds = c(gamma) gets from gamma = data_fraction to 1 - `REMAINING_NOISE`.
-
-        Raises:
-            ValueError: if data_fraction is not in [0, 1 - `REMAINING_NOISE`).
-        """
+        """The time in which dgamma/ds = c(gamma) gets from gamma = data_fraction to 1 - `REMAINING_NOISE`."""
         if not 0 <= data_fraction < 1 - REMAINING_NOISE:
             raise ValueError(
                 f"data_fraction must be at least 0 and below {1 - REMAINING_NOISE}, got {data_fraction}. It is the share of "
@@ -178,15 +168,12 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
             data_fraction: gamma of the state to start from; matters where the step size follows from N.
             gradient_norm_threshold: instead of the configured one.
 
-        Raises:
-            ValueError: if an argument is out of its range.
-
         Warns:
             UserWarning: if the step size is beyond `stability_limit`.
         """
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}.")
-        _checked_threshold(gradient_norm_threshold)
+        _check_positive("gradient_norm_threshold", gradient_norm_threshold)
         self.threshold = (
             self.config.gradient_norm_threshold
             if gradient_norm_threshold is None
@@ -233,21 +220,9 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
             sample: `(B, *shape)`, the state; keep it in float32, for updates are small.
             return_dict: whether to return an `EquilibriumMatchingSchedulerOutput`, or a tuple of the state alone.
 
-        Raises:
-            RuntimeError: if the timesteps are not set, or all steps have been taken.
-
         Warns:
             UserWarning: after the last step, if a threshold was set that some samples have not reached.
         """
-        if self.num_inference_steps is None:
-            raise RuntimeError(
-                "scheduler must have its timesteps set, got a fresh EquilibriumMatchingScheduler. Call set_timesteps first."
-            )
-        if self._step_index >= self.num_inference_steps:
-            raise RuntimeError(
-                f"step must be called at most {self.num_inference_steps} times after set_timesteps, got one more. "
-                "Call set_timesteps before the next samples."
-            )
         exact = torch.promote_types(sample.dtype, torch.float32)
         f, asked = model_output.to(exact), self.scale_model_input(sample).to(exact)
         norm = f.flatten(1).norm(dim=1)
@@ -294,8 +269,6 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         return int(self.objective.num_train_timesteps)
 
 
-def _checked_threshold(threshold: float | None) -> None:
-    if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
-        raise ValueError(
-            f"gradient_norm_threshold must be positive and finite, got {threshold}. None never stops."
-        )
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}. None leaves it out.")

@@ -254,15 +254,13 @@ def _eqm(
         raise ValueError(
             f"decay must be one of {', '.join(DECAYS)}, got {decay!r}. The usual one is truncated."
         )
-    if not 0 < interpolation < 1:
-        raise ValueError(
-            f"interpolation must be between 0 and 1, got {interpolation}. It is the data's share where c begins to fall."
-        )
-    for name, value in (("start", start), ("multiplier", multiplier)):
-        if not value > 0:
-            raise ValueError(
-                f"{name} must be positive, got {value}. A usual value is 1 for start, 4 for multiplier."
-            )
+    for name, value, most in (
+        ("interpolation", interpolation, 1.0),
+        ("start", start, math.inf),
+        ("multiplier", multiplier, math.inf),
+    ):
+        if not 0 < value < most:
+            raise ValueError(f"{name} must be between 0 and {most:g}, got {value}. Usual are 0.8, 1 and 4.")
 
     def c(gamma: Tensor) -> Tensor:
         falling = (1 - gamma) / (1 - interpolation)
@@ -299,9 +297,6 @@ def make_objective(name: str, **parameters: Any) -> Objective:
             sigma_max, rho, mean and std of ln s, and for uedm weighted; eqm: decay, interpolation a, start b,
             multiplier.
 
-    Raises:
-        ValueError: if name, a parameter or its value is unknown.
-
     Example:
         >>> eqm = make_objective("eqm", decay="truncated", interpolation=0.8, multiplier=4.0)
         >>> eqm.coefficients(torch.tensor([0.25, 0.5], dtype=torch.float64))[1]  # gamma 3/4 and 1/2
@@ -334,9 +329,6 @@ def affine_update(
         alpha_next: a of the state that is reached.
         sigma_next: b of the state that is reached; 0 at the data.
         noise_std: zeta, at most sigma_next.
-
-    Raises:
-        ValueError: if the target is a multiple of the state.
     """
     alpha, sigma, determinant = target.alpha, target.sigma, target.invertible().determinant
     zeta = torch.as_tensor(noise_std).to(sigma) * torch.ones_like(sigma_next)

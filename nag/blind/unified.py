@@ -68,9 +68,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         sigma: `(N + 1,)` float64; the last is 0.
         kappa: `(N,)` float64, of an Euler step; likewise eta and zeta.
 
-    Raises:
-        ValueError: if an argument names no option, or does not go with another.
-
     Example:
         >>> scheduler = UnifiedScheduler(objective={"name": "flow"}, solver="euler")
         >>> scheduler.set_timesteps(4)
@@ -101,15 +98,13 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         stochasticity: float = 0.0,
         spacing: str | None = None,
     ) -> None:
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
-        if spacing is not None and spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}.")
-        if not 0 <= stochasticity <= 1:
-            raise ValueError(f"stochasticity must lie in [0, 1], got {stochasticity}. 0 is deterministic.")
-        if solver == "heun" and stochasticity != 0:
+        for name, value, known in (("solver", solver, SOLVERS), ("spacing", spacing, (None, *SPACINGS))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
+        most = 0 if solver == "heun" else 1
+        if not 0 <= stochasticity <= most:
             raise ValueError(
-                f"stochasticity must be 0 for the solver 'heun', got {stochasticity}. Take the solver 'euler'."
+                f"stochasticity must be in [0, {most}] for the solver {solver!r}, got {stochasticity}. 0 is deterministic."
             )
         self.objective = make_objective(**({"name": "uedm"} if objective is None else dict(objective)))
         self.order = 2 if solver == "heun" else 1
@@ -135,10 +130,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: number N of steps.
             device: where `timesteps` go.
-
-        Raises:
-            ValueError: if there are no steps, more than the objective has timesteps, or a level at which state and
-                target do not determine the data.
         """
         process, n = self.objective.process, num_inference_steps
         if n < 1:
@@ -189,10 +180,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
             sample: `(B, *shape)`, the state.
             generator: of the noise where `stochasticity` is not 0; one, or one for each sample.
             return_dict: whether to return a `SchedulerOutput`, or a tuple of its one field.
-
-        Raises:
-            RuntimeError: if the timesteps are not set, or all steps have been taken.
-            ValueError: if the timestep is not one of them.
         """
         call = self._call(timestep)
         exact = torch.promote_types(sample.dtype, torch.float32)
@@ -257,10 +244,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
 
     def _call(self, timestep: Any) -> int:
         """Which call this is; the first one is found by its timestep."""
-        if self.num_inference_steps is None:
-            raise RuntimeError(
-                "scheduler must have its timesteps set, got a fresh UnifiedScheduler. Call set_timesteps first."
-            )
         if self._step_index is None:
             found = (self.timesteps.cpu() == torch.as_tensor(timestep).cpu()).nonzero()
             if not len(found):
@@ -268,11 +251,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
                     f"timestep must be one of the scheduler's, got {timestep}. Walk over scheduler.timesteps."
                 )
             return int(found[0])
-        if self._step_index >= len(self.timesteps):
-            raise RuntimeError(
-                f"step must be called {len(self.timesteps)} times after set_timesteps, got one more. "
-                "Call set_timesteps before the next samples."
-            )
         return self._step_index
 
     def __len__(self) -> int:

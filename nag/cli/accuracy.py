@@ -48,7 +48,7 @@ def run(options: AccuracyOptions) -> None:
             )
     results = {}
     for regressor in options.regressors or (None,):
-        bench = load_bench(model, data, regressor, num_images, options.device)
+        bench = load_bench(model, data, num_images, regressor=regressor, device=options.device)
         name = Path(regressor or "regressor").name
         results[name] = measure_accuracy(
             bench.regressor, bench.images, class_labels=bench.image_labels, seed=seed, batch_size=batch_size

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nag.cli.options import FeatureOptions, Scheduler, plain
+from nag.cli.options import FeatureOptions, Scheduler, at_least, feature_network, plain
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nag.quality.blind_check import BlindCheck
 
 __all__ = ["BlindCheckOptions", "run"]
@@ -64,23 +62,17 @@ def run(options: BlindCheckOptions) -> BlindCheck:
 
     from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
-    from nag.quality.bench import (
-        balanced_labels,
-        classes_of,
-        held_out_images,
-        load_pipeline,
-        scheduler_line,
-    )
-    from nag.quality.blind_check import BlindCheck
-    from nag.quality.blind_exact import both_schedules, drift_rows, know
-    from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
-    from nag.quality.blind_report import FILES, reading, write_blind_check
-    from nag.shift.calls import main_network, takes
+    from nag.quality.bench import held_out_images, load_pipeline, scheduler_line
+    from nag.quality.blind_check import BlindCheck, reading
+    from nag.quality.blind_exact import both_schedules, chosen_levels, drift_rows, know
+    from nag.quality.blind_measure import Network, level_rows, walk
+    from nag.quality.blind_report import FILES, write_blind_check
+    from nag.quality.feature_network import extract_features
+    from nag.shift.calls import balanced_labels, classes_of, main_network, takes
     from nag.shift.page import check_output
 
     _check(options)
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
-    _refuse_unconditional(options.model)
     pipe = load_pipeline(options.model, options.regressor, options.device)
     if getattr(pipe, "vae", None) is not None or takes(pipe, "prompt"):
         raise ValueError(
@@ -90,8 +82,10 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     scheduler = make_scheduler(options.scheduler, pipe.scheduler)
     scheduler.set_timesteps(options.steps)
     levels = read_levels(scheduler)
-    t = check_log_snr(levels.training, options.levels or default_log_snr(levels.training))
-    features = _features(options, pipe)
+    t = chosen_levels(levels.training, options.levels)
+    features = None
+    if options.features is not None or Path(options.model, "classifier").is_dir():
+        features = feature_network(options, pipe.device)
     classes = classes_of(pipe)
     images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes is not None)
     where = pipe.device if pipe.device.type == "cuda" else torch.device("cpu")  # others have no float64
@@ -101,7 +95,13 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     known.check(t)
     reference = None
     if features is not None:
-        reference = _reference(features, images, options, pipe.device)
+        reference = extract_features(features, images, batch_size=options.batch_size, device=pipe.device)
+        for name, count in (("num_samples", options.num_samples), ("num_images", len(images))):
+            if count <= reference.shape[1]:
+                raise ValueError(
+                    f"{name} must be more than the {reference.shape[1]} features of the network, got {count}. Use more, or "
+                    "a network with fewer features."
+                )
 
     generator = torch.Generator().manual_seed(options.seed)
     chosen = torch.randperm(len(kept), generator=generator)[: options.num_states].to(where)
@@ -164,18 +164,9 @@ def run(options: BlindCheckOptions) -> BlindCheck:
 
 
 def _check(options: BlindCheckOptions) -> None:
-    """Refuses numbers that cannot work."""
-    for name, least, use in (
-        ("num_images", 2, "A posterior over images needs some hundreds"),
-        ("num_posterior_images", 2, "Some hundreds are usual"),
-        ("num_states", 2, "One state has no standard error"),
-        ("num_samples", 2, "One sample has no standard error"),
-        ("steps", 1, "20 are usual"),
-        ("batch_size", 1, "64 are usual"),
-        ("resamples", 2, "Some 50 give the error to about a tenth"),
-    ):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}. {use}.")
+    """Refuses numbers that would pass for a result."""
+    two = ("num_images", "num_posterior_images", "num_states", "num_samples", "resamples")
+    at_least(options, **dict.fromkeys(two, 2), steps=1, batch_size=1)
     if not 0 < options.threshold <= 1:
         raise ValueError(
             f"threshold must lie in (0, 1], got {options.threshold}. It is the share of the deviation to be explained."
@@ -186,45 +177,3 @@ def _check(options: BlindCheckOptions) -> None:
             raise ValueError(
                 f"{name} must be positive and finite, got {value}. Leave it out for the usual one."
             )
-
-
-def _refuse_unconditional(model: str) -> None:
-    from nag.files import fetch_beside, read_json
-
-    index = fetch_beside(model, "model_index.json")
-    name = None if index is None else read_json(index).get("_class_name")
-    if name in ("NoiseUnconditionalPipeline", "EqMPipeline"):
-        raise ValueError(
-            f"model must be told its noise level, got a {name} in {model!r}. It has no noise condition that could be "
-            "dropped: sample it."
-        )
-
-
-def _features(options: BlindCheckOptions, pipe: Any) -> Any | None:
-    """The feature network that is named or lies beside the model; None without one."""
-    if options.features is None and not Path(options.model, "classifier").is_dir():
-        return None
-    from nag.quality.bench import feature_network
-
-    return feature_network(
-        options.model,
-        options.features,
-        size=options.feature_size,
-        channels=options.feature_channels,
-        device=pipe.device,
-    )
-
-
-def _reference(features: Any, images: Tensor, options: BlindCheckOptions, device: Any) -> Tensor:
-    """Features of the held-out images; of them and of the samples there must be enough."""
-    from nag.quality.feature_network import extract_features
-
-    reference = extract_features(features, images, batch_size=options.batch_size, device=device)
-    size = reference.shape[1]
-    for name, count in (("num_samples", options.num_samples), ("num_images", len(images))):
-        if count <= size:
-            raise ValueError(
-                f"{name} must be more than the {size} features of the network for a Frechet distance, got {count}. Use at "
-                f"least {size + 1}, or a network with fewer features."
-            )
-    return reference

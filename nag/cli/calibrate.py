@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, sampling
 
 __all__ = ["CalibrateOptions", "run"]
 
@@ -39,9 +39,8 @@ def run(options: CalibrateOptions) -> None:
     """Measures a calibration for every scheduler, step count and correction, and saves it."""
     from nag.corrections.calibration import FILE_NAME, NoiseCalibration
     from nag.noise.named import make_scheduler
-    from nag.quality.bench import given, load_bench, scheduler_line
+    from nag.quality.bench import load_bench, scheduler_line
     from nag.seams.attach import sampler_of
-    from nag.shift.calibrate import calibrate
 
     if options.output_dir is None and not Path(options.model).is_dir():
         raise ValueError(
@@ -53,13 +52,10 @@ def run(options: CalibrateOptions) -> None:
         raise ValueError(
             f"corrections must be those that act beside a table, got {list(options.corrections)}. Leave 'calibrated' out."
         )
-    bench = load_bench(
-        options.model, options.data, options.regressor, options.num_images, options.device, options.prompts
-    )
-    shared = given(guidance_scale=options.guidance_scale, eta=options.eta)
+    bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
     schedulers = [make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)]
     asked = [
-        (scheduler, steps, shared | method.arguments(bench.pipeline.device))
+        (scheduler, steps, {**bench.arguments, **method.arguments(bench.pipeline.device)})
         for scheduler, steps, method in itertools.product(schedulers, options.steps, methods)
     ]
 
@@ -84,17 +80,11 @@ def run(options: CalibrateOptions) -> None:
         print(scheduler_line(scheduler))
     for scheduler, steps, arguments in asked:
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
-        calibrate(
-            bench.pipeline,
-            bench.regressor,
-            bench.images,
+        bench.calibrate(
             num_inference_steps=steps,
             num_samples=options.num_samples,
             batch_size=options.batch_size,
             seed=options.seed,
-            image_labels=bench.image_labels,
-            told=bench.told(),
-            **bench.conditions.of(options.num_samples),
             **arguments,
         ).save(output)
     print(f"Calibration: {output}")

@@ -10,22 +10,39 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nag.cli.options import Corrections, FeatureOptions, SamplerOptions, Schedulers, plain
+from nag.cli.options import (
+    Corrections,
+    FeatureOptions,
+    SamplerOptions,
+    Schedulers,
+    at_least,
+    feature_network,
+    fresh_seeds,
+    plain,
+    sampling,
+)
 
 if TYPE_CHECKING:
-    import torch
-
     from nag.corrections.text import Method
+    from nag.quality.cells import Comparison
     from nag.quality.comparison import Cell
-    from nag.quality.stage import Stage
 
-__all__ = ["CompareOptions", "run"]
+__all__ = ["CompareOptions", "load", "run"]
 
-DERIVED_SEEDS = 5  # --seed and the four that follow; see nag.quality.stage
+SETTINGS_FILE = "settings.json"
+SIZES = (
+    "seeds",
+    "num_samples",
+    "seed",
+    "tune_samples",
+    "calibration_samples",
+    "shift_samples",
+    "resamples",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,48 +89,35 @@ class CompareOptions(SamplerOptions, FeatureOptions):
     """Folder of the result. Cells that it holds already are not measured again."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Processes:
-    """Which of how many processes this is."""
-
-    index: int
-    count: int
-    device: str | torch.device | None
-
-
-def _processes(device: str | None) -> _Processes:
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return _Processes(index=0, count=1, device=device)
-    from accelerate import PartialState
-
-    state = PartialState(cpu=device == "cpu")
-    return _Processes(index=state.process_index, count=state.num_processes, device=device or state.device)
-
-
 def run(options: CompareOptions) -> Path | None:
-    """Measures what is missing and writes compare.json, compare.html and compare.md.
-
-    Returns:
-        The path of compare.html; None in all processes but the first.
-    """
+    """Measures what is missing and writes compare.json, compare.html and compare.md, whose path the first process returns."""
     from tqdm.auto import tqdm
 
-    from nag.files import written_file
+    from nag.corrections.text import parse_methods
     from nag.quality.bench import scheduler_line
-    from nag.quality.cells import measure_cell
-    from nag.quality.stage import load_stage
+    from nag.quality.comparison import cell_name, load_cell, save_cell
 
-    methods = _check(options)
-    processes = _processes(options.device)
-    stage, settings = load_stage(options, methods, processes.device)
+    methods = parse_methods(dict.fromkeys(("plain", *options.corrections)))
+    _check(options)
+    index, count, device = 0, 1, options.device
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        index, count, device = state.process_index, state.num_processes, device or str(state.device)
+    comparison, settings = load(options, methods, device)
     folder = options.output_dir
-    _claim(folder, settings)
-    first = processes.index == 0
-    if first:
-        for scheduler in stage.schedulers.values():
+    for name in ("cells", "features", "calibrations"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    if index == 0:
+        for scheduler in comparison.schedulers.values():
             print(scheduler_line(scheduler))
-        if stage.judge is None:
+        if comparison.judging.regressor is None:
             print("The noise shift is not measured: there is no regressor beside the model, or --no_shift.")
+
+    def path_of(scheduler: str, budget: int, method: Method) -> Path:
+        return folder / "cells" / f"{cell_name(scheduler, budget, method.label)}.json"
+
     grid = [
         (scheduler, budget, method)
         for scheduler in options.schedulers
@@ -121,90 +125,174 @@ def run(options: CompareOptions) -> Path | None:
         for method in methods
     ]
     dearest_first = sorted(grid, key=lambda cell: -cell[1])
-    mine = dearest_first[processes.index :: processes.count]
-    for scheduler, budget, method in tqdm(mine, desc="Cells", unit="cell", disable=not first):
-        path = _path(folder, scheduler, budget, method)
-        known = _read(path) if path.exists() else None
-        if known is not None and known.refused is None:
+    for place in tqdm(dearest_first[index::count], desc="Cells", unit="cell", disable=index > 0):
+        path = path_of(*place)
+        if path.exists() and load_cell(path).refused is None:
             continue
-        cell = measure_cell(stage, scheduler, budget, method, folder)
-        with written_file(path) as part:
-            part.write_text(json.dumps(cell.to_dict(), indent=1) + "\n", encoding="utf-8")
+        cell = comparison.cell(*place)
+        save_cell(path, cell)
         tqdm.write(_line(cell))
-    if not first:
+    if index > 0:
         return None
-    paths = [_path(folder, *cell) for cell in grid]
+    paths = [path_of(*place) for place in grid]
     while not all(path.exists() for path in paths):  # the other processes are still at it
         time.sleep(0.5)
-    return _write(options, settings, stage, paths)
+    return _write(options, settings, comparison, paths)
 
 
-def _check(options: CompareOptions) -> list[Method]:
-    """Refuses what can be seen without loading anything; returns the methods, plain first."""
-    from nag.corrections.text import parse_methods
-    from nag.noise.named import SCHEDULERS
-    from nag.quality.bench import read_assignments
+def load(
+    options: CompareOptions, methods: list[Method], device: str | None
+) -> tuple[Comparison, dict[str, Any]]:
+    """Loads everything, checks that it fits, makes the folder one of these settings, and returns these.
 
-    methods = parse_methods(dict.fromkeys(("plain", *options.corrections)))
-    unknown = [name for name in options.schedulers if name not in SCHEDULERS]
-    if unknown or not options.schedulers:
+    Nothing is written before everything is checked.
+    """
+    from nag.files import written_file
+    from nag.network.regressor import NoiseLevelRegressor, fingerprint
+    from nag.noise.read import read_settings
+    from nag.quality.bench import (
+        configured_schedulers,
+        held_out_images,
+        open_bench,
+        read_assignments,
+    )
+    from nag.quality.cells import Comparison, Sizes, arguments_of_candidates
+    from nag.quality.measures import check_enough
+    from nag.quality.reference import fingerprint_of_images, reference_features
+    from nag.shift.calls import main_network
+
+    bench = open_bench(
+        options.model,
+        options.data,
+        **sampling(options) | {"device": device},
+        batch_size=options.batch_size,
+        mixed_precision=options.mixed_precision,
+    )
+    pipe, assigned = bench.pipeline, read_assignments(options.scheduler_config)
+    schedulers = configured_schedulers(options.schedulers, pipe.scheduler, assigned)
+    network = feature_network(options, pipe.device)
+    judge = pipe.regressor if options.shift else None
+    if options.shift and options.judge is not None:
+        judge = NoiseLevelRegressor.from_pretrained(options.judge).to(pipe.device).float().eval()
+        if judge.config.kind == "frozen":
+            judge.attach_backbone(main_network(pipe))
+    bench.check_sampler(schedulers.values())
+    arguments = arguments_of_candidates(bench, schedulers, methods)
+    with_labels = any(one is not None and one.config.uses_class for one in (pipe.regressor, judge))
+    images, labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
+    real, chosen_on = images[1::2], images[::2]
+    if options.reference is not None:
+        real, _ = held_out_images(pipe, options.reference, with_labels=False, exact=True)
+    size = network(images[:1].to(pipe.device)).shape[1]
+    check_enough(options.num_samples, size)
+    tunes = any(len(method.candidates()) > 1 for method in methods)
+    if tunes and options.tune_samples <= size:
         raise ValueError(
-            f"schedulers must be of {', '.join(SCHEDULERS)}, got {', '.join(unknown) or 'none'}. Check the spelling."
+            f"tune_samples must be more than the {size} features of the network for a Frechet distance, got "
+            f"{options.tune_samples}. Draw at least {size + 1}, or give single values instead of candidates."
         )
-    for name, least in (
-        ("num_images", 8),
-        ("num_samples", 2),
-        ("tune_samples", 2),
-        ("calibration_samples", 8),
-        ("shift_samples", 8),
-        ("batch_size", 1),
-        ("resamples", 2),
+    for name, found, least in (
+        ("data", images, max(16, 2 * (size + 1) if tunes else 0)),
+        ("reference", real, size + 1),
     ):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}. Raise it.")
-    if not options.steps or min(options.steps) < 1:
+        if len(found) < least:
+            raise ValueError(
+                f"{name} must hold at least {least} images for a network of {size} features, got {len(found)}. "
+                "Use more images, or a network with fewer features."
+            )
+    settings: dict[str, Any] = {
+        "model": fingerprint(main_network(pipe)),
+        "scheduler": read_settings(pipe.scheduler),
+        "scheduler_config": assigned,
+        "features": str(getattr(network, "fingerprint", type(network).__name__)),
+        "data": fingerprint_of_images(images),
+        "reference": fingerprint_of_images(real),
+        "regressor": None if pipe.regressor is None else fingerprint(pipe.regressor),
+        "judge": None if judge is None else fingerprint(judge),
+    }
+    if settings["reference"] == settings["data"]:
         raise ValueError(
-            f"steps must be budgets of at least 1 evaluation, got {list(options.steps)}. Give for example 10 20 50."
+            f"reference must not be the images of data, got {options.reference} for both: what is chosen on may not judge. "
+            "Leave --reference out, and half of --data judges."
         )
-    used = range(options.seed, options.seed + DERIVED_SEEDS)
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds) or set(options.seeds) & set(used):
+    names = (*SIZES, "guidance_scale", "eta", "num_images", "mixed_precision")
+    settings |= {name: getattr(options, name) for name in names}
+    settings["resampled_within_classes"] = bench.conditions.classes is not None  # not so in older folders
+    refuse_other(options.output_dir, settings)
+
+    def features(images: Any) -> Any:
+        folder = options.output_dir / "reference"
+        return reference_features(
+            images, network, cache_dir=folder, batch_size=options.batch_size, device=pipe.device
+        )
+
+    def half(k: int, **changes: Any) -> Any:
+        rows = slice(k, k + 2 * options.num_images, 2)
+        return replace(bench.holding(images, labels, rows), network=network, **changes)
+
+    comparison = Comparison(
+        choosing=half(0, reference=features(chosen_on)),
+        judging=half(1, reference=features(real), regressor=judge),
+        schedulers=schedulers,
+        arguments=arguments,
+        sizes=Sizes(**{name: getattr(options, name) for name in SIZES}),
+        folder=options.output_dir,
+    )
+    with written_file(options.output_dir / SETTINGS_FILE) as part:
+        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return comparison, settings
+
+
+def refuse_other(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises unless the folder is free or holds results of these settings."""
+    from nag.files import read_json
+
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        others = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+        others = [name for name in others if name != "reference" and name[0] != "."]
+        if others:
+            raise ValueError(
+                f"output_dir must be new, empty, or hold a comparison, got {str(folder)!r} with {others[0]!r}. "
+                "Name another folder."
+            )
+        return
+    there, here = read_json(path), json.loads(json.dumps(settings))
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"output_dir must hold results of the same settings, got {name} = {there.get(name)} in {str(folder)!r} "
+                f"where {name} is {here.get(name)} now. Results are not mixed: name another folder."
+            )
+
+
+def _check(options: CompareOptions) -> None:
+    """Refuses what can be seen without loading anything."""
+    from nag.noise.named import SCHEDULERS
+    from nag.quality.cells import DERIVED_SEEDS
+
+    at_least(
+        options,
+        num_images=8,
+        num_samples=2,
+        tune_samples=2,
+        calibration_samples=8,
+        shift_samples=8,
+        batch_size=1,
+        resamples=2,
+    )
+    fresh_seeds("seeds", options.seeds, range(options.seed, options.seed + DERIVED_SEEDS))
+    unknown = [name for name in options.schedulers if name not in SCHEDULERS]
+    if unknown:
         raise ValueError(
-            f"seeds must differ from each other and from {used[0]} to {used[-1]}, which choose and calibrate, got "
-            f"{list(options.seeds)}. Take others."
+            f"schedulers must be of {', '.join(SCHEDULERS)}, got {', '.join(unknown)}. Check the spelling."
         )
-    if min(options.seed, *options.seeds) < 0:
-        raise ValueError(f"seeds must be at least 0, got {min(options.seed, *options.seeds)}. Take others.")
     for name in ("schedulers", "steps"):
         values = getattr(options, name)
-        if len(set(values)) < len(values):
-            raise ValueError(f"{name} must differ from each other, got {list(values)}. Leave one out.")
-    read_assignments(options.scheduler_config)
-    return methods
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder that of these settings."""
-    from nag.files import written_file
-    from nag.quality.stage import SETTINGS_FILE
-
-    # settings first: a folder with cells and no settings is refused
-    with written_file(folder / SETTINGS_FILE) as part:
-        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    for name in ("cells", "features", "calibrations"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-
-
-def _path(folder: Path, scheduler: str, budget: int, method: Method) -> Path:
-    from nag.quality.comparison import cell_name
-
-    return folder / "cells" / f"{cell_name(scheduler, budget, method.label)}.json"
-
-
-def _read(path: Path) -> Cell:
-    from nag.files import read_json
-    from nag.quality.comparison import Cell
-
-    return Cell.from_dict(read_json(path))
+        if not values or len(set(values)) < len(values) or 0 in values:
+            raise ValueError(
+                f"{name} must be one or more, each once and none of them 0, got {list(values)}. Leave the others out."
+            )
 
 
 def _line(cell: Cell) -> str:
@@ -217,24 +305,27 @@ def _line(cell: Cell) -> str:
     return f"{where}:{chosen} {cell.steps} steps, {cell.evaluations:.4g} evaluations, {distance}"
 
 
-def _write(options: CompareOptions, settings: dict[str, Any], stage: Stage, paths: list[Path]) -> Path:
+def _write(
+    options: CompareOptions, settings: dict[str, Any], comparison: Comparison, paths: list[Path]
+) -> Path:
     """The summary of all cells of the folder: this run's in their order, then those of earlier runs."""
     from nag import __version__
-    from nag.quality.comparison import cell_name, compare
+    from nag.quality.comparison import cell_name, compare, load_cell
     from nag.quality.comparison_report import write_comparison
 
     folder = options.output_dir
     earlier = sorted(set((folder / "cells").glob("[!.]*.json")) - set(paths))
-    cells = [_read(path) for path in (*paths, *earlier)]
+    cells = [load_cell(path) for path in (*paths, *earlier)]
+    reference = comparison.judging.reference
     data = {
         "title": f"Comparison on {Path(options.model).name}",
         "version": __version__,
         "settings": {name: value for name, value in plain(options).items() if value is not None},
         "fingerprints": settings,
-        "num_reference_images": stage.reference.num_images,
-        "num_features": stage.reference.num_features,
+        "num_reference_images": reference.num_images,
+        "num_features": reference.num_features,
         "independent_judge": options.judge is not None and settings["judge"] != settings["regressor"],
-        "shift_measured": stage.judge is not None,
+        "shift_measured": comparison.judging.regressor is not None,
         "rows": compare(cells),
     }
     names = [cell_name(cell.scheduler, cell.budget, cell.method) for cell in cells]

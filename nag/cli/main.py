@@ -46,6 +46,15 @@ def one_of(commands: dict[str, Any]) -> Any:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs `nag`; wrong input ends with a message and exit code 2, an interruption with 130."""
+    words = sys.argv[1:] if words is None else words
+    flags = [word.partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    twice = next((flag for flag in flags if flags.count(flag) > 1), None)
+    if twice is not None:  # the last one alone would count
+        print(
+            f"Error: --{twice[2:]} must be given once, got it twice. Write several values as --steps 10 20.",
+            file=sys.stderr,
+        )
+        sys.exit(WRONG_INPUT)
     options = tyro.cli(
         one_of(COMMANDS),
         prog="nag",

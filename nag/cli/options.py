@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -18,8 +19,12 @@ __all__ = [
     "SamplerOptions",
     "Scheduler",
     "Schedulers",
+    "at_least",
     "candidates",
+    "feature_network",
+    "fresh_seeds",
     "plain",
+    "sampling",
 ]
 
 _NAMES = ", ".join(SCHEDULERS)
@@ -78,6 +83,46 @@ class FeatureOptions(ModelOptions):
     """Image size that a TorchScript feature network wants."""
     feature_channels: int | None = None
     """Channels that a TorchScript feature network wants."""
+
+
+def sampling(options: SamplerOptions) -> dict[str, Any]:
+    """What says how a pipeline samples, as arguments of `nag.quality.bench.open_bench`."""
+    names = ("regressor", "prompts", "guidance_scale", "eta", "device")
+    return {name: getattr(options, name) for name in names}
+
+
+def feature_network(options: FeatureOptions, device: Any) -> Any:
+    """The feature network that is named, or the classifier beside the model."""
+    from nag.quality.feature_network import load_feature_network
+
+    beside = Path(options.model, "classifier")
+    if options.features is None and not beside.is_dir():
+        raise ValueError(
+            f"features must be given, got none and no classifier/ in {options.model!r}. Pass a classifier's folder, a "
+            "TorchScript file, or a vision model such as facebook/dinov2-base."
+        )
+    return load_feature_network(
+        options.features or beside,
+        size=options.feature_size,
+        channels=options.feature_channels,
+        device=device,
+    )
+
+
+def at_least(options: ModelOptions, **bounds: int) -> None:
+    """Refuses options that are below a bound."""
+    for name, least in bounds.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}. Raise it.")
+
+
+def fresh_seeds(name: str, seeds: tuple[int, ...], used: Sequence[int]) -> None:
+    """Refuses seeds that come twice, or chose what they are to judge."""
+    if not seeds or len(set(seeds)) < len(seeds) or set(seeds) & set(used) or min(*seeds, *used) < 0:
+        raise ValueError(
+            f"{name} must be at least 0 and differ from each other and from {', '.join(map(str, used))}, which choose, "
+            f"got {list(seeds)}. Take others."
+        )
 
 
 def plain(options: ModelOptions) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain, sampling
 
 if TYPE_CHECKING:
     from nag.shift import NoiseShift
@@ -40,20 +40,17 @@ class ShiftOptions(SamplerOptions):
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """Measures the shifts and writes report.html, shift.png and shift.json."""
     from nag.noise.named import make_scheduler
-    from nag.quality.bench import given, load_bench, scheduler_line
+    from nag.quality.bench import load_bench, scheduler_line
     from nag.shift import ReportRun, forward_reference, measure_shift, record, write_report
     from nag.shift.page import check_output
     from nag.shift.report import FILES
 
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     methods = candidates("plain", *options.corrections)
-    bench = load_bench(
-        options.model, options.data, options.regressor, options.num_images, options.device, options.prompts
-    )
+    bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
     schedulers = {
         name: make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)
     }
-    sampler = given(guidance_scale=options.guidance_scale, eta=options.eta)
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
     for name, scheduler in schedulers.items():
@@ -62,7 +59,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
             first = f"{name or type(scheduler).__name__} {steps}"
             for method in methods:
                 label = first if method.label == "plain" else f"{first} {method.label}"
-                arguments = sampler | method.arguments(bench.pipeline.device)
+                arguments = {**bench.arguments, **method.arguments(bench.pipeline.device)}
                 if method.calibrated:
                     arguments["noise_calibration"] = options.calibration
                 bench.pipeline.scheduler = make_scheduler(None, scheduler)

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import arg
-
-from nag.cli.options import FeatureOptions, SamplerOptions, Scheduler
+from nag.cli.options import (
+    FeatureOptions,
+    SamplerOptions,
+    Scheduler,
+    at_least,
+    feature_network,
+    fresh_seeds,
+    sampling,
+)
 
 if TYPE_CHECKING:
     from nag.corrections.tuned import Entry, Sampler
-    from nag.quality.bench import Conditions
+    from nag.quality.bench import Bench
+    from nag.quality.meter import Meter
     from nag.quality.reference import ReferenceFeatures
-    from nag.quality.tuning import Space
-    from nag.quality.tuning_bench import PipelineBench
-    from nag.quality.tuning_journal import Trial
+    from nag.quality.tune import Space, Trial
 
-__all__ = ["TuneOptions", "run", "trial_table"]
+__all__ = ["TuneOptions", "row", "run"]
 
-FORMS = ("classifier_free", "corrected", "gradient", "calibrated")
 LISTED = 8
 HEAD = f"{'':<66}{'cost':>6} {'samples':>8} {'Frechet':>8} {'plain':>8} {'recall':>7} {'plain':>7}"
 SLACK = 1.2  # of the time kept for the confirmation
@@ -42,13 +45,8 @@ class TuneOptions(SamplerOptions, FeatureOptions):
     """Sampling steps."""
     scheduler_config: tuple[str, ...] = ()
     """Settings of the scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
-    forms: Annotated[
-        tuple[str, ...],
-        arg(
-            help=f"What is tried, of {', '.join(FORMS)}; the last is tried alone and with noise guidance. Empty: all that "
-            "model and scheduler allow, without gradient."
-        ),
-    ] = ()
+    forms: tuple[Literal["classifier_free", "corrected", "gradient", "calibrated"], ...] = ()
+    """What is tried; the last alone and with noise guidance. Empty: all that model and scheduler allow, without gradient."""
     reference: Path | None = None
     """Images that samples are compared with: a folder or a parquet file. None: --data. Every second one serves the
     search, the others the confirmation."""
@@ -83,52 +81,40 @@ def run(options: TuneOptions) -> Entry:
     """Searches, confirms, prints and saves."""
     from tqdm.auto import tqdm
 
-    from nag.corrections.tuned import Sampler, refuse_known, save_entry
+    from nag.corrections.tuned import FILE_NAME, Sampler, refuse_known, save_entry
     from nag.network.regressor import fingerprint
     from nag.quality.bench import (
-        check_sampler,
-        conditions_of,
         configured_schedulers,
-        feature_network,
-        given,
-        image_table,
-        load_pipeline,
+        open_bench,
         read_assignments,
         scheduler_line,
-        states_of,
     )
+    from nag.quality.meter import Meter
     from nag.quality.reference import fingerprint_of_images
-    from nag.quality.tuning import Search
-    from nag.quality.tuning_bench import PipelineBench
-    from nag.quality.tuning_journal import Candidate, Journal
+    from nag.quality.tune import Candidate, Search, open_study
     from nag.seams.attach import sampler_of
     from nag.shift.calls import main_network
-    from nag.shift.forward import told_by
 
-    begin = time.monotonic()
+    deadline = time.monotonic() + 60 * options.time_limit
     _check(options)
-    output = _output(options)
-    pipe = load_pipeline(options.model, options.regressor, options.device)
-    settings = read_assignments(options.scheduler_config)
+    output = (options.output_dir or Path(options.model)) / FILE_NAME
+    bench = open_bench(
+        options.model,
+        options.data,
+        **sampling(options),
+        batch_size=options.batch_size,
+        mixed_precision=options.mixed_precision,
+    )
+    pipe, settings = bench.pipeline, read_assignments(options.scheduler_config)
     (pipe.scheduler,) = configured_schedulers([options.scheduler], pipe.scheduler, settings).values()
-    conditions = conditions_of(pipe, image_table(pipe, options.data, with_labels=False), options.prompts)
-    check_sampler(pipe, [pipe.scheduler], conditions, guidance_scale=options.guidance_scale, eta=options.eta)
-    asked = given(guidance_scale=options.guidance_scale, eta=options.eta)
-    sampler = Sampler.of(pipe.scheduler, options.steps, **sampler_of(pipe, asked))
+    bench.check_sampler([pipe.scheduler])
+    sampler = Sampler.of(pipe.scheduler, options.steps, **sampler_of(pipe, bench.arguments))
     refuse_known(output, sampler, overwrite=options.overwrite)
     print(scheduler_line(pipe.scheduler))
-    space = _space(pipe, conditions, options)
-    network = feature_network(
-        options.model,
-        options.features,
-        size=options.feature_size,
-        channels=options.feature_channels,
-        device=pipe.device,
-    )
-    images, image_labels, references = _images(pipe, network, options)
-    states = states_of(pipe, images, conditions)
-    prompts = conditions.of(len(images)) if conditions.prompts is not None else None
-    sizes = _sizes(options, references[0].num_features)
+    space = _space(bench, options)
+    network = feature_network(options, pipe.device)
+    bench, fresh = _images(replace(bench, network=network), options)
+    sizes = _sizes(options, fresh.num_features)
     identity = {
         "sampler": asdict(sampler),
         "space": asdict(space),
@@ -138,50 +124,38 @@ def run(options: TuneOptions) -> Entry:
         "mixed_precision": options.mixed_precision,
         "unet": fingerprint(main_network(pipe)),
         "regressor": None if pipe.regressor is None else fingerprint(pipe.regressor),
-        "images": fingerprint_of_images(images),
-        "references": [reference.fingerprint for reference in references],
+        "images": fingerprint_of_images(bench.images),
+        "references": [bench.reference.fingerprint, fresh.fingerprint],
     }
-    words = json.dumps(identity, sort_keys=True).encode()
-    folder = options.cache_dir / hashlib.sha256(words).hexdigest()[:16]
-    bench = PipelineBench(
-        pipe,
-        network,
-        references[0],
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    meter = Meter(
+        bench,
         num_inference_steps=options.steps,
         sizes=sizes,
         seed=options.seed,
-        conditions=conditions,
-        images=states,
-        image_labels=image_labels,
-        told=None if prompts is None else told_by(pipe, pipe.regressor, prompts, len(images)),
-        guidance_scale=options.guidance_scale,
-        eta=options.eta,
-        batch_size=options.batch_size,
-        mixed_precision=options.mixed_precision,
-        cache_dir=folder,
-        progress=True,
+        folder=options.cache_dir / name,
     )
-    bench.read(Candidate(num_inference_steps=options.steps), 0)
+    meter.read(Candidate(num_inference_steps=options.steps), 0)  # says how long samples take
 
     def kept() -> float:
-        return SLACK * bench.confirm_seconds(len(options.confirm_seeds), options.confirm_samples)
+        return SLACK * meter.confirm_seconds(len(options.confirm_seeds) * options.confirm_samples)
 
-    if kept() > 60 * options.time_limit - (time.monotonic() - begin):
+    if kept() > deadline - time.monotonic():
         raise ValueError(
             f"time_limit must leave time for the confirmation, which takes up to {kept() / 60:.1f} minutes, got "
             f"{options.time_limit:g}. Raise it, or lower --confirm_samples."
         )
     print(HEAD)
     trials = Search(
-        bench=bench,
+        meter=meter,
         space=space,
-        journal=Journal(folder / "journal.json"),
+        study=open_study(options.cache_dir / "journal.log", name),
         rungs=len(sizes),
         max_trials=options.max_trials,
         max_recall_loss=options.max_recall_loss,
         seed=options.seed,
-        time_left=lambda: 60 * options.time_limit - (time.monotonic() - begin) - kept(),
-        report=lambda trial: tqdm.write(_row(trial)),
+        time_left=lambda: deadline - time.monotonic() - kept(),
+        report=lambda trial: tqdm.write(row(trial)),
     ).run()
     if not trials:
         raise RuntimeError(
@@ -189,60 +163,56 @@ def run(options: TuneOptions) -> Entry:
             "measured is kept."
         )
     print(f"\nBest of {len(trials)} trials, beside plain sampling at equal cost on the same noise:")
-    print(trial_table(trials[:LISTED]))
-    entry = _confirmed(bench, trials, sampler, options, references[1])
+    print("\n".join([HEAD, *map(row, trials[:LISTED])]))
+    entry = _confirmed(meter, trials, sampler, options, fresh)
     save_entry(output, entry, overwrite=options.overwrite)
     print(f"\nVerdict for {sampler}: {entry.reason}\nWritten: {output}")
     return entry
 
 
 def _confirmed(
-    bench: PipelineBench,
-    trials: list[Trial],
-    sampler: Sampler,
-    options: TuneOptions,
-    reference: ReferenceFeatures,
+    meter: Meter, trials: list[Trial], sampler: Sampler, options: TuneOptions, fresh: ReferenceFeatures
 ) -> Entry:
     """The verdict on the best trial, from fresh seeds and other real images."""
     from nag.corrections import Calibrated
     from nag.corrections.tuned import Entry
-    from nag.quality.tuning import decide
+    from nag.quality.tune import decide
 
+    def plain(trial: Trial) -> dict[str, Any]:
+        values = {"candidate": str(trial.candidate), "cost": trial.cost, "plain_steps": trial.plain_steps}
+        if trial.readings:
+            values |= {"reading": asdict(trial.readings[-1]), "plain": asdict(trial.plain[-1])}
+        return values
+
+    best, allowed, chosen = trials[0], options.max_recall_loss, tuple[Any, ...]()
     evidence: dict[str, Any] = {
         "trials": len(trials),
         "seed": options.seed,
-        "samples": bench.sizes,
-        "max_recall_loss": options.max_recall_loss,
-        "features": bench.reference.fingerprint["network"],
-        "best": [_plain(trial) for trial in trials[:LISTED]],
+        "samples": meter.sizes,
+        "max_recall_loss": allowed,
+        "features": fresh.fingerprint["network"],
+        "best": [plain(trial) for trial in trials[:LISTED]],
     }
-    best = trials[0]
-    if best.recall_loss > options.max_recall_loss or best.difference >= 0:
-        reason = (
-            "leave it off: no trial was better than plain sampling at equal cost with "
-            f"{1 - options.max_recall_loss:.0%} of its recall."
-        )
-        return Entry(sampler=sampler, corrections=(), helps=False, reason=reason, evidence=evidence)
-    choice = best.candidate
-    print(f"\nConfirming on fresh seeds: {choice}")
-    found = bench.confirm(choice, options.confirm_seeds, options.confirm_samples, reference)
-    helps, reason = decide(found, options.max_recall_loss)
-    evidence["choice"] = _plain(best)
-    evidence["confirmed"] = asdict(found) | {
-        "seeds": options.confirm_seeds,
-        "mixed_precision": options.mixed_precision,
-    }
-    table = [Calibrated(bench.table(choice))] if choice.calibrated else []
-    chosen = (choice.guidance, *table) if helps else ()
+    if best.recall_loss > allowed or best.difference >= 0:
+        helps = False
+        reason = f"leave it off: no trial was better than plain sampling at equal cost with {1 - allowed:.0%} of its recall."
+    else:
+        print(f"\nConfirming on fresh seeds: {best.candidate}")
+        found = meter.confirm(best.candidate, options.confirm_seeds, options.confirm_samples, fresh)
+        helps, reason = decide(found, allowed)
+        evidence["choice"] = plain(best)
+        evidence["confirmed"] = asdict(found) | {
+            "seeds": options.confirm_seeds,
+            "mixed_precision": options.mixed_precision,
+        }
+        if helps:
+            table = [Calibrated(meter.table(best.candidate))] if best.candidate.calibrated else []
+            chosen = (best.candidate.guidance, *table)
     return Entry(sampler=sampler, corrections=chosen, helps=helps, reason=reason, evidence=evidence)
 
 
-def trial_table(trials: list[Trial]) -> str:
-    """One line per trial: candidate, cost, samples, and its quality beside that of plain sampling."""
-    return "\n".join([HEAD, *(_row(trial) for trial in trials)])
-
-
-def _row(trial: Trial) -> str:
+def row(trial: Trial) -> str:
+    """A trial in one line: candidate, cost, samples, and its quality beside that of plain sampling."""
     if not trial.readings:
         return f"{trial.candidate!s:<66}{trial.cost:>6.1f}  diverged"
     own, plain = trial.readings[-1], trial.plain[-1]
@@ -252,62 +222,28 @@ def _row(trial: Trial) -> str:
     )
 
 
-def _plain(trial: Trial) -> dict[str, Any]:
-    """A trial as the result file keeps it."""
-    values = {"candidate": str(trial.candidate), "cost": trial.cost, "plain_steps": trial.plain_steps}
-    if trial.readings:
-        values |= {"reading": asdict(trial.readings[-1]), "plain": asdict(trial.plain[-1])}
-    return values
-
-
 def _check(options: TuneOptions) -> None:
-    for name in ("steps", "max_trials", "num_images", "confirm_samples", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}.")
+    at_least(options, steps=1, max_trials=1, num_images=1, confirm_samples=1, batch_size=1)
     if not 0 <= options.max_recall_loss <= 1:
         raise ValueError(
             f"max_recall_loss must lie in [0, 1], got {options.max_recall_loss}. It is a share: 0.05 is 5 %."
         )
-    if not (math.isfinite(options.time_limit) and options.time_limit > 0):
-        raise ValueError(f"time_limit must be positive minutes, got {options.time_limit}.")
-    if not options.confirm_seeds or options.seed in options.confirm_seeds:
-        raise ValueError(
-            f"confirm_seeds must be seeds that took no part in the search, got {options.confirm_seeds} with seed "
-            f"{options.seed}. Take others."
-        )
-    if len(set(options.confirm_seeds)) < len(options.confirm_seeds):
-        raise ValueError(
-            f"confirm_seeds must differ from each other, got {options.confirm_seeds}. A seed twice adds no sample."
-        )
-    if min(options.seed, *options.confirm_seeds) < 0:
-        raise ValueError(
-            f"seeds must be at least 0, got {min(options.seed, *options.confirm_seeds)}. Take others."
-        )
-    unknown = [form for form in options.forms if form not in FORMS]
-    if unknown:
-        raise ValueError(f"forms must be of {', '.join(FORMS)}, got {', '.join(unknown)}.")
-
-
-def _output(options: TuneOptions) -> Path:
-    from nag.corrections.tuned import FILE_NAME
-
+    fresh_seeds("confirm_seeds", options.confirm_seeds, (options.seed,))
     if options.output_dir is None and not Path(options.model).is_dir():
         raise ValueError(
             f"output_dir must be given for a model from the Hub, got {options.model!r}. Name a folder."
         )
-    return (options.output_dir or Path(options.model)) / FILE_NAME
 
 
-def _space(pipe: Any, conditions: Conditions, options: TuneOptions) -> Space:
+def _space(bench: Bench, options: TuneOptions) -> Space:
     """What can be searched on this model and scheduler; what was asked for must be possible."""
     from nag.corrections import NoiseGuidance
-    from nag.corrections.interval import PURE_NOISE
+    from nag.corrections.base import PURE_NOISE
     from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
-    from nag.quality.bench import why_not
-    from nag.quality.tuning import Space
+    from nag.quality.tune import Space
 
-    scheduler = make_scheduler(None, pipe.scheduler)
+    scheduler = make_scheduler(None, bench.pipeline.scheduler)
     scheduler.set_timesteps(options.steps)
     levels = read_levels(scheduler)
 
@@ -316,8 +252,8 @@ def _space(pipe: Any, conditions: Conditions, options: TuneOptions) -> Space:
             arguments: dict[str, Any] = {"noise_calibration": [None] * len(levels)}
         else:
             arguments = {"corrections": [NoiseGuidance(scale=1.0, mode=form, interval=(None, None))]}
-        reason = why_not(pipe, scheduler, conditions, arguments, steps=options.steps)
-        if form == "calibrated" and pipe.regressor is None:
+        reason = bench.why_not(scheduler, arguments, steps=options.steps)
+        if form == "calibrated" and bench.regressor is None:
             reason = (
                 "regressor must be given for the form 'calibrated', got None. Train one with "
                 "`nag finetune regressor` and pass --regressor."
@@ -326,8 +262,14 @@ def _space(pipe: Any, conditions: Conditions, options: TuneOptions) -> Space:
             raise ValueError(reason)
         return reason is None
 
-    asked = options.forms or tuple(form for form in FORMS if form != "gradient")
-    forms = [form for form in asked if allowed(form)]
+    forms = [
+        form for form in options.forms or ("classifier_free", "corrected", "calibrated") if allowed(form)
+    ]
+    if not forms:
+        raise ValueError(
+            "forms must leave something to search for this model, got none that it can do. A network that predicts "
+            "x_0 needs a regressor: train one with `nag finetune regressor` and pass --regressor."
+        )
     usable = {round(level, 6) for level in levels.log_snr.tolist() if level >= PURE_NOISE}
     return Space(
         num_inference_steps=options.steps,
@@ -337,30 +279,33 @@ def _space(pipe: Any, conditions: Conditions, options: TuneOptions) -> Space:
     )
 
 
-def _images(pipe: Any, network: Any, options: TuneOptions) -> tuple[Any, Any, list[ReferenceFeatures]]:
-    """Images and labels to calibrate with, and the real images' features for the search and for the confirmation."""
+def _images(bench: Bench, options: TuneOptions) -> tuple[Bench, ReferenceFeatures]:
+    """The bench with images to calibrate with and the search's real images, and those of the confirmation."""
     from nag.quality.bench import held_out_images
     from nag.quality.reference import reference_features
 
+    pipe = bench.pipeline
     with_labels = pipe.regressor is not None and pipe.regressor.config.uses_class
     if options.reference is None:
-        real, real_labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
-        images, labels = real[::2], None if real_labels is None else real_labels[::2]  # the rest confirms
+        real, labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
+        bench = bench.holding(real, labels, slice(0, 2 * options.num_images, 2))  # the rest confirms
     else:
-        images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=with_labels)
+        held_out = held_out_images(pipe, options.data, options.num_images, with_labels=with_labels)
+        bench = bench.holding(*held_out)
         real, _ = held_out_images(pipe, options.reference, with_labels=False, exact=True)
-    images, labels = images[: options.num_images], None if labels is None else labels[: options.num_images]
-    references = [
-        reference_features(half, network, cache_dir=options.cache_dir, device=pipe.device, progress=True)
+    search, fresh = (
+        reference_features(
+            half, bench.network, cache_dir=options.cache_dir, device=pipe.device, progress=True
+        )
         for half in (real[::2], real[1::2])
-    ]
-    fewest, features = references[1].num_images, references[0].num_features
-    if fewest <= features:
+    )
+    features = fresh.num_features
+    if fresh.num_images <= features:
         raise ValueError(
             f"reference must hold at least {2 * (features + 1)} images for a network of {features} features, half of them "
             f"for the confirmation, got {len(real)}. Use more images, or a network with fewer features."
         )
-    return images, labels, references
+    return replace(bench, reference=search), fresh
 
 
 def _sizes(options: TuneOptions, features: int) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
     from nag.corrections import WeakModel
     from nag.files import written_file
     from nag.noise.named import make_scheduler
-    from nag.quality.bench import conditions_of, image_table, load_pipeline, states_of
+    from nag.quality.bench import held_out_images, open_bench
     from nag.quality.weak_check import draw, screen, shares
     from nag.shift.calls import classes_of
 
@@ -63,7 +63,14 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
         for text in options.weak
     ]
     methods = candidates(*texts)
-    pipe = load_pipeline(options.model, None, options.device)
+    bench = open_bench(
+        options.model,
+        options.data,
+        device=options.device,
+        prompts=options.prompts,
+        num_images=options.num_images,
+    )
+    pipe = bench.pipeline
     pipe.scheduler = make_scheduler(options.scheduler, pipe.scheduler)
     weak = {}
     for text, method in zip(options.weak, methods, strict=True):
@@ -75,13 +82,11 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
             )
         weak[text] = found[0]
     classes = classes_of(pipe) is not None
-    table = image_table(pipe, options.data, options.num_images, with_labels=classes)
-    conditions = conditions_of(pipe, table, options.prompts)
-    images = table.tensor()
-    given = {"class_labels": table.labels} if classes else conditions.of(len(images))
+    images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes)
+    given = {"class_labels": labels} if classes else bench.conditions.of(len(images))
     rows = screen(
         pipe,
-        states_of(pipe, images, conditions),
+        bench.holding(images, labels).images,
         weak,
         conditions=given,
         num_inference_steps=options.steps,

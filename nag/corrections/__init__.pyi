@@ -4,7 +4,7 @@ from .base import HIDDEN as HIDDEN
 from .base import At as At
 from .base import Correction as Correction
 from .blind import Blind as Blind
-from .calibrated import Calibrated as Calibrated
+from .calibration import Calibrated as Calibrated
 from .dcw import DifferentialCorrection as DifferentialCorrection
 from .dcw import WaveletCorrection as WaveletCorrection
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling

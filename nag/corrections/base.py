@@ -19,12 +19,16 @@ and a correction may act at four places of it, none of which changes the network
 Directions come first and add up; predictions and states are passed on in the order of the list. A correction that does
 not commute with class guidance (a rescaled noise, say) acts on the prediction, which is already guided by its class.
 
+Some act within an interval of log-SNR only, and cost nothing outside (Kynkäänniemi 2024, arXiv 2404.07724).
+
 `Correction` does nothing at each of them; a subclass is a frozen dataclass that overrides what it needs, rarely more than
 one. What it has to remember from step to step lies in `At.memory`, which is made anew for each run.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -32,15 +36,44 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nag.corrections.interval import PURE_NOISE, Interval, inside
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 
-__all__ = ["HIDDEN", "At", "Correction", "Level", "Question", "overrides"]
+__all__ = [
+    "EVERYWHERE",
+    "HIDDEN",
+    "PURE_NOISE",
+    "At",
+    "Correction",
+    "Interval",
+    "Level",
+    "Question",
+    "check_interval",
+    "overrides",
+]
 
 HIDDEN: Literal["hidden"] = "hidden"
 """What `Correction.level` returns to tell the network no level at all."""
 
 Level = float | Tensor | Literal["hidden"] | None
+
+Interval = tuple[float | None, float | None]
+"""(start, end) in log-SNR, noisy end first; None leaves a side open."""
+
+EVERYWHERE: Interval = (None, None)
+
+PURE_NOISE = -60.0
+"""A log-SNR below which alpha is under 1e-13: a state of pure noise, with no level to be aware of."""
+
+
+def check_interval(interval: Interval) -> None:
+    """Refuses what is no range of levels."""
+    ends = [end for end in interval if end is not None]
+    known = len(interval) == 2 and all(math.isfinite(end) for end in ends)
+    if not known or (len(ends) == 2 and ends[0] >= ends[1]):
+        raise ValueError(
+            f"interval must have start < end, got {interval}. Give two log-SNRs, finite or None, the noisy end (the smaller "
+            "number) first."
+        )
 
 
 class Question(Protocol):
@@ -155,8 +188,9 @@ class At:
         """
         if isinstance(self.found, ValueError) and interval == (None, None):
             return True
-        level = self.log_snr if told and not isinstance(self.log_snr, Tensor) else self.nominal
-        return inside(interval, float(level))
+        level = float(self.log_snr) if told and not isinstance(self.log_snr, Tensor) else self.nominal
+        start, end = interval
+        return (start is None or level >= start) and (end is None or level <= end)
 
     @property
     def pure_noise(self) -> bool:
@@ -238,11 +272,43 @@ class At:
         return self.i - self.i % 2 if self.two_stages else self.i
 
 
-class Correction:
-    """Base of the corrections: the identity at each of the four places."""
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "": lambda value: True,
+    "positive": lambda value: value > 0,
+    "at least 0": lambda value: value >= 0,
+    "at least 1": lambda value: value >= 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+}
 
+
+class Correction:
+    """Base of the corrections: the identity at each of the four places; checks the numbers and words it is made of."""
+
+    texts: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Its names on the command line, each with the values that the name fixes; a literal, for it is read without an import."""
     watches: ClassVar[bool] = False
     """Whether it only looks, so that no table depends on it."""
+
+    ranges: ClassVar[Mapping[str, str]] = {}
+    """The range of a number among its fields, where finite is not enough: "positive", "at least 0", "at least 1" or "in [0, 1]"."""
+
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """What a word among its fields may be."""
+
+    public: ClassVar[Mapping[str, str]] = {}
+    """Names of fields as a pipeline's arguments have them."""
+
+    def __post_init__(self) -> None:
+        for name in (item.name for item in fields(self)):  # type: ignore[arg-type]
+            value, known, shown = getattr(self, name), self.options.get(name), self.public.get(name, name)
+            if known is not None and value not in known:
+                raise ValueError(f"{shown} must be one of {', '.join(known)}, got {value!r}.")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                wanted = self.ranges.get(name, "")
+                if not (math.isfinite(value) and _RANGES[wanted](value)):
+                    raise ValueError(f"{shown} must be {wanted and f'{wanted} and '}finite, got {value}.")
+            if name == "interval":
+                check_interval(value)
 
     @property
     def on(self) -> bool:
@@ -250,11 +316,7 @@ class Correction:
         return True
 
     def check(self, at: At) -> None:
-        """Refuses, at the first question of a run, what this correction cannot work with.
-
-        Raises:
-            ValueError: if the network, the sampler or the regressor does not fit.
-        """
+        """Refuses, at the first question of a run, what this correction cannot work with."""
 
     def level(self, at: At) -> Level:
         """The log-SNR at which the state really is, `()` or `(B,)`; HIDDEN for none; None for the nominal one."""

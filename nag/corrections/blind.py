@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nag.corrections.base import HIDDEN, At, Correction, Level
 from nag.network.table import architecture_of
@@ -25,12 +26,10 @@ __all__ = ["Blind"]
 class Blind(Correction):
     """Hides the level in every question of every step. No further evaluation; sets the level."""
 
-    def check(self, at: At) -> None:
-        """Refuses networks whose level cannot be hidden.
+    texts: ClassVar = {"blind": {}}
 
-        Raises:
-            ValueError: if the network is not known.
-        """
+    def check(self, at: At) -> None:
+        """Refuses networks whose level cannot be hidden."""
         architecture_of(at.network)
 
     def level(self, at: At) -> Level:

@@ -2,12 +2,14 @@
 
 A sampled state of step i is on average not at the scheduler's level but at another one, because a step's errors add
 or remove noise. The table holds that level for every step of one scheduler at one step count, with all that it
-depends on; `nag.noise.relevel` moves the step there. Its shift, in log(sigma/alpha), is
+depends on. Its shift, in log(sigma/alpha), is
 
     shift_i = (nominal_log_snr_i - log_snr_i) / 2,        positive: noisier than nominal.
 
-One level per step, not one per sample: an estimate's own error would feed back through the loop. A table applies to
-nothing by itself, and `check` refuses any other sampler than the one it was measured with.
+`Calibrated` takes each step from there: the network is told that level, x_0 and eps are read at it, and the state goes back
+to the nominal level before `scheduler.step` (`nag.noise.relevel`). One level per step, not one per sample: an estimate's own
+error would feed back through the loop. A table applies to nothing by itself, and `check` refuses any other sampler than
+the one it was measured with.
 
 References:
     Noise Awareness Guidance, arXiv 2510.12497 (the shift that is corrected).
@@ -15,26 +17,31 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cattrs
 import torch
 
-from nag.files import read_json
+from nag.corrections.base import At, Correction, Level
+from nag.files import read_json, written_file
 from nag.noise.levels import SchedulerLevels
 from nag.noise.read import read_levels, read_settings
+from nag.noise.relevel import require_calibratable
 
-__all__ = ["FILE_NAME", "NoiseCalibration"]
+__all__ = ["CONVERTER", "FILE_NAME", "Calibrated", "NoiseCalibration", "entries_of", "write_entries"]
 
 FILE_NAME = "noise_calibration.json"
-_FORMAT, _VERSION = "nag noise calibration", 2
+_FORMAT = "nag noise calibration"
 _MEASURE = "Measure one with `nag calibrate`."
+
+CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+"""Of tables and tuned entries, to JSON and back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +62,6 @@ class NoiseCalibration:
         samples: how many samples were averaged.
         seed: of these samples.
         regressor: fingerprint of the regressor that measured.
-
-    Raises:
-        ValueError: if the tables differ in length or hold a number that is not finite.
     """
 
     log_snr: tuple[float, ...]
@@ -77,14 +81,10 @@ class NoiseCalibration:
     def __post_init__(self) -> None:
         for name in ("log_snr", "standard_error", "nominal_log_snr"):
             table = getattr(self, name)
-            if len(table) != len(self.timesteps):
+            if len(table) != len(self.timesteps) or not all(math.isfinite(value) for value in table):
                 raise ValueError(
-                    f"{name} must have one value for each of the {len(self.timesteps)} timesteps, got {len(table)}. "
-                    "Measure every step of one scheduler."
-                )
-            if not all(math.isfinite(value) for value in table):
-                raise ValueError(
-                    f"{name} must be finite, got {table}. Keep the nominal level where none is measured."
+                    f"{name} must have one finite value for each of the {len(self.timesteps)} timesteps, got {table}. "
+                    "Keep the nominal level where none is measured."
                 )
 
     @classmethod
@@ -98,10 +98,6 @@ class NoiseCalibration:
             log_snr: N measured levels; tensors are taken too.
             standard_error: N standard errors.
             measured: the other arguments of the class.
-
-        Raises:
-            ValueError: if the scheduler is not supported or the tables do not fit it.
-            RuntimeError: if its timesteps are not set.
         """
         levels = read_levels(scheduler)
         return cls(
@@ -126,10 +122,6 @@ class NoiseCalibration:
         Args:
             scheduler: a supported scheduler whose timesteps are set.
             sampler: those of `eta`, `guidance_scale` and `corrections` that are known; they must agree as well.
-
-        Raises:
-            ValueError: naming the first setting that differs.
-            RuntimeError: if the scheduler's timesteps are not set.
         """
         found = self._difference(scheduler, sampler)
         if found is not None:
@@ -169,37 +161,21 @@ class NoiseCalibration:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Adds the table to a file, in place of one for the same sampler; the file's other tables stay.
 
-        The file is replaced as a whole, so a reader never sees half of it.
-
         Args:
             path: a `.json` file, or the folder in which `noise_calibration.json` is meant.
 
         Returns:
             The file.
-
-        Raises:
-            ValueError: if the file exists and is not one of this library's, or of another version.
         """
         file = _file(path)
         others = [table for table in (_read(file) if file.exists() else []) if table._key() != self._key()]
-        tables = [dataclasses.asdict(table) for table in (*others, self)]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            with draft.open("w", encoding="utf-8") as stream:
-                json.dump({"format": _FORMAT, "version": _VERSION, "tables": tables}, stream, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_entries(file, _FORMAT, "tables", (*others, self))
         return file
 
-    def _key(self) -> str:
+    def _key(self) -> dict[str, Any]:
         """What the table is for, without what was measured."""
         measured = ("log_snr", "standard_error", "samples", "seed", "regressor")
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in measured}
-        return json.dumps(fields, sort_keys=True)
+        return {name: value for name, value in CONVERTER.unstructure(self).items() if name not in measured}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], scheduler: Any, **sampler: Any) -> NoiseCalibration:
@@ -232,6 +208,51 @@ class NoiseCalibration:
         )
 
 
+@dataclass(frozen=True)
+class Calibrated(Correction):
+    """Takes the level of each step from a table. No further evaluation; sets the level.
+
+    Args:
+        table: a `NoiseCalibration`, which must have been measured for this scheduler, its settings and steps, and with the
+            other corrections of the list; a path of such tables; "auto" for the one beside the checkpoint; or one log-SNR, or
+            None for the nominal level, for each call of `scheduler.step`.
+    """
+
+    table: NoiseCalibration | str | os.PathLike[str] | Sequence[float | None] = field(default="auto")
+
+    def check(self, at: At) -> None:
+        """Refuses tables of another sampler, and schedulers with which a table has no full effect."""
+        require_calibratable(at.scheduler)
+        self._levels(at)
+
+    def level(self, at: At) -> Level:
+        """The table's level of this step, None where it is the nominal one."""
+        if "levels" not in at.memory:
+            at.memory["levels"] = self._levels(at)
+        found: float | None = at.memory["levels"][at.i]
+        return found
+
+    def _levels(self, at: At) -> Sequence[float | None]:
+        table, steps = self.table, len(at.levels)
+        if isinstance(table, Sequence) and not isinstance(table, str):
+            if len(table) != steps:
+                raise ValueError(
+                    f"noise_calibration must have one log-SNR (or None) for each of {steps} steps, got {len(table)}. "
+                    "Schedulers of order 2 take more steps than num_inference_steps."
+                )
+            return table
+        if isinstance(table, NoiseCalibration):
+            table.check(at.scheduler, **at.sampler)
+        else:
+            table = NoiseCalibration.load(table, at.scheduler, **at.sampler)
+        pairs = zip(table.log_snr, table.nominal_log_snr, strict=True)
+        return [None if level == nominal else level for level, nominal in pairs]
+
+    def settings(self) -> dict[str, Any]:
+        """Without the table: what is measured with a calibration is measured with the one of its sampler."""
+        return {"correction": "Calibrated"}
+
+
 def _floats(values: Iterable[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
@@ -247,28 +268,43 @@ def _file(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(file: Path) -> list[NoiseCalibration]:
-    """All tables of a file."""
+    return entries_of(file, _FORMAT, "tables", NoiseCalibration)
+
+
+# Files of entries with a format and a version
+
+_VERSION = 2
+
+
+def entries_of(file: Path, form: str, key: str, kind: type) -> list[Any]:
+    """The entries of a file of this library."""
     try:
         content = read_json(file)
     except ValueError:
         content = None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{file} must be a noise calibration file, got something else. Name another file.")
+    if not isinstance(content, dict) or content.get("format") != form:
+        raise ValueError(f"{file} must be a file of {form}, got something else. Name another file.")
     if content.get("version") != _VERSION:
         raise ValueError(
             f"{file} must have version {_VERSION}, got {content.get('version')!r}. "
-            "It was written by another version of nag: update nag, or measure again into another file."
+            "It was written by another version of nag: update nag, or name another file."
         )
-    fields = dataclasses.fields(NoiseCalibration)
-    names = {field.name for field in fields}
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    tables = []
-    for number, table in enumerate(content.get("tables", [])):
-        if not required <= set(table) <= names:
+    found: list[Any] = []
+    for number, values in enumerate(content.get(key, [])):
+        try:
+            found.append(CONVERTER.structure(values, kind))
+        except cattrs.BaseValidationError as error:
+            reasons = cattrs.transform_error(error)
             raise ValueError(
-                f"table {number} of {file} must have the fields of a NoiseCalibration, got wrong or missing "
-                f"{', '.join(sorted((required - set(table)) | (set(table) - names)))}. Delete the file and measure again."
-            )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-        tables.append(NoiseCalibration(**values))
-    return tables
+                f"{key} must be as this version writes them, got number {number} of {file} with {'; '.join(reasons)}. "
+                "Delete the file and measure again."
+            ) from error
+    return found
+
+
+def write_entries(file: Path, form: str, key: str, entries: Iterable[Any]) -> None:
+    """Writes a file of entries, whole or not at all."""
+    content = {"format": form, "version": _VERSION, key: [CONVERTER.unstructure(one) for one in entries]}
+    with written_file(file) as part, part.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1)  # a configuration may hold -inf
+        stream.write("\n")

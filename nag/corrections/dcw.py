@@ -12,8 +12,8 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,12 +22,6 @@ from torch import Tensor
 from nag.corrections.base import At, Correction
 
 __all__ = ["DifferentialCorrection", "WaveletCorrection"]
-
-
-def _finite(**values: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}. Use 0 to switch it off.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +34,13 @@ class DifferentialCorrection(Correction):
         scale: lambda; 0 is off, positive moves states towards more noise.
         schedule: "constant", or "sigma" for lambda times sigma_i / sigma_0.
 
-    Raises:
-        ValueError: if the scale is not finite or the schedule unknown.
     """
+
+    texts: ClassVar = {"dcw": {}}
 
     scale: float = 0.0
     schedule: str = "constant"
-
-    def __post_init__(self) -> None:
-        _finite(scale=self.scale)
-        if self.schedule not in ("constant", "sigma"):
-            raise ValueError(f"schedule must be one of constant, sigma, got {self.schedule!r}.")
+    options: ClassVar = {"schedule": ("constant", "sigma")}
 
     @property
     def on(self) -> bool:
@@ -74,10 +64,9 @@ class WaveletCorrection(Correction):
         scale: factor of the low band at the first step; it falls with sigma.
         high_scale: factor that the high bands reach at the end; it rises as sigma falls.
         wavelet: name of a wavelet of PyWavelets.
-
-    Raises:
-        ValueError: if a factor is not finite or the wavelet unknown.
     """
+
+    texts: ClassVar = {"dcw_wavelet": {}}
 
     scale: float = 0.0
     high_scale: float = 0.0
@@ -86,7 +75,7 @@ class WaveletCorrection(Correction):
     def __post_init__(self) -> None:
         import pywt
 
-        _finite(scale=self.scale, high_scale=self.high_scale)
+        super().__post_init__()
         if self.wavelet not in pywt.wavelist(kind="discrete"):
             raise ValueError(
                 f"wavelet must be a discrete one of PyWavelets, got {self.wavelet!r}. haar, db4 and sym8 are usual."
@@ -97,11 +86,7 @@ class WaveletCorrection(Correction):
         return self.scale != 0 or self.high_scale != 0
 
     def check(self, at: At) -> None:
-        """Refuses states that are not images.
-
-        Raises:
-            ValueError: if they are not `(B, C, H, W)`.
-        """
+        """Refuses states that are not images."""
         if at.u.ndim != 4:
             raise ValueError(
                 f"states must be images (B, C, H, W) for a wavelet correction, got {tuple(at.u.shape)}. "

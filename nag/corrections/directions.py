@@ -130,11 +130,7 @@ def bounded(
 
 
 def refuse_swapped_weights(module: nn.Module) -> None:
-    """Backward passes read weights that group and sequential offloading have replaced after the forward pass.
-
-    Raises:
-        ValueError: if the module, or a part of it, is offloaded that way.
-    """
+    """Backward passes read weights that group and sequential offloading have replaced after the forward pass."""
     from accelerate.hooks import AlignDevicesHook
 
     for part in module.modules():

@@ -11,8 +11,8 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,30 +31,20 @@ class EpsilonScaling(Correction):
     Args:
         scale: b, the divisor at the cleanest step; 1 with slope 0 is off.
         slope: k, added for each step towards the noisy end.
-
-    Raises:
-        ValueError: if a value is not finite, or the scale not positive.
     """
+
+    texts: ClassVar = {"epsilon_scaling": {}}
 
     scale: float = 1.0
     slope: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"scale must be positive and finite, got {self.scale}. Use 1 to switch it off.")
-        if not math.isfinite(self.slope):
-            raise ValueError(f"slope must be finite, got {self.slope}. Use 0 for a constant schedule.")
+    ranges: ClassVar = {"scale": "positive"}
 
     @property
     def on(self) -> bool:
         return self.scale != 1 or self.slope != 0
 
     def check(self, at: At) -> None:
-        """Refuses a slope that makes the divisor of some step negative or zero.
-
-        Raises:
-            ValueError: if it does.
-        """
+        """Refuses a slope that makes the divisor of some step negative or zero."""
         if self.divisor(0, at.steps) <= 0:
             raise ValueError(
                 f"slope must leave every divisor positive, got {self.slope} for {at.steps} steps from {self.scale}. "

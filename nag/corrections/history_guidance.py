@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -42,6 +43,8 @@ class HistoryGuidance(Correction):
         parallel: eta, what is kept of the part along the estimate itself, which oversaturates.
     """
 
+    texts: ClassVar = {"higs": {}}
+
     scale: float = 0.0
     decay: float = 0.75
     t_min: float = 0.4
@@ -50,13 +53,12 @@ class HistoryGuidance(Correction):
     sharpness: float = 100.0
     parallel: float = 1.0
 
+    ranges: ClassVar = {"decay": "positive", "t_min": "at least 0", "t_max": "positive"}
+
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}. It is a share.")
-        if not 0 <= self.t_min < self.t_max:
-            raise ValueError(f"t_min must be at least 0 and below t_max, got {self.t_min} and {self.t_max}.")
+        super().__post_init__()
+        if not self.t_min < self.t_max:
+            raise ValueError(f"t_min must be below t_max, got {self.t_min} and {self.t_max}.")
 
     @property
     def on(self) -> bool:

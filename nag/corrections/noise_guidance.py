@@ -36,15 +36,14 @@ References:
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nag.corrections.base import At, Correction
+from nag.corrections.base import At, Correction, Interval
 from nag.corrections.directions import (
     along,
     bounded,
@@ -53,11 +52,10 @@ from nag.corrections.directions import (
     refuse_swapped_weights,
     training_target,
 )
-from nag.corrections.interval import Interval, check_interval, inside
-from nag.corrections.reuse import check_reuse, reused
+from nag.corrections.reuse import REUSES, reused
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 
 __all__ = ["MODES", "PASSES", "NoiseGuidance", "require_null_branch"]
 
@@ -90,10 +88,13 @@ class NoiseGuidance(Correction):
         null_pass: how the null rows are asked; the result is the same. "batched" with the pipeline's own rows, "sequential"
             after them, "whole" by the unchanged call again, which any network takes and which costs more with class
             guidance; "auto" takes the cheapest that the network is known to allow.
-
-    Raises:
-        ValueError: if a value is out of its range or names no option.
     """
+
+    texts: ClassVar = {
+        "nag": {"mode": "classifier_free"},
+        "nag_corrected": {"mode": "corrected"},
+        "nag_gradient": {"mode": "gradient"},
+    }
 
     scale: float = 0.0
     mode: str = "classifier_free"
@@ -105,24 +106,12 @@ class NoiseGuidance(Correction):
     reuse: str = "hold"
     null_pass: str = field(default="auto", compare=False)
 
+    ranges: ClassVar = {"scale": "at least 0", "max_norm": "positive", "every": "at least 1"}
+    options: ClassVar = {"mode": MODES, "null_pass": PASSES, "reuse": REUSES}
+    public: ClassVar = {name: f"noise_guidance_{name}" for name in ("scale", "mode")}
+
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(
-                f"noise_guidance_scale must be at least 0 and finite, got {self.scale}. "
-                "Use 0 to switch noise guidance off."
-            )
-        for name, value, options in (
-            ("noise_guidance_mode", self.mode, MODES),
-            ("null_pass", self.null_pass, PASSES),
-        ):
-            if value not in options:
-                raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}.")
-        check_interval(self.interval)
-        check_reuse(self.every, self.reuse)
-        if self.max_norm is not None and not (math.isfinite(self.max_norm) and self.max_norm > 0):
-            raise ValueError(
-                f"max_norm must be positive and finite, got {self.max_norm}. Use None for no bound."
-            )
+        super().__post_init__()
         if self.mode == "gradient" and self.joint:
             raise ValueError(
                 "joint must be False for the mode 'gradient', got True. The gradient has no null branch that could drop the "
@@ -134,13 +123,7 @@ class NoiseGuidance(Correction):
         return self.scale != 0
 
     def check(self, at: At) -> None:
-        """Refuses what cannot work.
-
-        Raises:
-            ValueError: if the network is not known, or predicts x_0 and the mode compares predictions; if a regressor is
-                missing or was made for another process; if weights are swapped or not in single precision under the
-                gradient; or if samples have levels of their own in another mode than "classifier_free".
-        """
+        """Refuses what cannot work."""
         if self.mode != "gradient":
             require_null_branch(at, f"noise_guidance_mode {self.mode!r}")
         if self.mode == "classifier_free":
@@ -163,7 +146,7 @@ class NoiseGuidance(Correction):
         """w times the direction of the mode, `(B, C, *shape)`."""
         if at.pure_noise or not at.acts(self.interval, told=True):
             return None
-        return reused(at, self.every, self.reuse, partial(inside, self.interval), partial(self._fresh, at))
+        return reused(at, self.every, self.reuse, self.interval, partial(self._fresh, at))
 
     def _fresh(self, at: At) -> Tensor:
         if self.mode != "classifier_free":
@@ -204,11 +187,7 @@ class NoiseGuidance(Correction):
 
 
 def require_null_branch(at: At, name: str) -> None:
-    """Refuses networks without a null branch that could say anything of the level.
-
-    Raises:
-        ValueError: if the network is not known, or predicts x_0.
-    """
+    """Refuses networks without a null branch that could say anything of the level."""
     architecture_of(at.network)
     if not isinstance(at.found, ValueError) and at.found.prediction == "x_0":
         raise ValueError(
@@ -219,11 +198,7 @@ def require_null_branch(at: At, name: str) -> None:
 
 
 def require_regressor(regressor: Any, levels: SchedulerLevels, name: str) -> None:
-    """Refuses to work without a regressor for the process.
-
-    Raises:
-        ValueError: if there is none, or it was made for another process.
-    """
+    """Refuses to work without a regressor for the process."""
     if regressor is None:
         raise ValueError(
             f"regressor must be given for {name}, got None. Train one with `nag finetune regressor`, or use the "

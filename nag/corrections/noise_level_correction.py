@@ -13,14 +13,13 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nag.corrections.base import At, Correction
-from nag.corrections.interval import Interval, check_interval
+from nag.corrections.base import At, Correction, Interval
 from nag.corrections.noise_guidance import require_regressor
 from nag.noise.relevel import require_calibratable
 
@@ -36,34 +35,21 @@ class NoiseLevelCorrection(Correction):
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open. Where the state is nearly pure
             noise a regressor falls back to its prior.
         max_shift: the largest change of the level, in log-SNR; None for no bound.
-
-    Raises:
-        ValueError: if the scale is not in [0, 1], the bound not positive or the interval none.
     """
+
+    texts: ClassVar = {"noise_level_correction": {}}
 
     scale: float = 0.0
     interval: Interval = (-2.5, None)
     max_shift: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.scale <= 1:
-            raise ValueError(f"scale must lie in [0, 1], got {self.scale}. Use 0 to switch it off.")
-        if self.max_shift is not None and not (math.isfinite(self.max_shift) and self.max_shift > 0):
-            raise ValueError(
-                f"max_shift must be positive and finite, got {self.max_shift}. Use None for no bound."
-            )
-        check_interval(self.interval)
+    ranges: ClassVar = {"scale": "in [0, 1]", "max_shift": "positive"}
 
     @property
     def on(self) -> bool:
         return self.scale > 0
 
     def check(self, at: At) -> None:
-        """Refuses to work without a regressor for this process, or where a level has no full effect.
-
-        Raises:
-            ValueError: if there is none, or the scheduler discards the state that it is handed.
-        """
+        """Refuses to work without a regressor for this process, or where a level has no full effect."""
         require_calibratable(at.scheduler)
         require_regressor(at.regressor, at.levels, "NoiseLevelCorrection")
 

@@ -15,30 +15,23 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from nag.corrections.base import At
+from nag.corrections.base import At, Interval
 from nag.corrections.directions import training_target
 from nag.noise.target import expand
 
-__all__ = ["REUSES", "check_reuse", "reused"]
+__all__ = ["REUSES", "reused"]
 
 REUSES = ("hold", "line", "impulse")
 
 
-def check_reuse(every: int, reuse: str) -> None:
-    """Refuses a number of steps below 1 and a form that is none."""
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}. 1 asks at every step.")
-    if reuse not in REUSES:
-        raise ValueError(f"reuse must be one of {', '.join(REUSES)}, got {reuse!r}.")
-
-
 def reused(
-    at: At, every: int, how: str, acts: Callable[[float], bool], fresh: Callable[[], Tensor | None]
+    at: At, every: int, how: str, interval: Interval, fresh: Callable[[], Tensor | None]
 ) -> Tensor | None:
     """The direction of a step within guidance's interval, fresh at every k-th of them, `(B, C, *shape)`.
 
@@ -46,7 +39,7 @@ def reused(
         at: the step.
         every: k; 1 asks at each.
         how: what the steps between get.
-        acts: whether guidance acts at a log-SNR.
+        interval: of log-SNR, within which guidance acts.
         fresh: asks for the direction.
     """
     if every == 1:
@@ -61,7 +54,7 @@ def reused(
             at.memory.get("last"),
             (at.nominal, direction / expand(slope.to(direction), direction)),
         )
-        return direction * _share(at, every, acts) if how == "impulse" else direction
+        return direction * _share(at, every, interval) if how == "impulse" else direction
     if how == "impulse":
         return None
     level, change = at.memory["last"]
@@ -77,9 +70,10 @@ def _slope(at: At) -> Tensor:
     return target.slope / target.sigma
 
 
-def _share(at: At, every: int, acts: Callable[[float], bool]) -> float:
+def _share(at: At, every: int, interval: Interval) -> float:
     """sum |D_j| / |D_i| over the steps of the block that begins here."""
     nsr = (-at.levels.log_snr / 2).exp()
     moves = torch.cat([nsr, nsr.new_zeros(1)]).diff().abs()
-    inside = [j for j in range(at.i, len(nsr)) if acts(float(at.levels.log_snr[j]))][:every]
+    start, end = (k if one is None else one for one, k in zip(interval, (-math.inf, math.inf), strict=True))
+    inside = [j for j in range(at.i, len(nsr)) if start <= float(at.levels.log_snr[j]) <= end][:every]
     return float(moves[inside].sum() / moves[at.i])

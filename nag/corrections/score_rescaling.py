@@ -13,8 +13,8 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,13 +35,12 @@ class ScoreRescaling(Correction):
         s: standard deviation of the data around its modes.
     """
 
+    texts: ClassVar = {"tsr": {}}
+
     k: float = 1.0
     s: float = 1.0
 
-    def __post_init__(self) -> None:
-        for name, value in (("k", self.k), ("s", self.s)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}. k = 1 is off.")
+    ranges: ClassVar = {"k": "positive", "s": "positive"}
 
     @property
     def on(self) -> bool:

@@ -12,14 +12,13 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nag.corrections.base import At, Correction
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval
+from nag.corrections.base import EVERYWHERE, At, Correction, Interval
 from nag.corrections.time_shift import train_timesteps
 
 __all__ = ["SelfGuidance"]
@@ -37,35 +36,22 @@ class SelfGuidance(Correction):
             a two-stage solver that share a level share it as well.
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open. The authors use the zero-cost form
             in the cleaner half of the timesteps only.
-
-    Raises:
-        ValueError: if the scale is not finite, the shift not positive or the interval none.
     """
+
+    texts: ClassVar = {"self_guidance": {"previous": False}, "self_guidance_prev": {"previous": True}}
 
     scale: float = 0.0
     shift: float = 10.0
     previous: bool = False
     interval: Interval = EVERYWHERE
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
-        if not (math.isfinite(self.shift) and self.shift > 0):
-            raise ValueError(
-                f"shift must be positive and finite, got {self.shift}. It leads towards more noise."
-            )
-        check_interval(self.interval)
+    ranges: ClassVar = {"shift": "positive"}
 
     @property
     def on(self) -> bool:
         return self.scale != 0
 
     def check(self, at: At) -> None:
-        """Refuses networks whose predictions at two levels do not differ by the level.
-
-        Raises:
-            ValueError: if the network predicts x_0 and the form compares levels.
-        """
+        """Refuses networks whose predictions at two levels do not differ by the level."""
         if not self.previous and at.levels.prediction == "x_0":
             raise ValueError(
                 "unet must predict eps, v or velocity for SelfGuidance at a shifted level, got x_0. Told either level, it "

@@ -12,46 +12,43 @@ value is a network takes a folder or a Hub id.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from nag.corrections.values import is_network, read_value, shown
 
-__all__ = ["CORRECTIONS", "Method", "Part", "method_names", "parse_method", "parse_methods"]
+__all__ = ["Method", "Part", "method_names", "named_corrections", "parse_method", "parse_methods"]
 
-# name of a method: its class in nag.corrections, and the values that the name itself fixes
-CORRECTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "nag": ("NoiseGuidance", {"mode": "classifier_free"}),
-    "nag_corrected": ("NoiseGuidance", {"mode": "corrected"}),
-    "nag_gradient": ("NoiseGuidance", {"mode": "gradient"}),
-    "blind": ("Blind", {}),
-    "epsilon_scaling": ("EpsilonScaling", {}),
-    "time_shift": ("TimeShift", {}),
-    "dcw": ("DifferentialCorrection", {}),
-    "dcw_wavelet": ("WaveletCorrection", {}),
-    "self_guidance": ("SelfGuidance", {"previous": False}),
-    "self_guidance_prev": ("SelfGuidance", {"previous": True}),
-    "time_step_guidance": ("TimeStepGuidance", {}),
-    "higs": ("HistoryGuidance", {}),
-    "tsr": ("ScoreRescaling", {}),
-    "noise_level_correction": ("NoiseLevelCorrection", {}),
-    "null_autoguidance": ("WeakModel", {"network": None, "blind": True, "unconditional": False}),
-    "autoguidance": ("WeakModel", {"blind": False, "unconditional": False, "component": "all"}),
-    "blind_autoguidance": ("WeakModel", {"blind": True, "unconditional": False, "component": "all"}),
-    "domain_guidance": ("WeakModel", {"blind": False, "unconditional": True, "component": "all"}),
-    "class_interval": (
-        "WeakModel",
-        {"network": None, "blind": False, "unconditional": True, "component": "all"},
-    ),
-}
 FROM_ONE = ("domain_guidance", "class_interval")  # their scale is guidance_scale, which counts from 1
 NULL_INTERVAL = (-2.5, None)  # of the null branch, as for noise guidance
-STRENGTHS = ("k", "scale", "guidance_scale", "high_scale", "slope", "window")  # what switches a part on
 GUIDANCE = ("nag", "nag_corrected", "nag_gradient")
+
+
+@cache
+def named_corrections() -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Module, class and fixed values of each name: the `texts` of the classes in this folder, read without an import."""
+    found: dict[str, tuple[str, str, dict[str, Any]]] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+        for node in classes if "\n    texts: ClassVar = {" in source else ():
+            for item in node.body:
+                if (
+                    isinstance(item, ast.AnnAssign)
+                    and ast.unparse(item.target) == "texts"
+                    and item.value is not None
+                ):
+                    for name, fixed in ast.literal_eval(item.value).items():
+                        found[name] = (f"nag.corrections.{path.stem}", node.name, fixed)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +59,13 @@ class _Kind:
     defaults: Mapping[str, Any]
     build: Callable[..., Any]
     argument: str | None
+    on: Callable[[Any], bool] = lambda values: True
 
 
 def _of_fields(name: str) -> _Kind:
     """A correction, some of whose fields are fixed by its name."""
-    import nag.corrections
-
-    class_name, fixed = CORRECTIONS[name]
-    cls: Any = getattr(nag.corrections, class_name)
+    module, class_name, fixed = named_corrections()[name]
+    cls: Any = getattr(import_module(module), class_name)
     hints, free = get_type_hints(cls), [item for item in fields(cls) if item.name not in fixed]
     keys = {item.name: hints[item.name] for item in free}
     defaults: dict[str, Any] = {item.name: item.default for item in free}
@@ -83,15 +79,19 @@ def _of_fields(name: str) -> _Kind:
         )
         defaults["guidance_scale"] = 1.0
 
-    def build(**values: Any) -> Any:
+    def of(values: dict[str, Any]) -> dict[str, Any]:
+        values = ({"interval": NULL_INTERVAL} if name == "null_autoguidance" else {}) | values
         if name in FROM_ONE:
             values["scale"] = values.pop("guidance_scale", 1.0) - 1
-        if name == "null_autoguidance":
-            values = {"interval": NULL_INTERVAL} | values
-        return cls(**fixed, **values)
+        return fixed | values
+
+    def on(values: dict[str, Any]) -> bool:
+        return bool(cls.on.fget(SimpleNamespace(**of(defaults | values))))
 
     argument = "noise_guidance" if name in GUIDANCE else "corrections"
-    return _Kind(keys=keys, defaults=defaults, build=build, argument=argument)
+    return _Kind(
+        keys=keys, defaults=defaults, build=lambda **values: cls(**of(values)), argument=argument, on=on
+    )
 
 
 @cache
@@ -105,14 +105,15 @@ def _kinds() -> dict[str, _Kind]:
             defaults={"scale": 1.0},
             build=lambda scale: scale,
             argument="guidance_scale",
+            on=lambda values: values.get("scale", 1.0) != 1,
         ),
     }
-    return kinds | {name: _of_fields(name) for name in CORRECTIONS}
+    return kinds | {name: _of_fields(name) for name in named_corrections()}
 
 
 def method_names() -> tuple[str, ...]:
     """The names that a method may be made of; needs no heavy import."""
-    others = [name for name in CORRECTIONS if name not in GUIDANCE]
+    others = [name for name in named_corrections() if name not in GUIDANCE]
     return ("plain", *GUIDANCE, "calibrated", *others, "class_guidance")
 
 
@@ -186,9 +187,6 @@ class Method:
 
         Args:
             device: for networks that a correction asks, which are loaded here.
-
-        Raises:
-            ValueError: if candidates are left, or a value is out of its range.
         """
         kinds, found = _kinds(), dict[str, Any]()
         corrections = []
@@ -210,23 +208,11 @@ class Method:
         return found | ({"corrections": corrections} if corrections else {})
 
 
-def _is_off(part: Part) -> bool:
-    """Whether everything that could switch a part on is at its default."""
-    kind, given = _kinds()[part.name], dict(part.values)
-    strengths = [key for key in kind.keys if key in STRENGTHS]
-    return bool(strengths) and all(
-        key not in given or given[key] == (kind.defaults[key],) for key in strengths
-    )
-
-
 def parse_methods(texts: Iterable[str]) -> list[Method]:
     """Reads methods.
 
     >>> [method.label for method in parse_methods(["plain", "nag+calibrated:scale=0.5|1"])]
     ['plain', 'nag:scale=0.5|1+calibrated']
-
-    Raises:
-        ValueError: as `parse_method`, or if there is none, or one is given twice.
     """
     methods = [parse_method(text) for text in texts]
     if not methods:
@@ -242,10 +228,6 @@ def parse_method(text: str) -> Method:
     """Reads one method and builds all its candidates once, so that whatever is wrong with one is found here.
 
     Networks named by folders are not loaded.
-
-    Raises:
-        ValueError: if a name, key or value is wrong; a name is repeated; "plain" is joined with something; or a
-            candidate is out of its range or switches nothing on.
     """
     kinds = _kinds()
     names, given = [], list[list[tuple[str, str]]]()
@@ -293,13 +275,15 @@ def parse_method(text: str) -> Method:
             raise ValueError(
                 f"{name} must be given {', '.join(missing)}, got {text!r}. Write {name}:{missing[0]}=..."
             )
-        if _is_off(parts[-1]):
-            raise ValueError(
-                f"methods must switch something on, got {parts[-1].label!r}, which leaves sampling as it is. "
-                f"Set {' or '.join(key for key in kinds[name].keys if key in STRENGTHS)}, or use 'plain'."
-            )
     method = Method(parts=tuple(parts))
-    for candidate in method.candidates():
+    candidates = method.candidates()
+    for i, part in enumerate(parts):
+        given_values = ({key: value for key, (value,) in one.parts[i].values} for one in candidates)
+        if not any(kinds[part.name].on(values) for values in given_values):
+            raise ValueError(
+                f"methods must switch something on, got {part.label!r}, which leaves sampling as it is. Use 'plain' for that."
+            )
+    for candidate in candidates:
         if not any(is_network(kinds[p.name].keys[key]) for p in candidate.parts for key, _ in p.values):
             candidate.arguments()
     return method

@@ -12,14 +12,14 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from nag.corrections.base import At, Correction
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
 from nag.noise.relevel import require_calibratable
 
 __all__ = ["TimeShift", "train_timesteps"]
@@ -39,33 +39,21 @@ class TimeShift(Correction):
             fewer steps.
         cutoff: the timestep (1 is the cleanest) at and below which nothing is shifted.
         data_variance: s^2, per element, of the data in the coordinates of the network.
-
-    Raises:
-        ValueError: if a value is negative or not finite.
     """
+
+    texts: ClassVar = {"time_shift": {}}
 
     window: int = 0
     cutoff: int = 300
     data_variance: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("window", "cutoff", "data_variance"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"{name} must be at least 0 and finite, got {value}. A window of 0 switches time shift off."
-                )
+    ranges: ClassVar = dict.fromkeys(("window", "cutoff", "data_variance"), "at least 0")
 
     @property
     def on(self) -> bool:
         return self.window > 0
 
     def check(self, at: At) -> None:
-        """Refuses schedulers with which a level has no full effect.
-
-        Raises:
-            ValueError: if the scheduler discards the state that it is handed.
-        """
+        """Refuses schedulers with which a level has no full effect."""
         require_calibratable(at.scheduler)
 
     def level(self, at: At) -> Tensor | None:

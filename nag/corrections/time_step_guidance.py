@@ -12,18 +12,16 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from nag.corrections.base import At, Correction
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval
+from nag.corrections.base import EVERYWHERE, At, Correction, Interval
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import level_modules
 
@@ -49,37 +47,22 @@ class TimeStepGuidance(Correction):
         perturbation: s, in the units of the embedding; 0 is off.
         exponent: a; with a positive one the perturbation falls with the noise.
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
-
-    Raises:
-        ValueError: if a value is not finite, or the perturbation or exponent negative, or the interval none.
     """
+
+    texts: ClassVar = {"time_step_guidance": {}}
 
     scale: float = 0.0
     perturbation: float = 1.0
     exponent: float = 1.0
     interval: Interval = EVERYWHERE
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
-        for name in ("perturbation", "exponent"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"{name} must be at least 0 and finite, got {value}. A perturbation of 0 switches it off."
-                )
-        check_interval(self.interval)
+    ranges: ClassVar = dict.fromkeys(("perturbation", "exponent"), "at least 0")
 
     @property
     def on(self) -> bool:
         return self.scale != 0 and self.perturbation != 0
 
     def check(self, at: At) -> None:
-        """Refuses networks whose level embedding is not known.
-
-        Raises:
-            ValueError: if the network is not in the table.
-        """
+        """Refuses networks whose level embedding is not known."""
         level_modules(at.network)
 
     def direction(self, at: At) -> Tensor | None:

@@ -8,29 +8,19 @@ correction, so that asking for it samples plainly.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nag.corrections.base import Correction
-from nag.corrections.calibration import NoiseCalibration
-from nag.files import read_json, written_file
+from nag.corrections.calibration import CONVERTER, NoiseCalibration, entries_of, write_entries
 from nag.noise.read import read_settings
 
-__all__ = [
-    "FILE_NAME",
-    "Entry",
-    "Sampler",
-    "load_tuned",
-    "read_entries",
-    "refuse_known",
-    "save_entry",
-]
+__all__ = ["FILE_NAME", "Entry", "Sampler", "load_tuned", "read_entries", "refuse_known", "save_entry"]
 
 FILE_NAME = "noise_guidance.json"
-_FORMAT, _VERSION = "nag tuned noise guidance", 2
+_FORMAT = "nag tuned noise guidance"
 _TUNE = "Find one with `nag tune`."
 
 
@@ -157,10 +147,7 @@ def save_entry(path: str | os.PathLike[str], entry: Entry, *, overwrite: bool = 
     file = _file(path)
     refuse_known(file, entry.sampler, overwrite=overwrite)
     others = [e for e in (read_entries(file) if file.exists() else []) if e.sampler != entry.sampler]
-    content = {"format": _FORMAT, "version": _VERSION, "entries": [_to_json(e) for e in (*others, entry)]}
-    with written_file(file) as part, part.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, allow_nan=False)
-        stream.write("\n")
+    write_entries(file, _FORMAT, "entries", (*others, entry))
     return file
 
 
@@ -181,66 +168,17 @@ def refuse_known(path: str | os.PathLike[str], sampler: Sampler, *, overwrite: b
 
 
 def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
-    """All entries of a file.
-
-    Raises:
-        ValueError: if the file is not one of this library's, or of another version.
-    """
-    file = _file(path)
-    try:
-        content = read_json(file)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{file} must be a file of `nag tune`, got something else. Name another file.")
-    if content.get("version") != _VERSION:
-        raise ValueError(
-            f"{file} must have version {_VERSION}, got {content.get('version')!r}. "
-            "It was written by another version of nag: update nag, or tune again into another file."
-        )
-    entries = []
-    for number, values in enumerate(content.get("entries", [])):
-        try:
-            entries.append(_from_json(values))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"entry {number} of {file} must have the fields of a tuned entry, got {error}. "
-                "Delete the file and tune again."
-            ) from error
-    return entries
-
-
-def _to_json(entry: Entry) -> dict[str, Any]:
-    return {
-        "sampler": dataclasses.asdict(entry.sampler),
-        "helps": entry.helps,
-        "reason": entry.reason,
-        "corrections": [correction_to_json(one) for one in entry.corrections],
-        "evidence": entry.evidence,
-    }
-
-
-def _from_json(values: dict[str, Any]) -> Entry:
-    return Entry(
-        sampler=Sampler(**values["sampler"]),
-        corrections=tuple(correction_from_json(one) for one in values["corrections"]),
-        helps=values["helps"],
-        reason=values["reason"],
-        evidence=values["evidence"],
-    )
+    """All entries of a file."""
+    return entries_of(_file(path), _FORMAT, "entries", Entry)
 
 
 def correction_to_json(correction: Correction) -> dict[str, Any]:
-    """A correction as JSON holds it, with the table of a calibration.
-
-    Raises:
-        ValueError: if it asks a network, or a calibration is not its own table.
-    """
+    """A correction as JSON holds it, with the table of a calibration."""
     found: dict[str, Any] = {"correction": type(correction).__name__}
     for item in dataclasses.fields(correction):  # type: ignore[arg-type]
         value = getattr(correction, item.name)
         if isinstance(value, NoiseCalibration):
-            value = dataclasses.asdict(value)
+            value = CONVERTER.unstructure(value)
         elif value is not None and not isinstance(value, str | int | float | tuple):
             raise ValueError(
                 f"corrections must be of numbers and words to be saved, got {item.name} of {type(correction).__name__}. "
@@ -251,12 +189,7 @@ def correction_to_json(correction: Correction) -> dict[str, Any]:
 
 
 def correction_from_json(values: dict[str, Any]) -> Correction:
-    """The correction that `correction_to_json` wrote.
-
-    Raises:
-        KeyError: if it has no known name.
-        TypeError: if its fields are not those of its class.
-    """
+    """The correction that `correction_to_json` wrote."""
     import nag.corrections
 
     named = _tuples(values)
@@ -264,9 +197,13 @@ def correction_from_json(values: dict[str, Any]) -> Correction:
     if name not in nag.corrections.__all__:
         raise KeyError(name)
     if isinstance(named.get("table"), dict):
-        named["table"] = NoiseCalibration(**_tuples(named["table"]))
+        named["table"] = CONVERTER.structure(named["table"], NoiseCalibration)
     made: Correction = getattr(nag.corrections, name)(**named)
     return made
+
+
+CONVERTER.register_unstructure_hook(Correction, correction_to_json)
+CONVERTER.register_structure_hook(Correction, lambda values, _: correction_from_json(values))
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

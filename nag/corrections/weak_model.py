@@ -28,19 +28,17 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nag.corrections.base import At, Correction
+from nag.corrections.base import EVERYWHERE, At, Correction, Interval
 from nag.corrections.directions import along
-from nag.corrections.interval import EVERYWHERE, Interval, check_interval, inside
 from nag.corrections.noise_guidance import require_null_branch
-from nag.corrections.reuse import check_reuse, reused
+from nag.corrections.reuse import REUSES, reused
 from nag.network.table import architecture_of, unwrap
 
 __all__ = ["COMPONENTS", "WeakModel"]
@@ -63,10 +61,15 @@ class WeakModel(Correction):
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
         every: ask at every so many steps of the interval only; `reuse` says what the steps between get.
         reuse: "hold", "line" or "impulse"; see `nag.corrections.reuse`.
-
-    Raises:
-        ValueError: if the scale is not finite, the component unknown, the interval none, or the weak model the strong one.
     """
+
+    texts: ClassVar = {
+        "null_autoguidance": {"network": None, "blind": True, "unconditional": False},
+        "autoguidance": {"blind": False, "unconditional": False, "component": "all"},
+        "blind_autoguidance": {"blind": True, "unconditional": False, "component": "all"},
+        "domain_guidance": {"blind": False, "unconditional": True, "component": "all"},
+        "class_interval": {"network": None, "blind": False, "unconditional": True, "component": "all"},
+    }
 
     scale: float = 0.0
     network: nn.Module | None = field(default=None, repr=False)
@@ -77,13 +80,11 @@ class WeakModel(Correction):
     every: int = 1
     reuse: str = "hold"
 
+    ranges: ClassVar = {"every": "at least 1"}
+    options: ClassVar = {"component": COMPONENTS, "reuse": REUSES}
+
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be finite, got {self.scale}. Use 0 to switch it off.")
-        if self.component not in COMPONENTS:
-            raise ValueError(f"component must be one of {', '.join(COMPONENTS)}, got {self.component!r}.")
-        check_interval(self.interval)
-        check_reuse(self.every, self.reuse)
+        super().__post_init__()
         if self.network is None and not (self.blind or self.unconditional):
             raise ValueError(
                 "network must be given unless blind or unconditional is set, got None. The sampler's own network, asked the same "
@@ -95,21 +96,11 @@ class WeakModel(Correction):
         return self.scale != 0
 
     def check(self, at: At) -> None:
-        """Refuses a weak model that cannot answer for these states.
-
-        Raises:
-            ValueError: if it is not known, has other channels, classes, image size, precision or device; or if class guidance
-                is asked for twice, or of a network that is told no class.
-        """
+        """Refuses a weak model that cannot answer for these states."""
         if self.blind:
             require_null_branch(at, "WeakModel(blind=True)")
         if self.network is not None:
             self._check_other(self.network, unwrap(at.network))
-            device = unwrap(self.network).device
-            if device != at.u.device:
-                raise ValueError(
-                    f"network must be on {at.u.device} with the states, got {device}. Move it there first."
-                )
         elif self.unconditional and not self.blind and at.question.several:
             raise ValueError(
                 "guidance_scale of the pipeline must be 1 with WeakModel(unconditional=True), got class guidance. "
@@ -132,16 +123,12 @@ class WeakModel(Correction):
                     f"network must have the {name} of the sampling network, {wanted}, got {given}. "
                     "It answers for the same states."
                 )
-        if other.dtype != own.dtype:
-            raise ValueError(
-                f"network must be in {own.dtype} like the sampling network, got {other.dtype}. Use network.to({own.dtype})."
-            )
 
     def direction(self, at: At) -> Tensor | None:
         """w (f - f_weak), or its component, `(B, C, *shape)`."""
         if (self.blind and at.pure_noise) or not at.acts(self.interval):
             return None
-        return reused(at, self.every, self.reuse, partial(inside, self.interval), partial(self._fresh, at))
+        return reused(at, self.every, self.reuse, self.interval, partial(self._fresh, at))
 
     def _fresh(self, at: At) -> Tensor:
         told = at.told

@@ -62,16 +62,11 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
     Args:
         model: a network of `nag.network.table`, plain, compiled or wrapped for data-parallel training.
         mask: `(B,)` bool, True where the level is hidden; None hides it for all samples.
-
-    Raises:
-        TypeError: if the mask is not boolean.
-        ValueError: if the mask has more than one axis, or the network is not supported, or has no null embedding where a
-            zero would switch off more than the level.
     """
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"mask must be boolean, got {mask.dtype}. True hides the level of a sample.")
-    if mask is not None and mask.ndim != 1:
-        raise ValueError(f"mask must have shape (B,), got {tuple(mask.shape)}. Give one value per sample.")
+    if mask is not None and (mask.dtype != torch.bool or mask.ndim != 1):
+        raise ValueError(
+            f"mask must be boolean and (B,), got {mask.dtype} and {tuple(mask.shape)}. True hides a level."
+        )
     architecture, modules = architecture_of(model), level_modules(model)
     if architecture.null == "vector" and not all(hasattr(module, "null_embedding") for module in modules):
         raise ValueError(

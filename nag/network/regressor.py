@@ -35,11 +35,16 @@ from nag.network.swap import Instrument, instrumented
 from nag.network.table import architecture_of, unwrap
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow, GaussianProcess
+from nag.noise.read import read_settings, read_training
 
 __all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint"]
 
 KINDS = ("frozen", "full", "encoder")
 KNOTS = 16
+_BETAS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    "rescale_betas_zero_snr",
+)
 NORMAL_90 = 1.6448536269514722
 
 
@@ -109,9 +114,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         process: "DiscreteVP" or "Flow", the process of the states.
         alphas: configuration of the DDPM scheduler that makes the process, for "DiscreteVP".
         uses_class: whether the backbone is shown class labels; else it always sees the null class.
-
-    Raises:
-        ValueError: if a choice is not among the valid ones.
     """
 
     _supports_gradient_checkpointing = True
@@ -120,7 +122,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
     def __init__(
         self,
         kind: str = "frozen",
-        backbone_class: str = "UNet2DModel",
+        backbone_class: str = "",
         backbone_config: dict[str, Any] | None = None,
         backbone_fingerprint: str | None = None,
         in_channels: int = 3,
@@ -137,6 +139,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             ("kind", kind, KINDS),
             ("head_type", head_type, HEADS),
             ("features", features, ("last", "middle")),
+            ("process", process, ("DiscreteVP", "Flow")),
         ):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {value!r}.")
@@ -152,7 +155,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             cls = getattr(diffusers, backbone_class)
             self.backbone = cls.from_config(backbone_config)
             if kind == "encoder":
-                _trim(self.backbone)
+                architecture_of(self.backbone).trim(self.backbone)  # type: ignore[misc]
         self.head = HEADS[head_type](feature_channels, hidden_size)
         knots = torch.linspace(*self.log_snr_range, KNOTS)
         self.register_buffer("calibration_knots", knots)
@@ -176,12 +179,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         Args:
             unet: a network of `nag.network.table`.
             scheduler: the diffusers scheduler it was trained with.
-
-        Raises:
-            ValueError: if the network or the scheduler's process is not supported.
         """
-        from nag.noise.read import read_training
-
         model, architecture = unwrap(unet), architecture_of(unet)
         process = read_training(scheduler)
         if not isinstance(process, (DiscreteVP, Flow)):
@@ -200,14 +198,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block."
             )
-        keys = (
-            "num_train_timesteps",
-            "beta_start",
-            "beta_end",
-            "beta_schedule",
-            "trained_betas",
-            "rescale_betas_zero_snr",
-        )
         regressor = cls(
             kind=kind,
             backbone_class=architecture.name,
@@ -223,7 +213,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             head_type=head_type,
             hidden_size=hidden_size,
             process=type(process).__name__,
-            alphas={k: scheduler.config[k] for k in keys if k in scheduler.config}
+            alphas={k: v for k, v in read_settings(scheduler).items() if k in _BETAS}
             if isinstance(process, DiscreteVP)
             else None,
             uses_class=kind == "frozen" and architecture.null_class(model) is not None,
@@ -237,24 +227,12 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         return regressor
 
     def attach_backbone(self, unet: nn.Module) -> None:
-        """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved.
-
-        Raises:
-            ValueError: if the regressor has a backbone of its own, or the network is another one.
-        """
+        """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved."""
         if self.config.kind != "frozen":
             raise ValueError(
                 f"kind must be 'frozen' to attach a backbone, got {self.config.kind!r}. It has its own."
             )
-        architecture, model = architecture_of(unet), unwrap(unet)
-        channels = (
-            architecture.channels if self.config.features == "last" else architecture.middle_channels
-        )(model)
-        if channels != self.config.feature_channels or model.config.in_channels != self.config.in_channels:
-            raise ValueError(
-                f"unet must give {self.config.feature_channels} features for {self.config.in_channels} channels, got "
-                f"{channels} for {model.config.in_channels}. Train a regressor for it with `nag finetune regressor`."
-            )
+        model = unwrap(unet)
         found = fingerprint(model)
         if found != self.config.backbone_fingerprint:
             raise ValueError(
@@ -265,11 +243,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
     @property
     def network(self) -> nn.Module:
-        """The backbone, own or borrowed.
-
-        Raises:
-            RuntimeError: if a `frozen` head has not been given its network.
-        """
+        """The backbone, own or borrowed."""
         if self.backbone is not None:
             return self.backbone
         if not self._borrowed:
@@ -310,10 +284,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         low = (torch.searchsorted(knots, mean.detach().contiguous()) - 1).clamp(0, KNOTS - 2)
         share = ((mean - knots[low]) / (knots[low + 1] - knots[low])).clamp(0, 1)
         bias, scale = self.calibration_bias.float(), self.calibration_log_scale.float()
-        return (
-            torch.lerp(bias[low], bias[low + 1], share),
-            torch.lerp(scale[low], scale[low + 1], share),
-        )
+        return (torch.lerp(bias[low], bias[low + 1], share), torch.lerp(scale[low], scale[low + 1], share))
 
     def estimate(self, x: Tensor, class_labels: Tensor | None = None, **conditioning: Any) -> NoiseEstimate:
         """The posterior of the log-SNR of states.
@@ -325,17 +296,8 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
         Returns:
             Mean and variance of the log-SNR, differentiable in x where gradients are enabled.
-
-        Raises:
-            ValueError: if x has another number of channels.
-            RuntimeError: if a `frozen` head has not been given its network.
         """
         network = self.network
-        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"x must have shape (B, {self.config.in_channels}, H, W), got {tuple(x.shape)}. "
-                "The regressor was trained for states of this many channels."
-            )
         conditioning |= self.class_conditioning(len(x), class_labels, x.device)
         dtype = next(network.parameters()).dtype
         timestep = torch.zeros(len(x), device=x.device)
@@ -392,9 +354,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             mean: `(N,)`, predicted log-SNR.
             std: `(N,)`, predicted standard deviation.
             truth: `(N,)`, the true log-SNR.
-
-        Raises:
-            ValueError: if there are fewer than 20 predictions per knot.
         """
         if len(mean) < 20 * KNOTS:
             raise ValueError(
@@ -417,18 +376,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         self.calibration_log_scale.copy_(torch.stack(log_scale))
 
 
-def _trim(backbone: nn.Module) -> None:
-    trim = architecture_of(backbone).trim
-    if trim is None:
-        raise ValueError(f"kind must be 'frozen' or 'full' for {type(backbone).__name__}, got 'encoder'.")
-    trim(backbone)
-
-
 def _process(name: str, alphas: dict[str, Any] | None) -> GaussianProcess:
     if name == "Flow":
         return Flow()
-    if name == "DiscreteVP":
-        from diffusers import DDPMScheduler
+    from diffusers import DDPMScheduler
 
-        return DiscreteVP.from_alphas_cumprod(DDPMScheduler(**(alphas or {})).alphas_cumprod)
-    raise ValueError(f"process must be one of DiscreteVP, Flow, got {name!r}.")
+    return DiscreteVP.from_alphas_cumprod(DDPMScheduler(**(alphas or {})).alphas_cumprod)

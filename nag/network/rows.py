@@ -252,9 +252,7 @@ _HUNYUAN = Architecture(
     level_modules=r"(context_embedder\.)?time_text_embed\.timestep_embedder",  # the token refiner is told it too
 )
 _COSMOS = Architecture(
-    name="CosmosTransformer3DModel",
-    level_modules=r"time_embed\.(t_embedder|norm)",
-    null="vector",
+    name="CosmosTransformer3DModel", level_modules=r"time_embed\.(t_embedder|norm)", null="vector"
 )
 _LTX = Architecture(
     name="LTXVideoTransformer3DModel",

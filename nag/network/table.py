@@ -71,11 +71,7 @@ def architecture_of(model: nn.Module) -> Architecture:
 
 
 def level_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules whose output embeds the noise level.
-
-    Raises:
-        ValueError: if the network is not in the table, or has no such module.
-    """
+    """The modules whose output embeds the noise level."""
     architecture, model = architecture_of(model), unwrap(model)
     found = [
         module
@@ -90,11 +86,7 @@ def level_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def load_network(pipeline: str) -> nn.Module:
-    """The denoiser of a saved pipeline, a folder or a Hub id, without the pipeline's other parts.
-
-    Raises:
-        ValueError: if there is no pipeline, or none of its parts is in the table.
-    """
+    """The denoiser of a saved pipeline, a folder or a Hub id, without the pipeline's other parts."""
     index = fetch_beside(pipeline, "model_index.json")
     parts = read_json(index) if index is not None else {}
     for name, part in parts.items():
@@ -118,9 +110,6 @@ def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
 
     Returns:
         The prediction, and the rest or None.
-
-    Raises:
-        ValueError: if the output has another number of channels.
     """
     if output.shape[1] == channels:
         return output, None

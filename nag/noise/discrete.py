@@ -31,9 +31,6 @@ class DiscreteVP(VarianceKeeping):
 
     Args:
         log_snr_table: T values, strictly falling: the log-SNR of timestep 0, 1, ..., T - 1.
-
-    Raises:
-        ValueError: if the table has fewer than two values or does not fall.
     """
 
     log_snr_table: tuple[float, ...]

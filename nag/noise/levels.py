@@ -166,11 +166,7 @@ class SchedulerLevels:
         return self.timestep_of(self.log_snr) - self.timestep_of(self.arrival_log_snr)
 
     def target(self, i: int | None = None, *, log_snr: Tensor | float | None = None) -> Target:
-        """What the network predicts, in network-input coordinates, at the nominal level of a step or at another level.
-
-        Raises:
-            ValueError: if not exactly one of `i` and `log_snr` is given.
-        """
+        """What the network predicts, in network-input coordinates, at the nominal level of a step or at another level."""
         if (i is None) == (log_snr is None):
             raise ValueError(
                 f"log_snr must be given exactly when no step i is, got i={i} and log_snr={log_snr}. "

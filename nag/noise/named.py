@@ -1,10 +1,10 @@
-"""Short names for diffusers schedulers, and one scheduler made from another's configuration."""
+"""Names of diffusers schedulers: short ones, and those that are refused; one scheduler made from another's configuration."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["SCHEDULERS", "make_scheduler"]
+__all__ = ["REFUSED", "SCHEDULERS", "make_scheduler"]
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -23,6 +23,28 @@ SCHEDULERS = {
     "flow_heun": "FlowMatchHeunDiscreteScheduler",
 }
 
+_TOKENS = "its states are discrete tokens without a Gaussian noise level"
+_CONSISTENCY = "a consistency network predicts the end of a path, which implies no noise"
+_PYRAMID = "its stages of growing resolution have no common noise level"
+
+REFUSED: dict[str, str] = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "VQDiffusionScheduler": _TOKENS,
+    "CMStochasticIterativeScheduler": _CONSISTENCY,
+    "ConsistencyDecoderScheduler": _CONSISTENCY,
+    "SCMScheduler": _CONSISTENCY,
+    "FlowMapEulerDiscreteScheduler": "a flow map predicts the mean velocity of an interval, not at a level",
+    "HeliosDMDScheduler": _PYRAMID,
+    "HeliosScheduler": _PYRAMID,
+    "KarrasVeScheduler": "its step starts from a level that only the caller knows",
+    "PiflowScheduler": "its network predicts a whole policy instead of one value for each pixel",
+    "RFD4ProteinaScheduler": "it samples protein coordinates at a lowered temperature, not images",
+}
+"""Schedulers of diffusers that are refused, and why."""
+
 
 def make_scheduler(name: str | None, scheduler: Any) -> Any:
     """A scheduler by its short name, with the settings of another: the checkpoint's clipping and spacing stay.
@@ -30,9 +52,6 @@ def make_scheduler(name: str | None, scheduler: Any) -> Any:
     Args:
         name: one of `SCHEDULERS`; None gives a fresh copy of the other.
         scheduler: a diffusers scheduler, usually a checkpoint's own.
-
-    Raises:
-        ValueError: if the name is unknown, or the scheduler is for networks of another process.
     """
     import diffusers
 

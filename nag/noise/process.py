@@ -105,9 +105,6 @@ class GaussianProcess(ABC):
         Args:
             prediction: one of `nag.noise.target.PREDICTIONS`; "edm" for the EDM process only.
             t: levels in [0, 1].
-
-        Raises:
-            ValueError: if the prediction is unknown, or not defined for this process.
         """
         if prediction == "velocity":
             return Target.velocity(self.alpha(t), self.sigma(t), self.alpha_dot(t), self.sigma_dot(t))

@@ -29,17 +29,10 @@ from torch import Tensor
 
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import Clock, PreconditionedEDM, SchedulerLevels, log_snr_of
+from nag.noise.named import REFUSED
 from nag.noise.process import Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 
-__all__ = [
-    "REFUSED",
-    "SUPPORTED",
-    "PreconditionedEDM",
-    "SchedulerLevels",
-    "read_levels",
-    "read_settings",
-    "read_training",
-]
+__all__ = ["SUPPORTED", "read_levels", "read_settings", "read_train_timesteps", "read_training"]
 
 
 def read_levels(scheduler: Any) -> SchedulerLevels:
@@ -68,9 +61,6 @@ def read_training(scheduler: Any) -> GaussianProcess:
     """The process of the network that a scheduler was made for, in network-input coordinates.
 
     `set_timesteps` is not needed.
-
-    Raises:
-        ValueError: if the scheduler is not supported.
     """
     _reader(scheduler)
     return _training(scheduler)[0]
@@ -83,6 +73,11 @@ def read_settings(scheduler: Any) -> dict[str, Any]:
         json.dumps(public, default=lambda array: array.tolist(), sort_keys=True)
     )
     return settings
+
+
+def read_train_timesteps(scheduler: Any) -> float:
+    """How many training timesteps a scheduler counts; 1000 where it has none."""
+    return float(scheduler.config.get("num_train_timesteps", 1000))
 
 
 def _reader(scheduler: Any) -> Callable[[Any], SchedulerLevels]:
@@ -376,25 +371,3 @@ _READERS = {f"{name}Scheduler": read for read, names in _NAMES.items() for name 
 
 SUPPORTED: tuple[str, ...] = tuple(_READERS)
 """Class names of the schedulers that `read_levels` reads."""
-
-_TOKENS = "its states are discrete tokens without a Gaussian noise level"
-_CONSISTENCY = "a consistency network predicts the end of a path, which implies no noise"
-_PYRAMID = "its stages of growing resolution have no common noise level"
-
-REFUSED: dict[str, str] = {
-    "AmusedScheduler": _TOKENS,
-    "BlockRefinementScheduler": _TOKENS,
-    "DiscreteDDIMScheduler": _TOKENS,
-    "EntropyBoundScheduler": _TOKENS,
-    "VQDiffusionScheduler": _TOKENS,
-    "CMStochasticIterativeScheduler": _CONSISTENCY,
-    "ConsistencyDecoderScheduler": _CONSISTENCY,
-    "SCMScheduler": _CONSISTENCY,
-    "FlowMapEulerDiscreteScheduler": "a flow map predicts the mean velocity of an interval, not at a level",
-    "HeliosDMDScheduler": _PYRAMID,
-    "HeliosScheduler": _PYRAMID,
-    "KarrasVeScheduler": "its step starts from a level that only the caller knows",
-    "PiflowScheduler": "its network predicts a whole policy instead of one value for each pixel",
-    "RFD4ProteinaScheduler": "it samples protein coordinates at a lowered temperature, not images",
-}
-"""Schedulers of diffusers that are refused, and why."""

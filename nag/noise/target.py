@@ -38,9 +38,6 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     Args:
         t: `()` or `(B,)`, one value for all samples or one for each.
         like: `(B, *shape)`.
-
-    Raises:
-        ValueError: if `t` has another shape.
     """
     if t.ndim == 0:
         return t
@@ -122,11 +119,7 @@ class Target:
         return Target(*(function(term) for term in (self.alpha, self.sigma, self.c, self.d)))
 
     def invertible(self) -> Target:
-        """Itself.
-
-        Raises:
-            ValueError: if it is a multiple of the state at some level (EqM's at the data).
-        """
+        """Itself; refused where it is a multiple of the state."""
         if bool((self.determinant == 0).any()):
             raise ValueError(
                 "target must not be a multiple of the state, got alpha d - sigma c = 0. There it says nothing about "

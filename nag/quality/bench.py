@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from nag.corrections.calibration import NoiseCalibration
 from nag.files import parse_json
 from nag.load import NAGPipeline
-from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.named import make_scheduler
-from nag.quality.feature_network import load_feature_network
+from nag.noise.read import read_settings
+from nag.quality.sampling import Sampled, sample_features
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import first_question
+from nag.shift.calibrate import calibrate
 from nag.shift.calls import (
     Conditions,
-    balanced_labels,
     batch_of,
     classes_of,
     encoded,
@@ -32,97 +34,128 @@ from nag.shift.forward import Told, told_by
 
 __all__ = [
     "Bench",
-    "Conditions",
-    "balanced_labels",
-    "check_sampler",
-    "classes_of",
-    "conditions_of",
     "configured_schedulers",
-    "feature_network",
-    "given",
     "held_out_images",
-    "image_table",
     "load_bench",
     "load_pipeline",
+    "open_bench",
     "read_assignments",
     "scheduler_line",
-    "states_of",
-    "why_not",
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Bench:
-    """A pipeline, an estimator and held-out images.
+    """A pipeline, held-out images as its states, and what measures them.
 
     Args:
         pipeline: on its device.
-        regressor: the estimator, its network attached.
+        regressor: the estimator of levels, its network attached; None where none is needed.
+        conditions: of the samples.
         images: `(M, *shape)`, as states of the pipeline: in [-1, 1], or encoded by its VAE.
-        image_labels: `(M,)`, or None for an unconditional model.
-        conditions: of the images and of the samples.
+        image_labels: `(M,)`, or None for an estimator that knows no classes.
+        captions: of the images, or None for a pipeline that takes none.
+        network: the feature network.
+        reference: the `ReferenceFeatures` that samples are compared with, by that network.
+        arguments: of every call of the pipeline: class guidance and eta, where they are set.
+        batch_size: samples per call.
+        mixed_precision: "no", "bf16" or "fp16": autocast of the samples; estimates are in float32.
+        progress: show progress bars.
     """
 
     pipeline: Any
-    regressor: NoiseLevelRegressor
-    images: Tensor
-    image_labels: Tensor | None
+    regressor: Any
     conditions: Conditions
+    images: Any = None
+    image_labels: Tensor | None = None
+    captions: tuple[str, ...] | None = None
+    network: Any = None
+    reference: Any = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 250
+    mixed_precision: str = "no"
+    progress: bool = True
 
-    def told(self) -> Callable[[int, int], Told] | None:
+    def holding(self, images: Tensor, labels: Tensor | None, rows: slice = slice(None)) -> Bench:
+        """With some of the images `(M, C, H, W)` in [-1, 1], all of which have the prompts of the conditions in turn."""
+        pipe, prompts = self.pipeline, self.conditions.of(len(images)).get("prompt")
+        states = images[rows]
+        if getattr(pipe, "vae", None) is not None:
+            call = batch_of(pipe, self.conditions.of(1), 0, 1, num_samples=1, seed=0)
+            with silent(pipe):
+                at = first_question(pipe, lambda: pipe(**call | {"num_inference_steps": 4}))
+            states = encoded(pipe, states, at.u)
+        return replace(
+            self,
+            images=states,
+            image_labels=None if labels is None else labels[rows],
+            captions=None if prompts is None else tuple(prompts[rows]),
+        )
+
+    def labels(self) -> Tensor | None:
+        """The images' classes, if the estimator uses them."""
+        return self.image_labels if self.regressor is not None and self.regressor.config.uses_class else None
+
+    def told(self) -> Told | None:
         """The estimator under the images' captions, for pipelines that take prompts."""
-        if self.conditions.prompts is None:
+        if self.captions is None:
             return None
-        prompts = {"prompt": self.conditions.of(len(self.images))["prompt"]}
-        return told_by(self.pipeline, self.regressor, prompts, len(self.images))
+        return told_by(self.pipeline, self.regressor, {"prompt": list(self.captions)}, len(self.captions))
 
+    def sample(self, arguments: Mapping[str, Any], seed: int, count: int, *, keep_images: int = 0) -> Sampled:
+        """Samples of one seed, as the feature network sees them."""
+        return sample_features(
+            self.pipeline,
+            self.network,
+            num_samples=count,
+            seed=seed,
+            arguments=arguments,
+            batch_size=self.batch_size,
+            each=self.conditions.of(count),
+            keep_images=keep_images,
+            mixed_precision=self.mixed_precision,
+            progress=self.progress,
+        )
 
-def given(**options: Any) -> dict[str, Any]:
-    """Those of some options that are set, and not at a value that leaves sampling as it is."""
-    off = {"eta": 0.0}
-    return {k: v for k, v in options.items() if v is not None and off.get(k) != v}
+    def calibrate(self, *, num_samples: int, **arguments: Any) -> NoiseCalibration:
+        """The levels of the pipeline's sampler; arguments as of `nag.shift.calibrate`."""
+        return calibrate(
+            self.pipeline,
+            self.regressor,
+            self.images,
+            num_samples=num_samples,
+            image_labels=self.labels(),
+            told=self.told(),
+            **{"progress": self.progress} | self.conditions.of(num_samples) | arguments,
+        )
 
+    def why_not(self, scheduler: Any, arguments: Mapping[str, Any], *, steps: int = 10) -> str | None:
+        """Why the pipeline cannot run with a scheduler and these arguments, noise arguments too; None if it can.
 
-def why_not(
-    pipe: Any, scheduler: Any, conditions: Conditions, arguments: Mapping[str, Any], *, steps: int = 10
-) -> str | None:
-    """Why a pipeline cannot run with a scheduler and these arguments, noise arguments too; None if it can.
+        The call is begun and ends at its first question: nothing is sampled.
+        """
+        pipe = self.pipeline
+        before, pipe.scheduler = pipe.scheduler, make_scheduler(None, scheduler)
+        try:
+            rest, acting = split_arguments(pipe, {**arguments, "num_inference_steps": steps})
+            call = batch_of(pipe, rest | self.conditions.of(1), 0, 1, num_samples=1, seed=0)
+            with silent(pipe):
+                first_question(pipe, lambda: pipe(**call), *acting, sampler=sampler_of(pipe, rest))
+        except ValueError as error:
+            return str(error)
+        finally:
+            pipe.scheduler = before
+        return None
 
-    The call is begun and ends at its first question: nothing is sampled.
-    """
-    before, pipe.scheduler = pipe.scheduler, make_scheduler(None, scheduler)
-    try:
-        rest, acting = split_arguments(pipe, {**arguments, "num_inference_steps": steps})
-        call = batch_of(pipe, rest | conditions.of(1), 0, 1, num_samples=1, seed=0)
-        with silent(pipe):
-            first_question(pipe, lambda: pipe(**call), *acting, sampler=sampler_of(pipe, rest))
-    except ValueError as error:
-        return str(error)
-    finally:
-        pipe.scheduler = before
-    return None
-
-
-def check_sampler(
-    pipe: Any, schedulers: Iterable[Any], conditions: Conditions, *, guidance_scale: float | None, eta: float
-) -> None:
-    """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes.
-
-    Raises:
-        ValueError: as the pipeline would.
-    """
-    arguments = given(guidance_scale=guidance_scale, eta=eta)
-    reasons = [why_not(pipe, scheduler, conditions, arguments) for scheduler in schedulers]
-    if all(reasons):
-        raise ValueError(reasons[0])
+    def check_sampler(self, schedulers: Iterable[Any]) -> None:
+        """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes."""
+        reasons = [self.why_not(scheduler, self.arguments) for scheduler in schedulers]
+        if all(reasons):
+            raise ValueError(reasons[0])
 
 
 def load_pipeline(model: str, regressor: str | None, device: str | torch.device | None) -> Any:
-    """A pipeline in float32 for evaluation on its device, with the regressor beside it or the one named, or without.
-
-    Raises:
-        ValueError: if the model is one without a noise condition.
-    """
+    """A pipeline in float32 for evaluation on its device, with the regressor beside it or the one named, or without."""
     pipeline = NAGPipeline.from_pretrained(model, regressor=regressor)
     if not hasattr(pipeline, "regressor"):
         raise ValueError(
@@ -147,25 +180,29 @@ def held_out_images(
         data: folder or parquet file.
         num_images: how many, at most.
         with_labels: whether classes are needed.
-        exact: refuse images of another size instead of resizing them.
-
-    Raises:
-        ValueError: if the images cannot be read, lack classes, or have another size and `exact` is set.
+        exact: refuse images of another size: a distance would be that of the resizing.
     """
     table = image_table(pipeline, data, num_images, with_labels=with_labels)
-    if exact:
-        _check_size(table, data)
+    size = (table.resolution, table.resolution)
+    for cell in table.rows[table.image_column] if exact else ():
+        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as image:
+            if image.size != size:
+                raise ValueError(
+                    f"{data} must hold images of the model's resolution {size[0]}x{size[1]}, got one of "
+                    f"{image.size[0]}x{image.size[1]}. Resize them as the training images were."
+                )
     return table.tensor(), table.labels if with_labels else None
 
 
 def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool) -> Any:
-    """Images at the pipeline's resolution, with their captions where the data has them."""
+    """Images at the pipeline's resolution, with their captions; of a folder of parquet files the held-out ones."""
     from nag.shift.images import load_images
 
     channels, resolution = image_size(pipeline)
+    held_out = [s for s in ("heldout", "validation", "test") if any(Path(data).glob(f"{s}*.parquet"))]
     return load_images(
-        train_data_dir=data,
-        split=_split_of(data),
+        data=data,
+        split=held_out[0] if held_out else "train",
         channels=channels,
         resolution=resolution,
         label_column="label" if with_labels else None,
@@ -177,11 +214,7 @@ CAPTIONS = ("text", "caption", "prompt")
 
 
 def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions:
-    """What a pipeline's samples are to show: prompts of a file, captions of the data, classes, or nothing.
-
-    Raises:
-        ValueError: if it needs prompts and there are none, or takes none and some are given.
-    """
+    """What a pipeline's samples are to show: prompts of a file, captions of the data, classes, or nothing."""
     required = takes(pipeline, "prompt")
     if not required:
         if prompts is not None:
@@ -203,91 +236,46 @@ def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions
     return Conditions(prompts=tuple(found))
 
 
-def states_of(pipeline: Any, images: Tensor, conditions: Conditions, *, seed: int = 0) -> Tensor:
-    """Images as states of the pipeline: themselves, or encoded by its VAE."""
-    if getattr(pipeline, "vae", None) is None:
-        return images
-    call = batch_of(pipeline, conditions.of(1), 0, 1, num_samples=1, seed=0) | {"num_inference_steps": 4}
-    with silent(pipeline):
-        at = first_question(pipeline, lambda: pipeline(**call))
-    return encoded(pipeline, images, at.u, seed=seed)
-
-
-def _check_size(table: Any, data: Path) -> None:
-    """Refuses images of another size: a distance would be that of the resizing."""
-    from PIL import Image
-
-    size = (table.resolution, table.resolution)
-    for cell in table.rows[table.image_column]:
-        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as image:
-            if image.size != size:
-                raise ValueError(
-                    f"{data} must hold images of the model's resolution {size[0]}x{size[1]}, got one of "
-                    f"{image.size[0]}x{image.size[1]}. Resize them as the training images were."
-                )
-
-
-def load_bench(
+def open_bench(
     model: str,
     data: Path,
-    regressor: str | None,
-    num_images: int,
-    device: str | None,
+    *,
+    regressor: str | None = None,
+    device: Any = None,
     prompts: Path | None = None,
+    guidance_scale: float | None = None,
+    eta: float = 0.0,
+    num_images: int | None = None,
+    **others: Any,
 ) -> Bench:
-    """Loads model, regressor and images.
-
-    Raises:
-        ValueError: if there is no regressor, or it does not fit the model, or prompts are missing.
-    """
+    """A bench that holds no images yet; the data are read for their captions alone."""
     pipeline = load_pipeline(model, regressor, device)
-    if pipeline.regressor is None:
-        raise ValueError(
-            f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
-        )
-    with_labels = pipeline.regressor.config.uses_class
-    table = image_table(pipeline, data, num_images, with_labels=with_labels)
-    conditions = conditions_of(pipeline, table, prompts)
     return Bench(
         pipeline=pipeline,
         regressor=pipeline.regressor,
-        images=states_of(pipeline, table.tensor(), conditions),
-        image_labels=table.labels if with_labels else None,
-        conditions=conditions,
+        conditions=conditions_of(
+            pipeline, image_table(pipeline, data, num_images, with_labels=False), prompts
+        ),
+        arguments={
+            k: v for k, v in {"guidance_scale": guidance_scale, "eta": eta or None}.items() if v is not None
+        },
+        **others,
     )
 
 
-def _split_of(data: Path) -> str:
-    """In a folder of parquet files, the held-out ones."""
-    for split in ("heldout", "validation", "test"):
-        if Path(data).is_dir() and any(Path(data).glob(f"{split}*.parquet")):
-            return split
-    return "train"
-
-
-def feature_network(
-    model: str, features: str | None, *, size: int | None, channels: int | None, device: Any
-) -> Any:
-    """The feature network that is named, or the classifier beside the model.
-
-    Raises:
-        ValueError: if none is named and none lies there, or there is no such network.
-    """
-    beside = Path(model, "classifier")
-    if features is None and not beside.is_dir():
+def load_bench(model: str, data: Path, num_images: int, **others: Any) -> Bench:
+    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
+    bench = open_bench(model, data, num_images=num_images, **others)
+    if bench.regressor is None:
         raise ValueError(
-            f"features must be given, got none and no classifier/ in {model!r}. Pass a classifier's folder, a TorchScript "
-            "file, or a vision model such as facebook/dinov2-base."
+            f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
         )
-    return load_feature_network(features or beside, size=size, channels=channels, device=device)
+    labels = bench.regressor.config.uses_class
+    return bench.holding(*held_out_images(bench.pipeline, data, num_images, with_labels=labels))
 
 
 def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """Settings given as NAME=VALUE; values are JSON (numbers, true, false, null) or else words.
-
-    Raises:
-        ValueError: if one has no name or no value.
-    """
+    """Settings given as NAME=VALUE; values are JSON (numbers, true, false, null) or else words."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -305,21 +293,18 @@ def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
 def configured_schedulers(
     names: Iterable[str | None], base: Any, settings: Mapping[str, Any]
 ) -> dict[str | None, Any]:
-    """Schedulers by name with the configuration of another one, and with those of the settings that each of them has.
-
-    Raises:
-        ValueError: if a name is unknown, a scheduler is for another process, or no scheduler has one of the settings.
-    """
+    """Schedulers by name with the configuration of another one, and with those of the settings that each of them has."""
     made = {name: make_scheduler(name, base) for name in names}
+    keys = {name: read_settings(scheduler).keys() for name, scheduler in made.items()}
+    known = set().union(*keys.values())
     for key in settings:
-        if not any(key in scheduler.config for scheduler in made.values()):
-            known = sorted({key for s in made.values() for key in s.config if not key.startswith("_")})
+        if key not in known:
             raise ValueError(
-                f"scheduler_config must name settings of the schedulers, got {key!r}. They have {', '.join(known)}."
+                f"scheduler_config must name settings of the schedulers, got {key!r}. They have {', '.join(sorted(known))}."
             )
     return {
         name: type(scheduler).from_config(
-            {**scheduler.config, **{key: value for key, value in settings.items() if key in scheduler.config}}
+            scheduler.config, **{key: value for key, value in settings.items() if key in keys[name]}
         )
         for name, scheduler in made.items()
     }
@@ -335,5 +320,5 @@ def scheduler_line(scheduler: Any) -> str:
         "steps_offset",
         "variance_type",
     )
-    found = {name: scheduler.config[name] for name in names if name in scheduler.config}
-    return f"{type(scheduler).__name__}: " + ", ".join(f"{k}={v}" for k, v in found.items())
+    settings = read_settings(scheduler)
+    return f"{type(scheduler).__name__}: " + ", ".join(f"{k}={settings[k]}" for k in names if k in settings)

@@ -33,109 +33,75 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
+import cattrs
+
 from nag.files import read_json, written_file
 from nag.noise.measured import Measured
+from nag.shift.page import number
 
-__all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk"]
+__all__ = ["BlindCheck", "DriftRow", "LevelRow", "Walk", "reading"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelRow:
-    """One noise level: what the data say about it, and what the network does with that.
+    """One noise level: what the data say about it, and what the network does with that."""
 
-    Attributes:
-        t: the level in the clock of the network's process.
-        log_snr: its log-SNR.
-        width: sqrt of the mean of Var[log_snr | x], exact on the data.
-        width_law: the same for a known image, |d log_snr/dt| / sqrt(I(t)).
-        width_regressor: the mean standard deviation that the regressor claims; None without one.
-        variance: Var[t | x], exact on the data.
-        variance_law: 1 / I(t); t^2 / (2 D + |x_0|^2) on a flow.
-        variance_law_noise: b^2 / (2 D b'^2); Sun's t^2 / 2 D on a flow.
-        square: |f(x, t)|^2 / D of the network.
-        null_error: |f(x, null) - f(x, t)|^2 / D of the network.
-        exact_error: |f - f_t|^2 / D of the exact optima, on the same states.
-        explained: exact_error / null_error, at most 1, with its standard error.
-        alignment: mean cosine of the two differences.
-    """
-
-    t: float
-    log_snr: float
-    width: float
-    width_law: float
-    width_regressor: float | None
-    variance: Measured
-    variance_law: float
-    variance_law_noise: float
-    square: float
-    null_error: Measured
-    exact_error: Measured
-    explained: Measured
-    alignment: Measured
+    t: float  # the level in the clock of the network's process
+    log_snr: float  # its log-SNR
+    width: float  # sqrt of the mean of Var[log_snr | x], exact on the data
+    width_law: float  # the same for a known image, |d log_snr/dt| / sqrt(I(t))
+    width_regressor: float | None  # the mean standard deviation that the regressor claims; None without one
+    variance: Measured  # Var[t | x], exact on the data
+    variance_law: float  # 1 / I(t); t^2 / (2 D + |x_0|^2) on a flow
+    variance_law_noise: float  # b^2 / (2 D b'^2); Sun's t^2 / 2 D on a flow
+    square: float  # |f(x, t)|^2 / D of the network
+    null_error: Measured  # |f(x, null) - f(x, t)|^2 / D of the network
+    exact_error: Measured  # |f - f_t|^2 / D of the exact optima, on the same states
+    explained: Measured  # exact_error / null_error, at most 1, with its standard error
+    alignment: Measured  # mean cosine of the two differences
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftRow:
-    """What a blind network of one target does to the sampler's drift at one level, exact on the data.
+    """What a blind network of one target does to the sampler's drift at one level, exact on the data."""
 
-    Attributes:
-        schedule: "vp" or "flow".
-        target: prediction type.
-        log_snr: level of the states and of the clock.
-        gain: |nu|, with which the probability flow reads the target.
-        error: |f - f_t|.
-        drift: gain times error, in units of du/dt.
-        relative: the same per unit of log-SNR, divided by sigma sqrt(D): a share of the noise, and so comparable between
-            schedules.
-    """
-
-    schedule: str
-    target: str
-    log_snr: float
-    gain: float
-    error: Measured
-    drift: Measured
+    schedule: str  # "vp" or "flow"
+    target: str  # prediction type
+    log_snr: float  # level of the states and of the clock
+    gain: float  # |nu|, with which the probability flow reads the target
+    error: Measured  # |f - f_t|
+    drift: Measured  # gain times error, in units of du/dt
+    # the same per unit of log-SNR, divided by sigma sqrt(D): a share of the noise, and so comparable between schedules
     relative: Measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """One sampler from the same noise, told the level and blind.
+    """One sampler from the same noise, told the level and blind."""
 
-    Attributes:
-        stochasticity: 0 for the probability flow, 1 for ancestral noise.
-        log_snr: of the steps.
-        diverged: whether states were not finite any more; then there are no numbers.
-        bound: median over samples of sum_i A_i B_i.
-        distance: median of |x_blind - x_told| at the end.
-        relative_distance: mean of |x_blind - x_told| / |x_told| at the end.
-        amplification: per step, median A_i; likewise injection (B_i), lipschitz (L_i) and distances.
-        frechet_told: to the held-out images; None without a feature network, likewise the two others.
-        frechet_blind: the same of the blind samples.
-        frechet_difference: blind minus told, on common noise.
-    """
-
-    stochasticity: float
-    log_snr: tuple[float, ...]
-    diverged: bool = False
-    bound: float | None = None
-    distance: float | None = None
-    relative_distance: Measured | None = None
+    stochasticity: float  # 0 for the probability flow, 1 for ancestral noise
+    log_snr: tuple[float, ...]  # of the steps
+    diverged: bool = False  # whether states were not finite any more; then there are no numbers
+    bound: float | None = None  # median over samples of sum_i A_i B_i
+    distance: float | None = None  # median of |x_blind - x_told| at the end
+    relative_distance: Measured | None = None  # mean of |x_blind - x_told| / |x_told| at the end
+    # per step, median A_i; likewise injection (B_i), lipschitz (L_i) and distances
     amplification: tuple[float, ...] = ()
     injection: tuple[float, ...] = ()
     lipschitz: tuple[float, ...] = ()
     distances: tuple[float, ...] = ()
+    # to the held-out images; None without a feature network, likewise the two others
     frechet_told: Measured | None = None
-    frechet_blind: Measured | None = None
-    frechet_difference: Measured | None = None
+    frechet_blind: Measured | None = None  # the same of the blind samples
+    frechet_difference: Measured | None = None  # blind minus told, on common noise
 
     @property
     def name(self) -> str:
@@ -144,13 +110,10 @@ class Walk:
 
     def margin(self, tolerance: float) -> Measured | None:
         """Loss minus what is allowed: at most 0 where the level may be hidden. None if the walk diverged."""
+        loss, allowed = self.relative_distance, tolerance
         if self.frechet_difference is not None and self.frechet_told is not None:
-            value = self.frechet_difference.value - tolerance * self.frechet_told.value
-            return Measured(value=value, standard_error=self.frechet_difference.standard_error)
-        if self.relative_distance is None:
-            return None
-        value = self.relative_distance.value - tolerance
-        return Measured(value=value, standard_error=self.relative_distance.standard_error)
+            loss, allowed = self.frechet_difference, tolerance * self.frechet_told.value
+        return loss and Measured(value=loss.value - allowed, standard_error=loss.standard_error)
 
     def allows(self, tolerance: float) -> bool:
         """Whether hiding the level costs no more than the tolerance."""
@@ -160,55 +123,38 @@ class Walk:
 
 @dataclass(frozen=True, kw_only=True)
 class BlindCheck:
-    """What `nag blind-check` found.
+    """What `nag blind-check` found."""
 
-    Args:
-        prediction: what the network predicts.
-        process: class name of its process.
-        dimension: D, numbers per image.
-        num_posterior_images: images that the exact posterior knows.
-        num_states: states per level.
-        num_samples: samples per walk.
-        threshold: smallest `explained` of a trusted level.
-        max_width: largest `width` of a trusted level.
-        tolerance: relative loss of quality at which the level counts as dispensable.
-        levels: rows, noisy end first.
-        drift: rows of all schedules, targets and levels.
-        walks: deterministic, then stochastic.
-        settings: of the command.
-    """
+    prediction: str  # what the network predicts
+    process: str  # class name of its process
+    dimension: int  # D, numbers per image
+    num_posterior_images: int  # images that the exact posterior knows
+    num_states: int  # states per level
+    num_samples: int  # samples per walk
+    threshold: float  # smallest `explained` of a trusted level
+    max_width: float  # largest `width` of a trusted level
+    tolerance: float  # relative loss of quality at which the level counts as dispensable
+    levels: tuple[LevelRow, ...]  # rows, noisy end first
+    drift: tuple[DriftRow, ...]  # rows of all schedules, targets and levels
+    walks: tuple[Walk, ...]  # deterministic, then stochastic
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the command
 
-    prediction: str
-    process: str
-    dimension: int
-    num_posterior_images: int
-    num_states: int
-    num_samples: int
-    threshold: float
-    max_width: float
-    tolerance: float
-    levels: tuple[LevelRow, ...]
-    drift: tuple[DriftRow, ...]
-    walks: tuple[Walk, ...]
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    def aligned(self, row: LevelRow) -> bool:
+        """Whether the posterior is narrow and the null branch's deviation points its way."""
+        way = row.alignment.value > 2 * row.alignment.standard_error
+        return row.width <= self.max_width and way
 
     def trusts(self, row: LevelRow) -> bool:
         """Whether classifier-free noise guidance can trust the null branch at a level."""
-        aligned = row.alignment.value > 2 * row.alignment.standard_error
-        return row.width <= self.max_width and row.explained.value >= self.threshold and aligned
+        return self.aligned(row) and row.explained.value >= self.threshold
 
     @property
     def trusted(self) -> tuple[int, int] | None:
         """The longest run of trusted levels, as indices of its first and last row; None if no level is trusted."""
-        runs, start = [], None
-        for index, row in enumerate((*self.levels, None)):
-            inside = row is not None and self.trusts(row)
-            if inside and start is None:
-                start = index
-            elif not inside and start is not None:
-                runs.append((start, index - 1))
-                start = None
-        return max(runs, key=lambda run: run[1] - run[0]) if runs else None
+        runs = groupby(range(len(self.levels)), key=lambda index: self.trusts(self.levels[index]))
+        found = [tuple(indices) for trusted, indices in runs if trusted]
+        longest = max(found, key=len, default=())
+        return (longest[0], longest[-1]) if longest else None
 
     @property
     def noise_guidance_interval(self) -> tuple[float | None, float | None]:
@@ -223,15 +169,14 @@ class BlindCheck:
                 "without its level it predicts the same data: use noise_guidance_mode='gradient' with a regressor."
             )
         if self.trusted is None:
-            narrow = [row for row in self.levels if row.width <= self.max_width]
-            aligned = [row for row in narrow if row.alignment.value > 2 * row.alignment.standard_error]
-            best = max((row.explained.value for row in aligned), default=0)
+            narrow = sum(row.width <= self.max_width for row in self.levels)
+            explained = [row.explained.value for row in self.levels if self.aligned(row)]
             raise ValueError(
                 f"noise_guidance_interval must hold a level where the null branch can be trusted, got none: of "
-                f"{len(self.levels)} levels the posterior is narrow at {len(narrow)}, the null branch deviates like the exact one "
-                f"at {len(aligned)} of these, and at best {100 * best:.0f} % of that is explained where {100 * self.threshold:g} % "
-                "are asked for. Fine-tune "
-                "with `nag finetune denoiser --level_dropout`, or use noise_guidance_mode='gradient' with a regressor."
+                f"{len(self.levels)} levels the posterior is narrow at {narrow}, the null branch deviates like the exact one at "
+                f"{len(explained)} of these, and at best {100 * max(explained, default=0):.0f} % of that is explained where "
+                f"{100 * self.threshold:g} % are asked for. Fine-tune with `nag finetune denoiser --level_dropout`, or use "
+                "noise_guidance_mode='gradient' with a regressor."
             )
         first, last = self.trusted
         levels = [row.log_snr for row in self.levels]
@@ -254,31 +199,10 @@ class BlindCheck:
             found.setdefault((row.schedule, row.target), []).append(row.relative.value)
         return {key: sum(values) / len(values) for key, values in found.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: if that is no such result.
-        """
-        try:
-            rows = {
-                name: tuple(_row(kind, one) for one in data[name])
-                for name, kind in (("levels", LevelRow), ("drift", DriftRow), ("walks", Walk))
-            }
-            return cls(**{**data, **rows})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"data must be what BlindCheck.to_dict gave, got trouble: {error!r}.") from error
-
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a JSON file, whole or not at all, and returns its path."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
         with written_file(path) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return Path(path)
 
     @classmethod
@@ -289,18 +213,68 @@ class BlindCheck:
             ValueError: if the file holds no such result.
         """
         try:
-            return cls.from_dict(read_json(path))
-        except ValueError as error:
+            return cattrs.structure(read_json(path), cls)
+        except (cattrs.BaseValidationError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path must name a blind_check.json, got {str(path)!r}: {error} Make one with `nag blind-check`."
             ) from error
 
 
-def _row(kind: type, data: Mapping[str, Any]) -> Any:
-    """A row from its plain values: pairs of a value and its error, and lists, are made what they were."""
-    values = {}
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            value = Measured(**value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+def _walked(walk: Walk, tolerance: float) -> str:
+    """What it says, in a sentence."""
+    margin = walk.margin(tolerance)
+    if margin is None or walk.relative_distance is None:
+        return f"{walk.name.capitalize()} sampling diverged without the level."
+    away = 100 * walk.relative_distance.value
+    text = f"{walk.name.capitalize()} sampling of {len(walk.log_snr)} steps ends {away:.3g} % away without the level"
+    told, blind, change = walk.frechet_told, walk.frechet_blind, walk.frechet_difference
+    if told is not None and blind is not None and change is not None:
+        text += f"; Frechet distance {told.value:.3g} → {blind.value:.3g}"
+        text += f" ({change.value:+.2g} ± {change.standard_error:.2g})"
+    text += f": {'within' if margin.value <= 0 else 'more than'} the tolerance of {100 * tolerance:g} %"
+    unclear = abs(margin.value) < 2 * margin.standard_error
+    return f"{text}, but not by two standard errors: use more samples." if unclear else f"{text}."
+
+
+def reading(result: BlindCheck) -> list[str]:
+    """The verdict with the numbers behind it, sentence by sentence."""
+    said = {
+        "can be dropped": "can be dropped",
+        "only with stochastic sampling": "can be dropped with stochastic sampling only",
+        "not": "cannot be dropped",
+    }[result.verdict]
+    walked = [_walked(walk, result.tolerance) for walk in result.walks]
+    parts = [" ".join([f"The noise condition of this checkpoint {said}.", *walked])]
+    middle = min(result.levels, key=lambda row: abs(row.log_snr))
+    wide = [row.log_snr for row in result.levels if row.width > result.max_width]
+    claimed = middle.width_regressor
+    parts.append(
+        f"At log-SNR {number(middle.log_snr, 1)} a state tells its level to {middle.width:.2g} in log-SNR (for a known image "
+        f"{middle.width_law:.2g}"
+        + ("" if claimed is None else f"; the regressor claims {claimed:.2g}")
+        + ")"
+        + (
+            f"; from {number(max(wide), 1)} down it leaves more than {result.max_width:g} open"
+            if wide
+            else ""
+        )
+        + "."
+    )
+    try:
+        ends = zip(("from", "up to"), result.noise_guidance_interval, strict=True)
+    except ValueError as error:
+        parts.append(f"Classifier-free noise guidance: {error}")
+    else:
+        side = " ".join(f"{word} log-SNR {number(value, 2)}" for word, value in ends if value is not None)
+        parts.append(
+            f"Classifier-free noise guidance can trust the null branch {side or 'at all levels'}: there the "
+            f"posterior's width accounts for at least {100 * result.threshold:g} % of its deviation."
+        )
+    means = result.mean_drift()
+    if means:
+        best, worst = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        parts.append(
+            f"On these data an ideal blind network disturbs the drift least with {best[1]} on {best[0]} ({means[best]:.2g} of "
+            f"the noise per unit of log-SNR), most with {worst[1]} on {worst[0]} ({means[worst]:.2g})."
+        )
+    return parts

@@ -25,42 +25,58 @@ from nag.theory import FiniteData, LevelPrior
 from nag.theory.levelwise import LEGENDRE_GAP, average, check_grid, levelwise, posterior_width
 from nag.theory.targets import coefficients, target_form
 
-__all__ = ["ExactLevel", "Knowledge", "drift_rows", "know", "measured"]
+__all__ = ["Knowledge", "both_schedules", "chosen_levels", "drift_rows", "know"]
 
 TARGETS = ("eps", "x_0", "v", "velocity")
+LOW, HIGH, COUNT = -8.0, 7.0, 13
+"""Default levels; a table of timesteps thins out beyond, where the posterior collapses."""
 
 
-def measured(values: Tensor) -> Measured:
-    """Mean of `(B,)` values and its standard error."""
-    return Measured(value=float(values.mean()), standard_error=float(values.std() / math.sqrt(len(values))))
+def _ends(process: GaussianProcess) -> tuple[float, float]:
+    low, high = process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def chosen_levels(
+    process: GaussianProcess, log_snr: Sequence[float] | None = None
+) -> Float[Tensor, " levels"]:
+    """The levels t of some log-SNRs, noisy end first; on a table, its nearest timesteps, each once.
+
+    Args:
+        process: of the states.
+        log_snr: within the process; None: even ones from pure noise to nearly clean.
+    """
+    low, high = _ends(process)
+    if not log_snr:
+        log_snr = torch.linspace(max(LOW, low), min(HIGH, high), COUNT, dtype=torch.float64).tolist()
+    outside = [level for level in log_snr if not low <= level <= high]
+    if outside:
+        raise ValueError(
+            f"levels must be log-SNRs within [{low:.4g}, {high:.4g}], those of {type(process).__name__}, got {outside[0]}. "
+            "Leave --levels out for even ones."
+        )
+    t = process.t_from_log_snr(torch.tensor(sorted(log_snr), dtype=torch.float64))
+    if isinstance(process, DiscreteVP):
+        t = process.t_from_timestep(process.timestep(t).round())
+    return t.flip(0).unique().flip(0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExactLevel:
-    """Exact moments of p(level | x) at B states, and what hiding the level does to each target.
+    """Exact moments of p(level | x) at B states, and what hiding the level does to each target."""
 
-    Attributes:
-        variance_t: `(B,)`, Var[t | x].
-        variance_log_snr: `(B,)`, Var[log_snr | x].
-        difference: per target `(B, D)`, f - f_t: the blind optimum minus the one that is told.
-    """
-
-    variance_t: Tensor
-    variance_log_snr: Tensor
+    variance_t: Tensor  # `(B,)`, Var[t | x]
+    variance_log_snr: Tensor  # `(B,)`, Var[log_snr | x]
+    # per target `(B, D)`, f - f_t: the blind optimum minus the one that is told
     difference: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Knowledge:
-    """Posteriors over images and levels: one for all images, or one for each class.
+    """Posteriors over images and levels: one for all images, or one for each class."""
 
-    Args:
-        process: of the states.
-        oracles: by class; the key is None without classes.
-    """
-
-    process: GaussianProcess
-    oracles: Mapping[int | None, FiniteData]
+    process: GaussianProcess  # of the states
+    oracles: Mapping[int | None, FiniteData]  # by class; the key is None without classes
 
     def at(
         self,
@@ -102,14 +118,7 @@ class Knowledge:
         return ExactLevel(variance_t=variance_t, variance_log_snr=variance, difference=difference)
 
     def check(self, t: Tensor) -> None:
-        """Refuses a grid of levels that is coarser than the posterior.
-
-        Args:
-            t: `(L,)`, levels of the states.
-
-        Raises:
-            ValueError: naming the number of panels that is needed.
-        """
+        """Refuses a prior whose levels are coarser than the posteriors at the levels t, `(L,)`."""
         if isinstance(self.process, DiscreteVP):  # a table holds all levels there are
             return
         for oracle in self.oracles.values():
@@ -133,43 +142,30 @@ def know(
         images: `(N, *shape)`.
         labels: `(N,)`, for one posterior per class.
         panels: quadrature panels of 16 levels, where the prior is continuous; None takes what the posterior's width needs.
-
-    Raises:
-        ValueError: if there are fewer than two images, or no panels.
     """
     if len(images) < 2:
         raise ValueError(
             f"data must hold at least 2 images, got {len(images)}. A posterior over images needs some hundreds."
         )
-    if panels is not None and panels < 1:
-        raise ValueError(f"panels must be at least 1, got {panels}. Leave it out for as many as are needed.")
     if isinstance(process, DiscreteVP):
         prior = LevelPrior.timesteps(process)
     else:
         density = None
         if isinstance(process, PreconditionedEDM):
-            settings = {
-                name: getattr(process, name) for name in ("sigma_min", "sigma_max", "rho", "sigma_data")
-            }
-            density = make_objective("edm", **settings).density
-        prior = LevelPrior.quadrature(
-            process, panels=panels or needed_panels(process, images), density=density
-        )
+            names = ("sigma_min", "sigma_max", "rho", "sigma_data")
+            density = make_objective("edm", **{name: getattr(process, name) for name in names}).density
+        if panels is None:  # no gap of the 16 levels of a panel wider than the narrowest posterior
+            low, high = _ends(process)
+            t = process.t_from_log_snr(torch.linspace(low, high, 257, dtype=torch.float64))
+            largest = float(images.double().flatten(1).square().sum(1).max())
+            width = posterior_width(process, t, images[0].numel(), largest).min()
+            panels = math.ceil(LEGENDRE_GAP * (high - low) / float(width))
+        prior = LevelPrior.quadrature(process, panels=panels, density=density)
     groups: dict[int | None, Tensor] = {None: images}
     if labels is not None:
         groups = {int(label): images[labels == label] for label in labels.unique()}
     oracles = {label: FiniteData(data=part, process=process, prior=prior) for label, part in groups.items()}
     return Knowledge(process=process, oracles=oracles)
-
-
-def needed_panels(process: GaussianProcess, images: Tensor) -> int:
-    """Panels of 16 levels with which no gap is wider than the narrowest posterior."""
-    ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-    low, high = process.log_snr(ends).tolist()
-    t = process.t_from_log_snr(torch.linspace(low, high, 257, dtype=torch.float64))
-    largest = float(images.double().flatten(1).square().sum(1).max())
-    width = posterior_width(process, t, images[0].numel(), largest).min()
-    return math.ceil(LEGENDRE_GAP * (high - low) / float(width))
 
 
 def drift_rows(
@@ -196,10 +192,10 @@ def drift_rows(
     with tqdm(total=len(schedules) * len(log_snr), desc="Drift", unit="level", disable=not progress) as bar:
         for schedule, known in schedules.items():
             process = known.process
-            ends = process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)).tolist()
+            low, high = _ends(process)
             for level in log_snr:
                 bar.update()
-                if not ends[0] <= level <= ends[1]:
+                if not low <= level <= high:
                     continue
                 t = process.t_from_log_snr(torch.tensor(level, dtype=torch.float64))
                 exact = known.at(process.corrupt(x_0, t, eps), labels, t, TARGETS)
@@ -214,9 +210,9 @@ def drift_rows(
                             target=target,
                             log_snr=level,
                             gain=float(gain),
-                            error=measured(error),
-                            drift=measured(gain * error),
-                            relative=measured(gain * error / (clock * sigma * size)),
+                            error=Measured.of(error),
+                            drift=Measured.of(gain * error),
+                            relative=Measured.of(gain * error / (clock * sigma * size)),
                         )
                     )
     return rows

@@ -11,7 +11,6 @@ in the coordinates of the network's input, without clipping, with the accumulate
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,33 +29,22 @@ from nag.noise.levels import SchedulerLevels
 from nag.noise.measured import Measured
 from nag.noise.target import Target
 from nag.quality.blind_check import LevelRow, Walk
-from nag.quality.blind_exact import Knowledge, measured
+from nag.quality.blind_exact import Knowledge
 from nag.quality.distances import frechet_distance
 from nag.quality.feature_network import extract_features
 from nag.quality.resampling import bootstrap, bootstrap_difference
 from nag.theory.bound import accumulated_bound
 from nag.theory.levelwise import fisher_information, posterior_width
 
-__all__ = ["Ends", "Network", "check_log_snr", "default_log_snr", "level_rows", "walk"]
-
-LOW, HIGH, COUNT = (
-    -8.0,
-    7.0,
-    13,
-)  # default levels; a table of timesteps thins out beyond, where the posterior collapses
+__all__ = ["Ends", "Network", "level_rows", "walk"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Network:
-    """A denoiser that can be asked with its level and without, in the coordinates of its input.
+    """A denoiser that can be asked with its level and without, in the coordinates of its input."""
 
-    Args:
-        unet: a network of `nag.network.table`, in evaluation mode.
-        levels: of its scheduler.
-    """
-
-    unet: nn.Module
-    levels: SchedulerLevels
+    unet: nn.Module  # a network of `nag.network.table`, in evaluation mode
+    levels: SchedulerLevels  # of its scheduler
 
     @torch.no_grad()
     def ask(
@@ -78,36 +66,6 @@ class Network:
             output = self.unet(x.to(network.device, network.dtype), told, class_labels=classes).sample
         value = split_output(output, x.shape[1])[0].to(x)
         return value / self.levels.prediction_scale
-
-
-def _ends(process: Any) -> tuple[float, float]:
-    low, high = process.log_snr(torch.tensor([process.t_max, process.t_min], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def default_log_snr(process: Any) -> tuple[float, ...]:
-    """Even levels from pure noise to nearly clean, as far as the process has them."""
-    low, high = _ends(process)
-    return tuple(torch.linspace(max(LOW, low), min(HIGH, high), COUNT, dtype=torch.float64).tolist())
-
-
-def check_log_snr(process: Any, log_snr: Sequence[float]) -> Tensor:
-    """The levels t of some log-SNRs, noisy end first; on a table, its nearest timesteps, each once.
-
-    Raises:
-        ValueError: if there is none, or one is outside of the process.
-    """
-    low, high = _ends(process)
-    outside = [level for level in log_snr if not low <= level <= high]
-    if outside or not log_snr:
-        raise ValueError(
-            f"levels must be log-SNRs within [{low:.4g}, {high:.4g}], those of {type(process).__name__}, got "
-            f"{outside[0] if outside else 'none'}. Leave --levels out for even ones."
-        )
-    t = process.t_from_log_snr(torch.tensor(sorted(log_snr), dtype=torch.float64))
-    if isinstance(process, DiscreteVP):
-        t = process.t_from_timestep(process.timestep(t).round())
-    return t.flip(0).unique().flip(0)
 
 
 def level_rows(
@@ -160,14 +118,14 @@ def level_rows(
                 width=float(exact.variance_log_snr.mean().sqrt()),
                 width_law=float(posterior_width(process, level, size, squared).square().mean().sqrt()),
                 width_regressor=width,
-                variance=measured(exact.variance_t),
+                variance=Measured.of(exact.variance_t),
                 variance_law=float((1 / information).mean()),
                 variance_law_noise=float(1 / fisher_information(process, level, size)),
                 square=float(told.square().mean()),
-                null_error=measured(null),
-                exact_error=measured(best),
+                null_error=Measured.of(null),
+                exact_error=Measured.of(best),
                 explained=_share(best, null),
-                alignment=measured(nn.functional.cosine_similarity(apart, wanted, dim=1, eps=1e-12)),
+                alignment=Measured.of(nn.functional.cosine_similarity(apart, wanted, dim=1, eps=1e-12)),
             )
         )
     return rows
@@ -185,15 +143,10 @@ def _share(part: Tensor, whole: Tensor) -> Measured:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ends:
-    """Where the two walks ended.
+    """Where the two walks ended."""
 
-    Attributes:
-        told: `(B, *shape)`, samples of the network that was told its level.
-        blind: `(B, *shape)`, those of the network that was not.
-    """
-
-    told: Float[Tensor, "samples *shape"]
-    blind: Float[Tensor, "samples *shape"]
+    told: Float[Tensor, "samples *shape"]  # `(B, *shape)`, samples of the network that was told its level
+    blind: Float[Tensor, "samples *shape"]  # `(B, *shape)`, those of the network that was not
 
     def sheet(self, name: str, count: int = 16) -> UInt8[np.ndarray, "kept height width channels"]:
         """The first samples as pictures."""
@@ -272,56 +225,30 @@ def walk(
             return Walk(stochasticity=stochasticity, log_snr=log_snr, diverged=True), None
     ends = Ends(told=torch.cat([one.told for one in found]), blind=torch.cat([one.blind for one in found]))
     distance = torch.cat([one.distance for one in found])
-    per_step = {
+    numbers: dict[str, Any] = {
         name: tuple(torch.cat([getattr(one, name) for one in found]).median(0).values.tolist())
         for name in ("amplification", "injection", "lipschitz", "distances")
     }
-    quality: tuple[Measured | None, Measured | None, Measured | None] = (None, None, None)
     if features is not None and reference is not None:
-        quality = _frechet(
-            features, ends, reference, classes, resamples=resamples, seed=seed, batch_size=batch_size
+        device = next((p.device for p in getattr(features, "parameters", lambda: iter(()))()), "cpu")
+        pictures = (
+            ((x.float() + 1) * 127.5).clamp(0, 255).round() / 127.5 - 1 for x in (ends.told, ends.blind)
+        )
+        own, other = (
+            extract_features(features, part, batch_size=batch_size, device=device) for part in pictures
+        )
+        draws = torch.Generator().manual_seed(seed)
+        options: dict[str, Any] = {"resamples": resamples, "generator": draws, "class_labels": classes}
+        numbers["frechet_told"] = bootstrap(frechet_distance, own, reference, **options)
+        numbers["frechet_blind"] = bootstrap(frechet_distance, other, reference, **options)
+        numbers["frechet_difference"] = bootstrap_difference(
+            frechet_distance, own, other, reference, **options
         )
     return Walk(
         stochasticity=stochasticity,
         log_snr=log_snr,
         bound=float(torch.cat([one.bound for one in found]).median()),
         distance=float(distance.median()),
-        relative_distance=measured(distance / ends.told.flatten(1).norm(dim=1)),
-        amplification=per_step["amplification"],
-        injection=per_step["injection"],
-        lipschitz=per_step["lipschitz"],
-        distances=per_step["distances"],
-        frechet_told=quality[0],
-        frechet_blind=quality[1],
-        frechet_difference=quality[2],
+        relative_distance=Measured.of(distance / ends.told.flatten(1).norm(dim=1)),
+        **numbers,
     ), ends
-
-
-def _frechet(
-    network: Any,
-    ends: Ends,
-    reference: Tensor,
-    classes: Tensor | None,
-    *,
-    resamples: int,
-    seed: int,
-    batch_size: int,
-) -> tuple[Measured, Measured, Measured]:
-    """Frechet distances of told and blind ends to the reference, and their difference on common noise."""
-    device = next((p.device for p in getattr(network, "parameters", lambda: iter(()))()), "cpu")
-    told, blind = (
-        extract_features(
-            network,
-            ((x.float() + 1) * 127.5).clamp(0, 255).round() / 127.5 - 1,
-            batch_size=batch_size,
-            device=device,
-        )
-        for x in (ends.told, ends.blind)
-    )
-    generator = torch.Generator().manual_seed(seed)
-    options: dict[str, Any] = {"resamples": resamples, "generator": generator, "class_labels": classes}
-    return (
-        bootstrap(frechet_distance, told, reference, **options),
-        bootstrap(frechet_distance, blind, reference, **options),
-        bootstrap_difference(frechet_distance, told, blind, reference, **options),
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,77 +19,13 @@ from matplotlib.figure import Figure
 
 from nag import __version__
 from nag.files import written_whole
-from nag.quality.blind_check import BlindCheck, Walk
-from nag.shift.page import COLOURS, check_output, contact_sheet, number, render
+from nag.quality.blind_check import BlindCheck, reading
+from nag.shift.page import COLOURS, check_output, contact_sheet, render
 
-__all__ = ["FILES", "draw_blind_check", "reading", "write_blind_check"]
+__all__ = ["FILES", "draw_blind_check", "write_blind_check"]
 
 SMALLEST = 1e-5  # share of the noise; below it a drift error is none
 FILES = ("blind_check.json", "blind_check.html", "blind_check.png")
-
-
-def _walked(walk: Walk, tolerance: float) -> str:
-    """What it says, in a sentence."""
-    margin = walk.margin(tolerance)
-    if margin is None or walk.relative_distance is None:
-        return f"{walk.name.capitalize()} sampling diverged without the level."
-    away = 100 * walk.relative_distance.value
-    text = f"{walk.name.capitalize()} sampling of {len(walk.log_snr)} steps ends {away:.3g} % away without the level"
-    if (
-        walk.frechet_told is not None
-        and walk.frechet_blind is not None
-        and walk.frechet_difference is not None
-    ):
-        change = walk.frechet_difference
-        text += f"; Frechet distance {walk.frechet_told.value:.3g} → {walk.frechet_blind.value:.3g}"
-        text += f" ({change.value:+.2g} ± {change.standard_error:.2g})"
-    text += (
-        ": within the tolerance" if margin.value <= 0 else ": more than the tolerance"
-    ) + f" of {100 * tolerance:g} %"
-    unclear = abs(margin.value) < 2 * margin.standard_error
-    return f"{text}, but not by two standard errors: use more samples." if unclear else f"{text}."
-
-
-def reading(result: BlindCheck) -> list[str]:
-    """The verdict with the numbers behind it, sentence by sentence."""
-    said = {
-        "can be dropped": "The noise condition of this checkpoint can be dropped.",
-        "only with stochastic sampling": "The noise condition of this checkpoint can be dropped with stochastic sampling "
-        "only.",
-        "not": "The noise condition of this checkpoint cannot be dropped.",
-    }[result.verdict]
-    parts = [" ".join([said, *(_walked(walk, result.tolerance) for walk in result.walks)])]
-    middle = min(result.levels, key=lambda row: abs(row.log_snr))
-    wide = [row for row in result.levels if row.width > result.max_width]
-    text = f"At log-SNR {number(middle.log_snr, 1)} a state tells its level to {middle.width:.2g} in log-SNR (for a known image "
-    text += f"{middle.width_law:.2g}"
-    text += "" if middle.width_regressor is None else f"; the regressor claims {middle.width_regressor:.2g}"
-    text += ")"
-    if wide:
-        text += f"; from {number(max(row.log_snr for row in wide), 1)} down it leaves more than {result.max_width:g} open"
-    parts.append(text + ".")
-    try:
-        start, end = result.noise_guidance_interval
-    except ValueError as error:
-        parts.append(f"Classifier-free noise guidance: {error}")
-    else:
-        side = [
-            f"{'from' if k == 0 else 'up to'} log-SNR {number(value, 2)}"
-            for k, value in enumerate((start, end))
-            if value is not None
-        ]
-        parts.append(
-            f"Classifier-free noise guidance can trust the null branch {' '.join(side) or 'at all levels'}: there the "
-            f"posterior's width accounts for at least {100 * result.threshold:g} % of its deviation."
-        )
-    means = result.mean_drift()
-    if means:
-        best, worst = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-        parts.append(
-            f"On these data an ideal blind network disturbs the drift least with {best[1]} on {best[0]} ({means[best]:.2g} of "
-            f"the noise per unit of log-SNR), most with {worst[1]} on {worst[0]} ({means[worst]:.2g})."
-        )
-    return parts
 
 
 def write_blind_check(
@@ -110,9 +47,6 @@ def write_blind_check(
 
     Returns:
         The path of blind_check.html.
-
-    Raises:
-        ValueError: if the folder is in use.
     """
     check_output(output_dir, FILES, overwrite=overwrite)
     try:
@@ -120,7 +54,7 @@ def write_blind_check(
     except ValueError:
         interval = None
     means = result.mean_drift()
-    shown = result.to_dict() | {
+    shown = asdict(result) | {
         "title": title,
         "version": __version__,
         "verdict": result.verdict,
@@ -156,13 +90,7 @@ def _clean(axes: Axes, title: str, y: str, x: str = "log-SNR  (noise → data)")
 
 
 def draw_blind_check(result: BlindCheck, path: Path, *, title: str) -> None:
-    """Draws posterior width, null branch, walks and drift error as a PNG of 200 dpi.
-
-    Args:
-        result: of `nag blind-check`.
-        path: of the file.
-        title: above the figure.
-    """
+    """Draws posterior width, null branch, walks and drift error as a PNG of 200 dpi."""
     figure = Figure(figsize=(9.0, 6.6), layout="constrained")
     FigureCanvasAgg(figure)
     (width, null), (bound, drift) = figure.subplots(2, 2)

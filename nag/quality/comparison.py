@@ -19,16 +19,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import cattrs
 import numpy as np
 from scipy.special import stdtr
 
+from nag.files import read_json, written_file
 from nag.noise.measured import Measured
+from nag.quality.measures import Quality
 
 __all__ = [
     "Cell",
@@ -39,6 +44,8 @@ __all__ = [
     "difference",
     "holm",
     "is_ours",
+    "load_cell",
+    "save_cell",
     "tested",
 ]
 
@@ -51,13 +58,13 @@ class SeedResult:
 
     Attributes:
         seed: of the samples.
-        quality: `nag.quality.measures.Quality.to_dict()`.
+        quality: of the samples.
         frechet_resamples: the Frechet distance on each bootstrap resample.
         seconds: per sample.
     """
 
     seed: int
-    quality: dict[str, Any]
+    quality: Quality
     frechet_resamples: tuple[float, ...]
     seconds: float
 
@@ -90,30 +97,7 @@ class Cell:
     passes: int | None = None
     evaluations: float | None = None
     results: tuple[SeedResult, ...] = ()
-    shift: dict[str, Any] | None = field(default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave, also after JSON.
-
-        Raises:
-            ValueError: if the names are others.
-        """
-        names = {item.name for item in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise ValueError(
-                f"cell must hold {', '.join(sorted(names))}, got {', '.join(sorted(values))}. "
-                "It was written by another version of nag: measure into another folder."
-            )
-        results = tuple(
-            SeedResult(**{**row, "frechet_resamples": tuple(row["frechet_resamples"])})
-            for row in values["results"]
-        )
-        return cls(**{**values, "tuning": tuple(values["tuning"]), "results": results})
+    shift: dict[str, Any] | None = None
 
     @property
     def seconds(self) -> float:
@@ -123,19 +107,35 @@ class Cell:
     @property
     def frechet(self) -> Measured:
         """Mean over the seeds; the error is that of the samples."""
-        value = float(np.mean([row.quality["frechet"]["value"] for row in self.results]))
+        value = float(np.mean([row.quality.frechet.value for row in self.results]))
         return Measured(value=value, standard_error=_error(_resampled(self)))
 
     def metric(self, name: str) -> Measured | None:
         """Mean of one of the qualities over the seeds; None if it was not measured."""
-        found = [row.quality[name] for row in self.results]
+        found = [getattr(row.quality, name) for row in self.results]
         if any(one is None for one in found):
             return None
-        errors = [one["standard_error"] for one in found]
+        errors = [one.standard_error for one in found]
         return Measured(
-            value=float(np.mean([one["value"] for one in found])),
+            value=float(np.mean([one.value for one in found])),
             standard_error=math.hypot(*errors) / len(errors),
         )
+
+
+def save_cell(path: Path, cell: Cell) -> None:
+    """Writes a cell as JSON."""
+    with written_file(path) as part:
+        part.write_text(json.dumps(cattrs.unstructure(cell), indent=1) + "\n", encoding="utf-8")
+
+
+def load_cell(path: Path) -> Cell:
+    """Reads what `save_cell` wrote."""
+    try:
+        return cattrs.structure(read_json(path), Cell)
+    except (cattrs.BaseValidationError, TypeError) as error:
+        raise ValueError(
+            f"cell must be one of this version of nag, got {str(path)!r}: {error}. Measure into another folder."
+        ) from error
 
 
 def cell_name(scheduler: str, budget: int, method: str) -> str:
@@ -161,13 +161,9 @@ def _error(resampled: np.ndarray) -> float:
 
 
 def difference(cell: Cell, other: Cell) -> Measured:
-    """Frechet distance of a cell minus that of another, negative if the first is better; see the module's text.
-
-    Raises:
-        ValueError: if the two were not sampled with the same seeds and numbers of samples.
-    """
+    """Frechet distance of a cell minus that of another, negative if the first is better; see the module's text."""
     own, others = (
-        [(row.seed, row.quality["num_samples"], len(row.frechet_resamples)) for row in one.results]
+        [(row.seed, row.quality.num_samples, len(row.frechet_resamples)) for row in one.results]
         for one in (cell, other)
     )
     if own != others:
@@ -270,7 +266,10 @@ def _row(cell: Cell, group: Sequence[Cell]) -> dict[str, Any]:
         "seconds_ratio": None if plain is None else cell.seconds / plain.seconds,
         "frechet": dataclasses.asdict(cell.frechet),
         **{name: None if found is None else dataclasses.asdict(found) for name, found in metrics.items()},
-        "seeds": [{"seed": one.seed, "seconds": one.seconds, "quality": one.quality} for one in cell.results],
+        "seeds": [
+            {"seed": one.seed, "seconds": one.seconds, "quality": dataclasses.asdict(one.quality)}
+            for one in cell.results
+        ],
         "minus_plain": None if plain is None or plain is cell else _against(cell, plain),
         "best_baseline": None if best is None else best.method,
         "minus_best_baseline": None if best is None else _against(cell, best),

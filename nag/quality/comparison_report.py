@@ -40,15 +40,12 @@ COLUMNS = (
 
 
 def write_comparison(data: dict[str, Any], samples: Sequence[Path], folder: Path) -> Path:
-    """Writes compare.json, compare.md and compare.html.
+    """Writes compare.json, compare.md and compare.html, whose path it returns.
 
     Args:
         data: what `nag compare` found: title, settings and the rows of `nag.quality.comparison.compare`, as JSON can hold it.
         samples: for each row, the .safetensors file with its `images`; one that is missing shows none.
         folder: where to.
-
-    Returns:
-        The path of compare.html.
     """
     data = data | {"verdicts": verdicts(data["rows"])}
     text = json.dumps(data, indent=1, allow_nan=False)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nag.files import parse_json
-from nag.network.regressor import fingerprint
-from nag.quality.feature_network import FeatureExtractor, features_and_classes
-from nag.quality.moments import FeatureMoments
+from nag.files import parse_json, written_file
+from nag.quality.distances import FeatureMoments
+from nag.quality.feature_network import features_and_classes
 
-__all__ = ["FeatureMoments", "ReferenceFeatures", "fingerprint_of_images", "reference_features"]
+__all__ = ["ReferenceFeatures", "fingerprint_of_images", "reference_features"]
 
 KEPT_SEED = 0
 PART_SECONDS = 60.0  # a stop loses at most this much of a long extraction
@@ -61,40 +58,18 @@ class ReferenceFeatures:
         """Size F of the features."""
         return self.features.shape[1]
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images."""
-        channels, height, width = self.fingerprint["image_shape"]
-        return channels, height, width
-
-    def check_image_shape(self, image_shape: tuple[int, int, int]) -> None:
-        """Whether samples of this shape (C, H, W) may be compared with these images.
-
-        Raises:
-            ValueError: If the reference has another resolution or number of channels.
-        """
-        if tuple(image_shape) != self.image_shape:
-            raise ValueError(
-                f"reference must be of images of the model's shape {tuple(image_shape)}, got {self.image_shape}. "
-                "Read the data at the model's resolution and number of channels."
-            )
-
     def to(self, device: str | torch.device) -> ReferenceFeatures:
         """The same on another device."""
         return replace(self, features=self.features.to(device), moments=self.moments.to(device))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one .safetensors file, whole or not at all."""
+        """Writes one .safetensors file, whole or not at all."""
         _write(Path(path), self.fingerprint, self.moments, {"features": self.features})
         return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: If it is no such file.
-        """
+        """Reads what `save` wrote."""
         fingerprint, moments, tensors = _read(Path(path))
         return cls(features=tensors["features"], moments=moments, fingerprint=fingerprint)
 
@@ -105,15 +80,8 @@ def _write(
     everything = tensors | {"mean": moments.mean, "scatter": moments.scatter}
     everything = {name: value.detach().cpu().contiguous() for name, value in everything.items()}
     header = {_HEADER: json.dumps({"count": moments.count, "fingerprint": fingerprint}, sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(everything, temporary, metadata=header)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written_file(path) as part:
+        save_file(everything, part, metadata=header)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], FeatureMoments, dict[str, Tensor]]:
@@ -130,52 +98,18 @@ def _read(path: Path) -> tuple[dict[str, Any], FeatureMoments, dict[str, Tensor]
     return header["fingerprint"], moments, tensors
 
 
-def fingerprint_of_images(images: Tensor | Iterable[Tensor]) -> str:
-    """A hash of images (N, C, H, W) or of an iterable of such batches, in their order; the same however they are batched."""
-    digest, shape = hashlib.sha256(), None
-    for batch in _batches(images, 256):
-        if batch.shape[1:] != shape:
-            shape = batch.shape[1:]
-            digest.update(str(tuple(shape)).encode())
+def fingerprint_of_images(images: Float[Tensor, "images *shape"]) -> str:
+    """A hash of images (N, C, H, W) in their order."""
+    digest = hashlib.sha256(str(tuple(images.shape[1:])).encode())
+    for batch in images.split(256):
         digest.update(batch.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    for block in [images] if isinstance(images, Tensor) else images:
-        yield from block.split(batch_size) if len(block) else ()
-
-
-class _Collected:
-    """Moments of all features so far, and the rows with the smallest random keys: a uniform draw however it is batched."""
-
-    def __init__(self, max_kept: int) -> None:
-        self.max_kept = max_kept
-        self.moments = FeatureMoments()
-        self.features = torch.zeros(0, 0)
-        self.keys = torch.zeros(0, dtype=torch.float64)
-        self.generator = torch.Generator().manual_seed(KEPT_SEED)
-
-    def resume(self, moments: FeatureMoments, tensors: dict[str, Tensor], device: torch.device) -> None:
-        self.moments = moments.to(device)
-        self.features, self.keys = tensors["features"].to(device), tensors["keys"]
-        torch.rand(moments.count, generator=self.generator, dtype=torch.float64)
-
-    def take(self, features: Tensor) -> None:
-        self.moments.update(features)
-        fresh = torch.rand(len(features), generator=self.generator, dtype=torch.float64)
-        keys = torch.cat([self.keys, fresh])
-        rows = features if not len(self.keys) else torch.cat([self.features, features])
-        order = keys.argsort()[: self.max_kept]
-        self.features, self.keys = rows[order.to(rows.device)], keys[order]
-
-
 def reference_features(
-    images: Tensor | Iterable[Tensor],
-    network: FeatureExtractor,
+    images: Float[Tensor, "images *shape"],
+    network: Any,
     *,
-    data_fingerprint: str | None = None,
-    network_fingerprint: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     max_kept: int = 10_000,
     batch_size: int = 256,
@@ -185,74 +119,63 @@ def reference_features(
     """Features of real images, from the cache where they have been measured before.
 
     Args:
-        images: (N, C, H, W) in [-1, 1], or an iterable of such batches that can be gone through again, such as a list or a
-            data loader without shuffling.
-        network: The feature network, in evaluation mode.
-        data_fingerprint: Names the images and all that was done to them; None reads and hashes them all.
-        network_fingerprint: Names the network; None takes its own `fingerprint`, or hashes its weights.
-        cache_dir: Folder of the cache; None measures without one.
-        max_kept: Rows that are kept, at most.
-        batch_size: Images per call of the network.
-        device: Where the network runs; None: where its weights are.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The reference features, on the network's device.
-
-    Raises:
-        ValueError: If images can be gone through only once, there are none, they differ in shape, max_kept or batch_size is
-            less than 1, or the network has no fingerprint; see `features_and_classes` for what else is checked.
+        images: (N, C, H, W) in [-1, 1].
+        network: a feature network in evaluation mode, with its `fingerprint`.
+        cache_dir: folder of the cache; None measures without one.
+        max_kept: rows that are kept, at most.
+        batch_size: images per call of the network.
+        device: where the network runs; None: where its weights are.
+        progress: show a progress bar.
     """
-    for name, value in (("max_kept", max_kept), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}. Use some hundreds or more.")
-    if isinstance(images, Iterator):
-        raise ValueError(
-            f"images must be a tensor or an iterable that starts anew each time, got a {type(images).__name__}. "
-            "Pass a list of batches or a data loader."
-        )
-    first = next(_batches(images, 1), None)
-    if first is None:
-        raise ValueError("images must hold at least one image, got none. Check the folder or the split.")
-    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    device = torch.device(device or (weight.device if weight is not None else "cpu"))
+    if device is None:
+        weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        device = "cpu" if weight is None else weight.device
     identity = {
-        "data": data_fingerprint or fingerprint_of_images(images),
-        "network": network_fingerprint or _network_fingerprint(network),
-        "image_shape": list(first.shape[1:]),
+        "data": fingerprint_of_images(images),
+        "network": str(network.fingerprint),
+        "image_shape": list(images.shape[1:]),
         "max_kept": max_kept,
     }
-    collected = _Collected(max_kept)
-    if cache_dir is None:
-        _collect(collected, images, network, identity, None, batch_size, device, progress)
-        return ReferenceFeatures(features=collected.features, moments=collected.moments, fingerprint=identity)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    whole = Path(cache_dir, f"reference-{name}.safetensors")
-    part = Path(cache_dir, f"reference-{name}.part.safetensors")
-    if (found := _cached(whole, identity)) is not None:
-        return ReferenceFeatures(features=found[1]["features"], moments=found[0], fingerprint=identity).to(
+    whole, part = (Path(cache_dir or "", f"reference-{name}{end}.safetensors") for end in ("", ".part"))
+    cached = None if cache_dir is None else _cached(whole, identity)
+    if cached is not None:
+        moments, tensors = cached
+        return ReferenceFeatures(features=tensors["features"], moments=moments, fingerprint=identity).to(
             device
         )
-    if (found := _cached(part, identity)) is not None:
-        collected.resume(*found, device)
-    _collect(collected, images, network, identity, part, batch_size, device, progress)
-    result = ReferenceFeatures(features=collected.features, moments=collected.moments, fingerprint=identity)
-    result.save(whole)
-    part.unlink(missing_ok=True)
+    moments, features, keys = FeatureMoments(), torch.zeros(0, 0), torch.zeros(0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(KEPT_SEED)
+    stopped = None if cache_dir is None else _cached(part, identity)
+    if stopped is not None:
+        moments, features, keys = stopped[0].to(device), stopped[1]["features"].to(device), stopped[1]["keys"]
+        torch.rand(moments.count, generator=generator, dtype=torch.float64)
+    saved = time.monotonic()
+    with tqdm(
+        total=len(images),
+        initial=moments.count,
+        unit="image",
+        disable=not progress,
+        desc="reference features",
+    ) as bar:
+        for batch in images[moments.count :].split(batch_size):
+            with torch.no_grad():
+                found, _ = features_and_classes(network, batch.to(device))
+            moments.update(found)
+            # the rows with the smallest random keys are a uniform draw, however the images are batched
+            keys = torch.cat([keys, torch.rand(len(found), generator=generator, dtype=torch.float64)])
+            rows = torch.cat([features, found]) if len(features) else found
+            order = keys.argsort()[:max_kept]
+            features, keys = rows[order.to(rows.device)], keys[order]
+            bar.update(len(found))
+            if cache_dir is not None and time.monotonic() - saved > PART_SECONDS:
+                _write(part, identity, moments, {"features": features, "keys": keys})
+                saved = time.monotonic()
+    result = ReferenceFeatures(features=features, moments=moments, fingerprint=identity)
+    if cache_dir is not None:
+        result.save(whole)
+        part.unlink(missing_ok=True)
     return result
-
-
-def _network_fingerprint(network: FeatureExtractor) -> str:
-    own = getattr(network, "fingerprint", None)
-    if own is not None:
-        return str(own)
-    if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"network_fingerprint must be given for a network that is no torch module, got a {type(network).__name__}. "
-            "Name it, or load it with `load_feature_network`."
-        )
-    structure = hashlib.sha256(repr(network).encode()).hexdigest()[:16]  # pooling, say, has no weights
-    return f"{type(network).__name__} {structure} {fingerprint(network)}"
 
 
 def _cached(path: Path, identity: dict[str, Any]) -> tuple[FeatureMoments, dict[str, Tensor]] | None:
@@ -269,42 +192,3 @@ def _cached(path: Path, identity: dict[str, Any]) -> tuple[FeatureMoments, dict[
         )
         return None
     return moments, tensors
-
-
-def _collect(
-    collected: _Collected,
-    images: Tensor | Iterable[Tensor],
-    network: FeatureExtractor,
-    identity: dict[str, Any],
-    part: Path | None,
-    batch_size: int,
-    device: torch.device,
-    progress: bool,
-) -> None:
-    """Take in the features of all images but those that have been before, leaving a part on the disk now and then."""
-    behind, saved = collected.moments.count, time.monotonic()
-    total = len(images) if isinstance(images, Tensor) else None
-    with tqdm(
-        total=total, initial=behind, unit="image", disable=not progress, desc="reference features"
-    ) as bar:
-        for batch in _batches(images, batch_size):
-            if list(batch.shape[1:]) != identity["image_shape"]:
-                raise ValueError(
-                    f"images must all have the shape {tuple(identity['image_shape'])}, got {tuple(batch.shape[1:])}. "
-                    "Resize them first."
-                )
-            skipped, behind = min(behind, len(batch)), max(0, behind - len(batch))
-            if skipped == len(batch):
-                continue
-            with torch.no_grad():
-                features, _ = features_and_classes(network, batch[skipped:].to(device))
-            collected.take(features)
-            bar.update(len(features))
-            if part is not None and time.monotonic() - saved > PART_SECONDS:
-                _write(
-                    part,
-                    identity,
-                    collected.moments,
-                    {"features": collected.features, "keys": collected.keys},
-                )
-                saved = time.monotonic()

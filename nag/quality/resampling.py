@@ -49,9 +49,6 @@ def bootstrap(
         resamples: Number of resamples; the error is known to about 1 / sqrt(2 resamples) of itself.
         generator: Randomness, on the CPU.
         class_labels: (N,), classes that were dealt out in fixed numbers; None if there are none.
-
-    Raises:
-        ValueError: If resamples is less than 2, or there is not a label for each sample.
     """
     drawn = resampled(len(samples), resamples, generator=generator, class_labels=class_labels)
     values = torch.tensor([statistic(samples[i], reference) for i in drawn], dtype=torch.float64)
@@ -71,14 +68,7 @@ def bootstrap_difference(
     """statistic(second) - statistic(first) with its standard error, where row i of both comes from the same initial noise.
 
     Both are resampled with the same indices, so what the two share cancels.
-
-    Raises:
-        ValueError: If first and second differ in number, resamples is less than 2, or there is not a label for each row.
     """
-    if len(first) != len(second):
-        raise ValueError(
-            f"second must have as many rows as first, got {len(second)} and {len(first)}. Sample both from the same noise."
-        )
     drawn = resampled(len(first), resamples, generator=generator, class_labels=class_labels)
     values = [statistic(second[i], reference) - statistic(first[i], reference) for i in drawn]
     value = statistic(second, reference) - statistic(first, reference)
@@ -99,9 +89,6 @@ def resampled(
         resamples: how many.
         generator: randomness, on the CPU.
         class_labels: (N,), classes that were dealt out in fixed numbers: rows are drawn within each; None draws freely.
-
-    Raises:
-        ValueError: If resamples is less than 2, or there is not a label for each row.
     """
     if resamples < 2:
         raise ValueError(

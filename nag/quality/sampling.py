@@ -41,11 +41,10 @@ from nag.network.table import unwrap
 from nag.quality.feature_network import features_and_classes
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import Diverged, corrected, denoisers, first_question
-from nag.shift.calls import PER_SAMPLE, batch_of, main_network, silent
+from nag.shift.calls import batch_of, main_network, silent
 
-__all__ = ["Cost", "Sampled", "count_cost", "counted_passes", "largest_steps", "sample_features", "within"]
+__all__ = ["Cost", "Sampled", "count_cost", "largest_steps", "sample_features", "within"]
 
-RESERVED = ("batch_size", *PER_SAMPLE, "generator", "latents", "output_type", "return_dict")
 TOLERANCE = 0.005  # of the budget: a wavelet transform or the like does not cost a method a step
 MOST_OVER = 0.5  # evaluations: nor does a large budget give one away
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,7 +96,7 @@ class _Counting(Instrument):
 
 
 @contextmanager
-def counted_passes(*networks: Any) -> Iterator[list[int]]:
+def _counted_passes(*networks: Any) -> Iterator[list[int]]:
     """Within the block, the first entry of the list is the number of samples that went through the networks."""
     counted = [0]
     with ExitStack() as stack:
@@ -116,10 +115,6 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def reset(self, *_: Any) -> None:
-        """Begins anew."""
-        self.total = 0
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
@@ -136,9 +131,6 @@ def count_cost(pipe: Any, arguments: Mapping[str, Any], *, each: Mapping[str, An
         pipe: any pipeline; its scheduler is the sampler.
         arguments: for the pipeline, `num_inference_steps` among them.
         each: conditions of the samples, one entry for each.
-
-    Raises:
-        ValueError: whatever the pipeline refuses.
     """
     rest, acting = split_arguments(pipe, arguments)
     acting = [one for one in acting if one.on]
@@ -188,8 +180,7 @@ def largest_steps(
 ) -> tuple[int, Cost] | None:
     """The largest number of steps whose cost is within a budget, and that cost; None if one step is too dear.
 
-    The cost must not fall as steps are added; it is counted, at each number of steps that is tried. Half a per cent over
-    the budget is within it: what small operations beside the network cost is not to take a step away.
+    The cost must not fall as steps are added; it is counted at each number of steps that is tried.
 
     Args:
         pipe: a `NAGPipeline`; its scheduler is the sampler.
@@ -244,22 +235,7 @@ def sample_features(
         keep_images: how many of the samples to keep as images.
         mixed_precision: "no", "bf16" or "fp16": autocast of the pipeline.
         progress: show a progress bar.
-
-    Raises:
-        ValueError: if a number is not positive, labels are given for another number of samples, or an argument is one
-            that is set here.
-        Diverged: if a sample is not finite.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}. A few thousand samples are usual.")
-    taken = sorted(set(arguments) & set(RESERVED))
-    if taken:
-        raise ValueError(f"arguments must not hold what is set here, got {', '.join(taken)}. Leave it out.")
-    if mixed_precision not in PRECISIONS:
-        raise ValueError(
-            f"mixed_precision must be one of {', '.join(PRECISIONS)}, got {mixed_precision!r}. Use 'no' for float32."
-        )
     given = dict(each or {})
     labels = None if given.get("class_labels") is None else torch.as_tensor(given["class_labels"])
     rest, acting = split_arguments(pipe, arguments)
@@ -267,7 +243,7 @@ def sample_features(
     features, classes, kept, seconds = [], [], [], list[float]()
     with (
         silent(pipe),
-        counted_passes(*denoisers(pipe).values()) as counted,
+        _counted_passes(*denoisers(pipe).values()) as counted,
         tqdm(total=num_samples, desc="Sampling", unit="image", disable=not progress, leave=False) as bar,
     ):
         for start in range(0, num_samples, batch_size):

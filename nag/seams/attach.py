@@ -13,11 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nag.corrections.base import Correction
-from nag.corrections.calibrated import Calibrated
+from nag.corrections.base import Correction, Interval
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
-from nag.corrections.calibration import NoiseCalibration
-from nag.corrections.interval import Interval
+from nag.corrections.calibration import Calibrated, NoiseCalibration
 from nag.corrections.noise_guidance import NoiseGuidance
 from nag.corrections.tuned import FILE_NAME as TUNED_FILE
 from nag.corrections.tuned import load_tuned

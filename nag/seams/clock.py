@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nag.noise.read import SchedulerLevels, read_levels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_levels, read_train_timesteps
 from nag.seams.asking import Call
 from nag.seams.layouts import TOLD, same_timestep
 
@@ -90,17 +91,18 @@ class Clock:
         nominal = self._as_told(self.timesteps[i])
 
         def change(timestep: Tensor) -> Tensor:
-            new = told.to(timestep.device)
+            # a pipeline that tells its network rounded timesteps has a network that wants them so
+            new = told.to(timestep.device, timestep.dtype if timestep.is_floating_point() else torch.float32)
             if new.ndim and len(call.sample) != len(new):
                 new = new.repeat(len(call.sample) // len(new))
             if timestep.ndim == 0 or (new.ndim and timestep.shape != new.shape):
                 return new
             same = same_timestep(timestep, nominal.expand_as(timestep))
-            return torch.where(same, new.expand_as(timestep), timestep.float())
+            return torch.where(same, new.expand_as(timestep), timestep.to(new.dtype))
 
         return call.retimed(change)
 
     def _as_told(self, timestep: Tensor, rule: str | None = None) -> Tensor:
         name = rule or self._rule
         assert name is not None
-        return TOLD[name](timestep.double(), float(self.scheduler.config.get("num_train_timesteps", 1000)))
+        return TOLD[name](timestep.double(), read_train_timesteps(self.scheduler))

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from nag.corrections.base import HIDDEN, At, Correction, overrides
-from nag.corrections.calibrated import Calibrated
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
+from nag.corrections.calibration import Calibrated
 from nag.network.table import row_of, unwrap
 from nag.noise.relevel import relevel
 from nag.seams.asking import Call, output_with, rows_of

@@ -45,36 +45,24 @@ def fisher_floor(process: GaussianProcess, log_snr: Tensor, squared_norm: Tensor
     alpha, sigma = process.alpha(t), process.sigma(t)
     alpha_dot, sigma_dot = process.alpha_dot(t), process.sigma_dot(t)
     log_snr_dot = 2 * (alpha_dot / alpha - sigma_dot / sigma)
-    information = (
-        2 * dimension * (sigma_dot / sigma)[:, None] ** 2
-        + (alpha_dot / sigma)[:, None] ** 2 * squared_norm.double().cpu()[None]
-    ) / log_snr_dot[:, None] ** 2
+    of_noise, of_signal = 2 * dimension * (sigma_dot / sigma) ** 2, (alpha_dot / sigma) ** 2
+    information = of_noise[:, None] + of_signal[:, None] * squared_norm.double().cpu()
+    information = information / log_snr_dot[:, None] ** 2
     return (1 / information).mean(dim=1).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressorAccuracy:
-    """Error of a regressor per level, and its calibration over the prior.
+    """Error of a regressor per level, and its calibration over the prior."""
 
-    Args:
-        log_snr: K levels.
-        rmse: root-mean-square error of the log-SNR at each.
-        rmse_standard_error: of each.
-        floor: the clairvoyant Fisher floor at each.
-        bias: mean error at each; towards the prior where the state leaves the level open.
-        coverage_90: share of states, over the prior of levels, whose level lies in the 90 % interval.
-        coverage_standard_error: of it.
-        count: states per level.
-    """
-
-    log_snr: tuple[float, ...]
-    rmse: tuple[float, ...]
-    rmse_standard_error: tuple[float, ...]
-    floor: tuple[float, ...]
-    bias: tuple[float, ...]
-    coverage_90: float
-    coverage_standard_error: float
-    count: int
+    log_snr: tuple[float, ...]  # K levels
+    rmse: tuple[float, ...]  # root-mean-square error of the log-SNR at each
+    rmse_standard_error: tuple[float, ...]  # of each
+    floor: tuple[float, ...]  # the clairvoyant Fisher floor at each
+    bias: tuple[float, ...]  # mean error at each; towards the prior where the state leaves the level open
+    coverage_90: float  # share of states, over the prior of levels, whose level lies in the 90 % interval
+    coverage_standard_error: float  # of it
+    count: int  # states per level
 
     @property
     def ratio(self) -> tuple[float, ...]:
@@ -82,19 +70,9 @@ class RegressorAccuracy:
         return tuple(a / b for a, b in zip(self.rmse, self.floor, strict=True))
 
     def worst_ratio(self, low: float, high: float) -> float:
-        """Largest rmse / floor over the levels in [low, high].
-
-        Raises:
-            ValueError: if no level lies there.
-        """
-        inside = [
-            r for level, r in zip(self.log_snr, self.ratio, strict=True) if low - 1e-9 <= level <= high + 1e-9
-        ]
-        if not inside:
-            raise ValueError(
-                f"low, high must enclose a measured level, got {low}, {high}. Levels: {self.log_snr}."
-            )
-        return max(inside)
+        """Largest rmse / floor over the levels in [low, high]."""
+        pairs = zip(self.log_snr, self.ratio, strict=True)
+        return max(ratio for level, ratio in pairs if low - 1e-9 <= level <= high + 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -119,9 +97,7 @@ def measure_accuracy(
         log_snr: `(K,)`, levels; default: -3, -2.5, ..., 6.
         class_labels: `(N,)`, for a regressor that is shown classes.
         seed: of the noise.
-
-    Returns:
-        The error per level, and the coverage over the prior of levels.
+        batch_size: states per call of the regressor.
     """
     process = regressor.process
     levels = torch.arange(-3, 6.01, 0.5).double() if log_snr is None else log_snr.double()

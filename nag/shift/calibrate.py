@@ -22,21 +22,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction
+from nag.corrections.base import Interval
 from nag.corrections.calibration import NoiseCalibration
 from nag.noise.read import read_levels
 from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
-from nag.shift.forward import (
-    ForwardReference,
-    LevelEstimator,
-    Told,
-    fingerprint_of,
-    finite_estimate,
-    forward_reference,
-    place,
-)
+from nag.shift.forward import LevelEstimator, Told, fingerprint_of, finite_estimate, forward_reference, place
 from nag.shift.response import measure_levels
 from nag.shift.trajectory import check_coordinates
 
@@ -68,8 +61,8 @@ def calibrate(
     class_labels: Sequence[int] | Tensor | None = None,
     image_labels: Sequence[int] | Tensor | None = None,
     corrections: Correction | Sequence[Correction] = (),
-    told: Callable[[int, int], Told] | None = None,
-    interval: tuple[float | None, float | None] = (-2.5, None),
+    told: Told | None = None,
+    interval: Interval = (-2.5, None),
     progress: bool = True,
     **pipeline_kwargs: Any,
 ) -> NoiseCalibration:
@@ -93,14 +86,7 @@ def calibrate(
         interval: log-SNRs outside keep their nominal level.
         progress: show a progress bar.
         pipeline_kwargs: everything else for the pipeline, such as `guidance_scale`, `eta`, or `prompt`.
-
-    Raises:
-        ValueError: if the scheduler cannot be calibrated, or there are too few samples or images.
     """
-    if num_samples < 8 or batch_size < 8:
-        raise ValueError(
-            f"num_samples and batch_size must be at least 8, got {num_samples} and {batch_size}. Use a few hundred."
-        )
     acting = [corrections] if isinstance(corrections, Correction) else list(corrections)
     acting = [one for one in acting if one.on]
     scheduler = pipeline.scheduler
@@ -109,11 +95,11 @@ def calibrate(
     levels = read_levels(scheduler)
     check_coordinates(regressor, levels)
     nominal = levels.log_snr.numpy()
-    reference: ForwardReference = forward_reference(
+    reference = forward_reference(
         images, regressor, nominal, seed=seed + 1, class_labels=image_labels, told=told, progress=progress
     )
-    low, high = interval
-    inside = (nominal >= (-np.inf if low is None else low)) & (nominal <= (np.inf if high is None else high))
+    low, high = (end if one is None else one for one, end in zip(interval, (-np.inf, np.inf), strict=True))
+    within = (nominal >= low) & (nominal <= high)
     table: list[float | None] = [None] * len(nominal)
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]
@@ -129,7 +115,7 @@ def calibrate(
         def measure(at: At) -> float | None:
             bar.update()
             i = at.i
-            if inside[i]:
+            if within[i]:
                 found, _ = finite_estimate(at.posterior(regressor, at.u.to(*place(regressor))), f"step {i}")
                 seen[i].append(found)
                 result = measure_levels(np.concatenate(seen[i])[None], nominal[i : i + 1], reference)

@@ -40,10 +40,8 @@ PER_SAMPLE = (
 
 def main_network(pipe: Any) -> Any:
     """The first of a pipeline's denoisers."""
-    networks = denoisers(pipe)
-    if not networks:
-        raise ValueError(f"pipe must have a denoiser, got {type(pipe).__name__}.")
-    return next(iter(networks.values()))
+    first, *_ = denoisers(pipe).values()
+    return first
 
 
 def takes(pipe: Any, name: str) -> bool:
@@ -64,10 +62,6 @@ def image_size(pipe: Any) -> tuple[int, int]:
     config = unwrap(main_network(pipe)).config
     size = config.get("sample_size")
     size = size[-1] if isinstance(size, list | tuple) else size
-    if size is None:
-        raise ValueError(
-            f"pipe must have a sample_size to know how large its images are, got {type(pipe).__name__}. Pass height and width."
-        )
     vae = getattr(pipe, "vae", None)
     if vae is None:
         return int(config.in_channels), int(size)
@@ -121,15 +115,10 @@ def batch_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What samples are asked to show: classes in turn, prompts in turn, or nothing.
+    """What samples are asked to show: classes in turn, prompts in turn, or nothing."""
 
-    Args:
-        classes: number of classes without the null class, or None.
-        prompts: one for each, or None.
-    """
-
-    classes: int | None = None
-    prompts: tuple[str, ...] | None = None
+    classes: int | None = None  # number of classes without the null class, or None
+    prompts: tuple[str, ...] | None = None  # one for each, or None
 
     def of(self, count: int) -> dict[str, Any]:
         """Arguments of a pipeline for some samples, one entry for each."""

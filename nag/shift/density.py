@@ -34,21 +34,13 @@ SMALLEST = 1e-3  # a bandwidth below the float32 rounding of a log-SNR would res
 
 @dataclass(frozen=True, kw_only=True)
 class Bandwidth:
-    """A kernel bandwidth and the check of it, in the unit of the values.
+    """A kernel bandwidth and the check of it, in the unit of the values."""
 
-    Attributes:
-        value: the bandwidth to use.
-        rule: Silverman's rule.
-        held_out: the bandwidth with the best held-out log-likelihood.
-        gain: its held-out log-likelihood per value above the rule's, in nats.
-        gain_standard_error: standard error of `gain`.
-    """
-
-    value: float
-    rule: float
-    held_out: float
-    gain: float
-    gain_standard_error: float
+    value: float  # the bandwidth to use
+    rule: float  # Silverman's rule
+    held_out: float  # the bandwidth with the best held-out log-likelihood
+    gain: float  # its held-out log-likelihood per value above the rule's, in nats
+    gain_standard_error: float  # standard error of `gain`
 
     @property
     def chosen_by(self) -> str:

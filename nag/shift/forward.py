@@ -23,7 +23,6 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nag.corrections.base import At
 from nag.files import Archive
 from nag.network.regressor import NoiseEstimate, fingerprint
 from nag.noise.process import GaussianProcess
@@ -48,42 +47,17 @@ class LevelEstimator(Protocol):
     def estimate(self, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate: ...
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Told:
-    """An estimator that is told what a pipeline tells its network: the same prompt, class or added embeddings as the samples.
+Estimate = Callable[[Tensor, Tensor | None], NoiseEstimate]
+"""An estimator's answer for states, and their classes or None."""
 
-    Args:
-        regressor: the estimator.
-        at: the first question of the call whose conditions it is told.
-    """
-
-    regressor: Any
-    at: At
-
-    @property
-    def process(self) -> GaussianProcess:
-        """The process of the states."""
-        return self.regressor.process
-
-    @property
-    def log_snr_range(self) -> tuple[float, float]:
-        """Ends of its levels."""
-        return self.regressor.log_snr_range
-
-    def parameters(self) -> Any:
-        """Of the regressor."""
-        return self.regressor.parameters()
-
-    def estimate(self, x: Tensor, class_labels: Tensor | None = None) -> NoiseEstimate:
-        """The posterior of B states."""
-        found: NoiseEstimate = self.at.posterior(self.regressor, x.to(*place(self.regressor)))
-        return found
+Told = Callable[[int, int], Estimate]
+"""Estimates for the images start, ..., stop - 1 that are told what a pipeline tells its network, such as their captions."""
 
 
 def told_by(
     pipe: Any, regressor: Any, arguments: Mapping[str, Any], count: int, *, num_inference_steps: int = 4
-) -> Callable[[int, int], Told]:
-    """The estimator for the images start, ..., stop - 1, under the captions that stand in the arguments.
+) -> Told:
+    """Estimates under the conditions that stand in the arguments of a pipeline's call.
 
     Args:
         pipe: whose own call encodes the captions.
@@ -93,30 +67,25 @@ def told_by(
         num_inference_steps: of the call, which ends at its first question.
     """
 
-    def told(start: int, stop: int) -> Told:
+    def told(start: int, stop: int) -> Estimate:
         call = batch_of(pipe, arguments, start, stop, num_samples=count, seed=0)
         call["num_inference_steps"] = num_inference_steps
         with silent(pipe):
-            return Told(regressor=regressor, at=first_question(pipe, lambda: pipe(**call)))
+            at = first_question(pipe, lambda: pipe(**call))
+        return lambda x, _: at.posterior(regressor, x)
 
     return told
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ForwardReference(Archive):
-    """Estimates of M held-out images at G known levels.
+    """Estimates of M held-out images at G known levels."""
 
-    Attributes:
-        log_snr: `(G,)`, the true levels, strictly rising.
-        estimate: `(G, M)`, the estimated log-SNR.
-        variance: `(G, M)`, the variance of log-SNR that the estimator itself claims.
-        settings: how it was made.
-    """
-
-    log_snr: Float64[np.ndarray, " levels"]
-    estimate: Float32[np.ndarray, "levels images"]
+    log_snr: Float64[np.ndarray, " levels"]  # `(G,)`, the true levels, strictly rising
+    estimate: Float32[np.ndarray, "levels images"]  # `(G, M)`, the estimated log-SNR
+    # `(G, M)`, the variance of log-SNR that the estimator itself claims
     variance: Float32[np.ndarray, "levels images"]
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # how it was made
 
     def row(self, log_snr: float) -> int:
         """The index of a level."""
@@ -178,11 +147,6 @@ def _values(levels: Any) -> np.ndarray:
     parts = levels if isinstance(levels, list | tuple) and levels and not np.isscalar(levels[0]) else [levels]
     arrays = [np.atleast_1d(np.asarray(getattr(part, "log_snr", part), dtype=np.float64)) for part in parts]
     values = np.unique(np.concatenate(arrays))
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(
-            f"levels must be finite log-SNRs, at least one, got {values.tolist()}. "
-            "Give a Trajectory, the levels of a scheduler, or a list of either."
-        )
     return values[np.concatenate([[True], np.diff(values) > SAME_LEVEL])]
 
 
@@ -195,7 +159,7 @@ def forward_reference(
     seed: int = 0,
     batch_size: int = 64,
     class_labels: Sequence[int] | Tensor | None = None,
-    told: Callable[[int, int], LevelEstimator] | None = None,
+    told: Told | None = None,
     spacing: float = 0.5,
     reach: float = 1.0,
     progress: bool = True,
@@ -213,7 +177,7 @@ def forward_reference(
         seed: of the noise; image m's noise depends on the seed and on m alone.
         batch_size: images per call of the estimator.
         class_labels: `(M,)`, the images' classes, for a class-conditional regressor.
-        told: gives the estimator for the images start, ..., stop - 1, where it is told their captions; see `told_by`.
+        told: estimates that are told the images' captions; see `told_by`.
         spacing: the largest gap between two levels, in log-SNR.
         reach: how far the grid goes on beyond the first and the last level, in log-SNR.
         progress: show a progress bar.
@@ -221,11 +185,6 @@ def forward_reference(
     Raises:
         Diverged: if an estimate is not finite.
     """
-    for name, value in (("batch_size", batch_size), ("spacing", spacing), ("reach", reach)):
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} must be positive, got {value}. Leave it out for the default.")
-    if isinstance(images, Tensor):
-        _check_number(len(images), class_labels)
     grid = level_grid(_values(levels), spacing=spacing, reach=reach, limits=regressor.log_snr_range)
     labels = None if class_labels is None else torch.as_tensor(class_labels)
     alphas, sigmas = regressor.process.alpha_sigma(torch.from_numpy(grid))
@@ -239,16 +198,15 @@ def forward_reference(
             eps = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
             part = None if labels is None else labels[count : count + len(x_0)].to(device)
             rows = []
-            own = regressor if told is None else told(count, count + len(x_0))
+            estimate = regressor.estimate if told is None else told(count, count + len(x_0))
             for level, alpha, sigma in zip(grid.tolist(), alphas.tolist(), sigmas.tolist(), strict=True):
                 where = f"log-SNR {level:.2f} of held-out images"
                 x_t = (alpha * x_0 + sigma * eps).to(device, dtype)
-                rows.append(finite_estimate(own.estimate(x_t, part), where))
+                rows.append(finite_estimate(estimate(x_t, part), where))
                 bar.update(len(x_0))
             means.append(np.stack([mean for mean, _ in rows]))
             variances.append(np.stack([variance for _, variance in rows]))
             count += len(x_0)
-    _check_number(count, class_labels)
     settings: dict[str, Any] = {"num_images": count, "seed": seed, "spacing": spacing, "reach": reach}
     settings["regressor"] = fingerprint_of(regressor)
     return ForwardReference(
@@ -257,12 +215,3 @@ def forward_reference(
         variance=np.concatenate(variances, 1),
         settings=settings,
     )
-
-
-def _check_number(count: int, class_labels: Sequence[int] | Tensor | None) -> None:
-    if count < 8:
-        raise ValueError(f"images must be at least 8, got {count}. Use a few hundred held-out images.")
-    if class_labels is not None and len(class_labels) != count:
-        raise ValueError(
-            f"class_labels must hold one class for each of {count} images, got {len(class_labels)}."
-        )

@@ -6,7 +6,9 @@ Everything is checked before training begins. Small sets are decoded once and ke
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +68,7 @@ class ImageTable(torch.utils.data.Dataset):
         return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
     def check(self, *, skip_unreadable: bool, progress: bool = True) -> ImageTable:
-        """Reads every image once.
-
-        Returns:
-            This table, or one without the unreadable images.
-
-        Raises:
-            ValueError: if images are unreadable and may not be skipped, or none is left.
-        """
+        """Reads every image once, and leaves out or refuses the unreadable ones."""
         keep = len(self) * self.channels * self.resolution**2 <= MEMORY_LIMIT
         decoded, good, bad = [], [], []
         for index in tqdm(range(len(self)), desc="reading images", disable=not progress, leave=False):
@@ -113,46 +108,36 @@ class ImageTable(torch.utils.data.Dataset):
 
     def subset(self, indices: range) -> ImageTable:
         """The table of some rows."""
-        part = ImageTable(
-            self.rows.select(indices),
-            channels=self.channels,
-            resolution=self.resolution,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            center_crop=self.center_crop,
-        )
+        part = copy(self)
+        part.rows, part.labels = self.rows.select(indices), self.labels[indices.start : indices.stop]
         part.bytes = None if self.bytes is None else self.bytes[indices.start : indices.stop]
         return part
 
 
-def _rows(name: str | None, config: str | None, folder: Path | None, split: str) -> Any:
+def _rows(data: str | Path, config: str | None, split: str) -> Any:
     from datasets import load_dataset
 
-    if (name is None) == (folder is None):
-        raise ValueError(
-            "data must be named once, got both or neither. Pass --dataset_name or --train_data_dir."
-        )
-    if folder is None:
-        return load_dataset(name, config, split=split)
+    folder = Path(data)
     if folder.is_file() and folder.suffix == ".parquet":
         return load_dataset("parquet", data_files=str(folder), split="train")
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"train_data_dir must be a folder or a parquet file, got {folder}. It does not exist."
-        )
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data)):
+            raise FileNotFoundError(
+                f"data must be a folder, a parquet file or a dataset on the Hub, got {data}. It does not exist."
+            )
+        return load_dataset(str(data), config, split=split)
     parquet = sorted(folder.glob(f"{split}*.parquet"))
     if parquet:
         return load_dataset("parquet", data_files=[str(file) for file in parquet], split="train")
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*")):
         return load_dataset("imagefolder", data_dir=str(folder), split="train")
-    raise ValueError(f"train_data_dir must hold images or {split}*.parquet, got {folder}, which has neither.")
+    raise ValueError(f"data must hold images or {split}*.parquet, got {folder}, which has neither.")
 
 
 def load_images(
+    data: str | Path,
     *,
-    dataset_name: str | None = None,
     dataset_config_name: str | None = None,
-    train_data_dir: Path | str | None = None,
     split: str = "train",
     channels: int,
     resolution: int,
@@ -166,20 +151,16 @@ def load_images(
     """Opens and checks a set of images.
 
     Args:
+        data: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub.
         channels: 1 converts to gray, 3 to RGB.
         label_column: column of integer labels, or None for images without labels.
 
     Returns:
         A checked table of images `(channels, resolution, resolution)` in [-1, 1].
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-        ValueError: if a column is missing, images are unreadable, or there are none.
     """
     from datasets import Image as ImageFeature
 
-    folder = None if train_data_dir is None else Path(train_data_dir)
-    rows = _rows(dataset_name, dataset_config_name, folder, split)
+    rows = _rows(data, dataset_config_name, split)
     for column in [image_column] + ([label_column] if label_column else []):
         if column not in rows.column_names:
             raise ValueError(
@@ -188,10 +169,6 @@ def load_images(
             )
     if max_samples is not None:
         rows = rows.select(range(min(max_samples, len(rows))))
-    if len(rows) == 0:
-        raise ValueError(
-            "data must hold at least one image, got none. Check the split and --max_train_samples."
-        )
     rows = rows.cast_column(image_column, ImageFeature(decode=False))
     table = ImageTable(
         rows,

@@ -32,6 +32,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import cattrs
 import numpy as np
 from jaxtyping import Float
 from scipy.special import erf
@@ -49,117 +50,69 @@ DRAWS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StepDensity:
-    """Densities of the estimated log-SNR at one step, ready to draw.
+    """Densities of the estimated log-SNR at one step, ready to draw."""
 
-    Attributes:
-        x: estimated log-SNR.
-        sampled: density of the sampled states at x.
-        forward: density of the forward states at x.
-        sampled_bandwidth: kernel bandwidth for the sampled states, in log-SNR, with the check of the rule.
-        forward_bandwidth: the same for the forward states.
-    """
-
-    x: tuple[float, ...]
-    sampled: tuple[float, ...]
-    forward: tuple[float, ...]
+    x: tuple[float, ...]  # estimated log-SNR
+    sampled: tuple[float, ...]  # density of the sampled states at x
+    forward: tuple[float, ...]  # density of the forward states at x
+    # kernel bandwidth for the sampled states, in log-SNR, with the check of the rule
     sampled_bandwidth: Bandwidth
-    forward_bandwidth: Bandwidth
+    forward_bandwidth: Bandwidth  # the same for the forward states
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepShift:
-    """One step. Levels are log-SNRs, shifts are in log(sigma/alpha) with positive = noisier, unless named otherwise.
+    """One step. Levels are log-SNRs, shifts are in log(sigma/alpha) with positive = noisier, unless named otherwise."""
 
-    Attributes:
-        step: index of the step.
-        timestep: what the network is told.
-        log_snr: nominal level.
-        shift: sampled minus forward; None where `reason` says why.
-        standard_error: of `shift`, from the samples, the images and the slope of the response curve.
-        z: shift / standard_error; None without a number, or without an error.
-        shift_timesteps: the shift in timesteps.
-        reason: why there is no number, or None.
-        raw_shift: -1/2 (mean estimate of sampled - of forward states), which shrinks by the slope.
-        raw_standard_error: of `raw_shift`.
-        slope: of the response curve at the nominal level.
-        slope_standard_error: of `slope`.
-        label_mismatch: of the scheduler; positive = the network is told a noisier level.
-        label_mismatch_timesteps: the same in timesteps.
-        arrival_mismatch: of the scheduler; positive = a perfectly predicted state arrives noisier than nominal.
-        overlap: overlapping coefficient of the two densities of the estimate.
-        ks: Kolmogorov-Smirnov distance of the two.
-        ks_p_value: its p-value.
-        sampled_mean: mean estimate of the sampled states.
-        forward_mean: mean estimate of the forward states.
-        sampled_std: spread of the estimates of the sampled states.
-        forward_std: the same for the forward states.
-        sampled_claimed_std: root mean variance that the estimator claims for the sampled states.
-        forward_claimed_std: the same for the forward states.
-        density: the two densities.
-    """
-
-    step: int
-    timestep: float
-    log_snr: float
-    shift: float | None
+    step: int  # index of the step
+    timestep: float  # what the network is told
+    log_snr: float  # nominal level
+    shift: float | None  # sampled minus forward; None where `reason` says why
+    # of `shift`, from the samples, the images and the slope of the response curve
     standard_error: float | None
-    z: float | None
-    shift_timesteps: float | None
-    reason: str | None
-    raw_shift: float
-    raw_standard_error: float
-    slope: float
-    slope_standard_error: float
-    label_mismatch: float
-    label_mismatch_timesteps: float
+    z: float | None  # shift / standard_error; None without a number, or without an error
+    shift_timesteps: float | None  # the shift in timesteps
+    reason: str | None  # why there is no number, or None
+    raw_shift: float  # -1/2 (mean estimate of sampled - of forward states), which shrinks by the slope
+    raw_standard_error: float  # of `raw_shift`
+    slope: float  # of the response curve at the nominal level
+    slope_standard_error: float  # of `slope`
+    label_mismatch: float  # of the scheduler; positive = the network is told a noisier level
+    label_mismatch_timesteps: float  # the same in timesteps
+    # of the scheduler; positive = a perfectly predicted state arrives noisier than nominal
     arrival_mismatch: float
-    overlap: float
-    ks: float
-    ks_p_value: float
-    sampled_mean: float
-    forward_mean: float
-    sampled_std: float
-    forward_std: float
-    sampled_claimed_std: float
-    forward_claimed_std: float
-    density: StepDensity
+    overlap: float  # overlapping coefficient of the two densities of the estimate
+    ks: float  # Kolmogorov-Smirnov distance of the two
+    ks_p_value: float  # its p-value
+    sampled_mean: float  # mean estimate of the sampled states
+    forward_mean: float  # mean estimate of the forward states
+    sampled_std: float  # spread of the estimates of the sampled states
+    forward_std: float  # the same for the forward states
+    sampled_claimed_std: float  # root mean variance that the estimator claims for the sampled states
+    forward_claimed_std: float  # the same for the forward states
+    density: StepDensity  # the two densities
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseShift:
-    """The noise shift of a run.
+    """The noise shift of a run."""
 
-    Attributes:
-        steps: one `StepShift` per step.
-        interval: log-SNRs from the first up to (not with) the second, None = no end: what the means are taken over.
-        num_steps: steps in the interval.
-        num_measured: those of them that have a number.
-        mean_shift: mean shift over these, in log(sigma/alpha); None without any.
-        mean_shift_standard_error: of `mean_shift`.
-        mean_abs_shift: mean |shift|, free of the upward bias of |noise|; see the module's text. May be slightly negative.
-        mean_abs_shift_standard_error: of `mean_abs_shift`.
-        num_samples: sampled trajectories.
-        num_images: held-out images.
-        curve_log_snr: true levels of the forward response curve.
-        curve_mean: mean estimate there.
-        curve_standard_error: of `curve_mean`.
-        settings: of the measurement, the trajectory and the reference.
-    """
-
-    steps: tuple[StepShift, ...]
+    steps: tuple[StepShift, ...]  # one `StepShift` per step
+    # log-SNRs from the first up to (not with) the second, None = no end: what the means are taken over
     interval: tuple[float | None, float | None]
-    num_steps: int
-    num_measured: int
-    mean_shift: float | None
-    mean_shift_standard_error: float | None
+    num_steps: int  # steps in the interval
+    num_measured: int  # those of them that have a number
+    mean_shift: float | None  # mean shift over these, in log(sigma/alpha); None without any
+    mean_shift_standard_error: float | None  # of `mean_shift`
+    # mean |shift|, free of the upward bias of |noise|; see the module's text. May be slightly negative.
     mean_abs_shift: float | None
-    mean_abs_shift_standard_error: float | None
-    num_samples: int
-    num_images: int
-    curve_log_snr: tuple[float, ...]
-    curve_mean: tuple[float, ...]
-    curve_standard_error: tuple[float, ...]
-    settings: dict[str, Any]
+    mean_abs_shift_standard_error: float | None  # of `mean_abs_shift`
+    num_samples: int  # sampled trajectories
+    num_images: int  # held-out images
+    curve_log_snr: tuple[float, ...]  # true levels of the forward response curve
+    curve_mean: tuple[float, ...]  # mean estimate there
+    curve_standard_error: tuple[float, ...]  # of `curve_mean`
+    settings: dict[str, Any]  # of the measurement, the trajectory and the reference
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries, lists and numbers that strict JSON can hold; what is missing is None, never nan."""
@@ -168,24 +121,11 @@ class NoiseShift:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NoiseShift:
         """The inverse of `to_dict`."""
-        try:
-            values: dict[str, Any] = {
-                name: tuple(v) if isinstance(v, list | tuple) else v for name, v in data.items()
-            }
-            steps = tuple(
-                StepShift(**step | {"density": _density(step["density"])}) for step in data["steps"]
-            )
-            return cls(**values | {"steps": steps})
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"data must be what NoiseShift.to_dict makes, got trouble with {error}."
-            ) from error
+        return cattrs.structure(data, cls)
 
     def table(self) -> str:
         """A plain text table, one line per step, for a terminal."""
-        lines = [
-            f"{'timestep':>9} {'log-SNR':>8} {'shift':>8} {'s.e.':>7} {'z':>6} {'steps':>7} {'label':>7} {'overlap':>7}"
-        ]
+        lines = [" timestep  log-SNR    shift    s.e.      z   steps   label overlap"]
         for s in self.steps:
             head = f"{s.timestep:9.1f} {s.log_snr:8.2f} "
             tail = f" {s.label_mismatch_timesteps:7.2f} {s.overlap:7.2f}"
@@ -196,13 +136,6 @@ class NoiseShift:
                     f"{head}{s.shift:8.3f} {s.standard_error:7.3f} {s.z or 0:6.1f} {s.shift_timesteps:7.1f}{tail}"
                 )
         return "\n".join(lines)
-
-
-def _density(data: Mapping[str, Any]) -> StepDensity:
-    values: dict[str, Any] = {
-        k: Bandwidth(**v) if isinstance(v, Mapping) else tuple(v) for k, v in data.items()
-    }
-    return StepDensity(**values)
 
 
 def _drawn(sampled: Density, forward: Density, points: int) -> StepDensity:

@@ -28,11 +28,9 @@ def check_output(
 ) -> None:
     """Refuses a folder in use, in which these files would replace others; also for callers with much work before it."""
     folder = Path(output_dir)
-    if folder.is_file():
-        raise ValueError(f"output_dir must be a folder, got the file {str(folder)!r}. Name a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
         raise ValueError(
-            f"output_dir must be new or empty, got {str(folder)!r}. Name another, or overwrite {', '.join(files)} in it."
+            f"output_dir must be a new or empty folder, got {str(folder)!r}. Name another, or overwrite {', '.join(files)} in it."
         )
 
 

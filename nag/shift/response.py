@@ -37,23 +37,15 @@ WINDOW = 0.5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Levels:
-    """What `measure_levels` finds at N steps; nan where `reasons` says why there is no number.
+    """What `measure_levels` finds at N steps; nan where `reasons` says why there is no number."""
 
-    Attributes:
-        shift: `(N,)`, shift in log(sigma/alpha), positive = noisier than the forward states.
-        standard_error: `(N,)`, of `shift`.
-        covariance: `(N, N)`, of `shift` among steps (0 where there is no number).
-        slope: `(N,)`, the slope of the response curve at the nominal level; 1 for an estimator without bias.
-        slope_standard_error: `(N,)`, of `slope`.
-        reasons: N texts, or None where there is a number.
-    """
-
-    shift: np.ndarray
-    standard_error: np.ndarray
-    covariance: np.ndarray
+    shift: np.ndarray  # `(N,)`, shift in log(sigma/alpha), positive = noisier than the forward states
+    standard_error: np.ndarray  # `(N,)`, of `shift`
+    covariance: np.ndarray  # `(N, N)`, of `shift` among steps (0 where there is no number)
+    # `(N,)`, the slope of the response curve at the nominal level; 1 for an estimator without bias
     slope: np.ndarray
-    slope_standard_error: np.ndarray
-    reasons: tuple[str | None, ...]
+    slope_standard_error: np.ndarray  # `(N,)`, of `slope`
+    reasons: tuple[str | None, ...]  # N texts, or None where there is a number
 
 
 class ResponseCurve:
@@ -137,17 +129,17 @@ def measure_levels(
         min_slope: below this slope of the response curve no number is given.
         max_standard_error: above this standard error of log(sigma/alpha) no number is given.
     """
-    count = estimate.shape[1]
-    if count < 8:
-        raise ValueError(f"trajectory must hold at least 8 samples, got {count}. Use a few hundred.")
+    count, images = estimate.shape[1], reference.estimate.shape[1]
+    if min(count, images) < 8:
+        raise ValueError(
+            f"samples and images must be at least 8, got {count} and {images}. Use a few hundred."
+        )
     curve = ResponseCurve(reference)
     rows = [reference.row(level) for level in log_snr]
-    steps, images = len(rows), reference.estimate.shape[1]
+    steps = len(rows)
     shift, error = np.full(steps, np.nan), np.full(steps, np.nan)
-    sampled, forward = (
-        np.zeros((steps, count)),
-        np.zeros((steps, images)),
-    )  # influence of one sample, one image
+    # influence of one sample, one image
+    sampled, forward = (np.zeros((steps, count)), np.zeros((steps, images)))
     reasons: list[str | None] = []
     for i, row in enumerate(rows):
         values = estimate[i].astype(np.float64)

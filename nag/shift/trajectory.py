@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from nag.corrections import At, Correction, Recorder
 from nag.files import Archive
-from nag.noise.read import SchedulerLevels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_settings
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import corrected
 from nag.shift.calls import batch_of, silent
@@ -36,31 +37,21 @@ RESERVED = ("batch_size", "generator", "latents", "output_type", "return_dict")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trajectory(Archive):
-    """Estimated levels of B samples at the N steps of a sampler.
+    """Estimated levels of B samples at the N steps of a sampler."""
 
-    Attributes:
-        log_snr: `(N,)`, nominal levels of the states handed to the network.
-        timesteps: `(N,)`, what the network is told.
-        label_log_snr: `(N,)`, the level that this label names.
-        label_mismatch: `(N,)`, label minus the nominal level's own timestep, in timesteps: the scheduler's rounding.
-        arrival_log_snr: `(N,)`, the level at which the step before leaves a perfectly predicted state.
-        timestep_table: `(2, K)`, rising log-SNRs and their timesteps.
-        estimate: `(N, B)`, the estimated log-SNR.
-        variance: `(N, B)`, the variance of log-SNR that the estimator itself claims.
-        images: `(k, H, W, C)`, the first k samples.
-        settings: how it was made.
-    """
-
-    log_snr: Float64[np.ndarray, " steps"]
-    timesteps: Float64[np.ndarray, " steps"]
-    label_log_snr: Float64[np.ndarray, " steps"]
+    log_snr: Float64[np.ndarray, " steps"]  # `(N,)`, nominal levels of the states handed to the network
+    timesteps: Float64[np.ndarray, " steps"]  # `(N,)`, what the network is told
+    label_log_snr: Float64[np.ndarray, " steps"]  # `(N,)`, the level that this label names
+    # `(N,)`, label minus the nominal level's own timestep, in timesteps: the scheduler's rounding
     label_mismatch: Float64[np.ndarray, " steps"]
+    # `(N,)`, the level at which the step before leaves a perfectly predicted state
     arrival_log_snr: Float64[np.ndarray, " steps"]
-    timestep_table: Float64[np.ndarray, "2 table"]
-    estimate: Float32[np.ndarray, "steps samples"]
+    timestep_table: Float64[np.ndarray, "2 table"]  # `(2, K)`, rising log-SNRs and their timesteps
+    estimate: Float32[np.ndarray, "steps samples"]  # `(N, B)`, the estimated log-SNR
+    # `(N, B)`, the variance of log-SNR that the estimator itself claims
     variance: Float32[np.ndarray, "steps samples"]
-    images: UInt8[np.ndarray, "kept height width channels"]
-    settings: dict[str, Any]
+    images: UInt8[np.ndarray, "kept height width channels"]  # `(k, H, W, C)`, the first k samples
+    settings: dict[str, Any]  # how it was made
 
     def timestep_of(self, log_snr: np.ndarray) -> np.ndarray:
         """Timestep of a level, not rounded; levels outside the table take its ends."""
@@ -95,11 +86,8 @@ def _plain(value: Any) -> Any:
 
 
 def _settings(pipeline: Any, regressor: LevelEstimator, arguments: dict[str, Any]) -> dict[str, Any]:
-    config = {
-        key: value
-        for key, value in dict(pipeline.scheduler.config).items()
-        if not key.startswith("_") and value is not None and key != "trained_betas"
-    }
+    config = read_settings(pipeline.scheduler)
+    config = {key: value for key, value in config.items() if value is not None and key != "trained_betas"}
     settings = arguments | {
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
@@ -147,14 +135,6 @@ def record(
     Raises:
         Diverged: if an estimate is not finite.
     """
-    at_least = {
-        "num_samples": (num_samples, 1),
-        "batch_size": (batch_size, 1),
-        "keep_images": (keep_images, 0),
-    }
-    for name, (value, least) in at_least.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
     taken = sorted(set(pipeline_kwargs) & set(RESERVED))
     if taken:
         raise ValueError(f"pipeline_kwargs must not hold what `record` sets itself, got {', '.join(taken)}.")

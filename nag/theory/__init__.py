@@ -1,11 +1,7 @@
 """Exact objects behind noise guidance, for data sets where everything has a closed form."""
 
 from nag.theory.bound import AccumulatedBound, accumulate, accumulated_bound, jacobian_norm
-from nag.theory.concentration import (
-    Concentration,
-    concentration,
-    law_of_spread,
-)
+from nag.theory.concentration import Concentration, concentration, law_of_spread
 from nag.theory.energy import BlindField, decompose, energy_gradient, marginal_energy
 from nag.theory.levelwise import check_grid, check_levels, fisher_information, posterior_width
 from nag.theory.posterior import FiniteData

@@ -71,9 +71,6 @@ def concentration(
         targets: name to prediction type or function t -> (c, d); their spreads share one pass over the data.
         loss_weight: w(t) of the training loss, which tilts f but not the posterior.
         negligible: see `levelwise`.
-
-    Raises:
-        ValueError: if z has another shape than the data, or a target is unknown.
     """
 
     def of(part: Levelwise) -> dict[str, Tensor]:

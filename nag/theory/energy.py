@@ -94,9 +94,6 @@ def decompose(
         sharpness: the average is taken under p(t) p(x|t)^sharpness, normalised: above 1 the posterior is
             sharper than the data make it, and the transport term dies.
         negligible: see `levelwise`.
-
-    Raises:
-        ValueError: if the prior has a level with alpha_t = 0, or the target is a multiple of the state at a level.
     """
     target_form(oracle.process, target, oracle.prior.t)  # refuses before work
 

@@ -108,9 +108,6 @@ def levelwise(
         loss_weight: w(t), `(K,)` to `(K,)`, the weight of level t's squared error in training; None for 1.
         sharpness: exponent of the likelihood p(x | t) in `share`; 1 is the posterior, more is sharper.
         negligible: levels whose probability (and share) is below it are left out; 0 keeps all.
-
-    Raises:
-        ValueError: if x has another shape than the data, or a number is out of range.
     """
     if not 0 < sharpness < math.inf:
         raise ValueError(
@@ -147,11 +144,7 @@ def levelwise(
 
 
 def check_levels(process: GaussianProcess, t: Tensor | float | Sequence[float]) -> Tensor:
-    """The levels in float64.
-
-    Raises:
-        ValueError: if one of them is outside of the process.
-    """
+    """The levels in float64."""
     levels = torch.as_tensor(t, dtype=torch.float64)
     if levels.numel() == 0 or not bool(((levels >= process.t_min) & (levels <= process.t_max)).all()):
         extremes = (
@@ -204,9 +197,6 @@ def check_grid(oracle: FiniteData, t: Tensor, norm_squared: float) -> None:
         oracle: its prior is the grid.
         t: `(M,)`, levels whose states will be asked about.
         norm_squared: |x_0|^2 of the data.
-
-    Raises:
-        ValueError: naming the number of panels or levels that is needed.
     """
     process, dimension = oracle.process, oracle.data[0].numel()
     nodes = process.log_snr(oracle.prior.t.double().cpu()).sort().values

@@ -64,9 +64,6 @@ class FiniteData:
             0 are dropped.
         chunk_elements: largest number of elements of one temporary tensor (default 8 MiB of float64, the fastest on a CPU).
 
-    Raises:
-        ValueError: if data or weights are malformed, or the process has no noise at a level of the prior.
-
     Example:
         >>> from nag.noise.process import Flow
         >>> flow = Flow()
@@ -82,18 +79,8 @@ class FiniteData:
     chunk_elements: int = 2**20
 
     def __post_init__(self) -> None:
-        if self.data.ndim < 2 or self.data.numel() == 0:
-            raise ValueError(
-                f"data must have shape (N, *shape) with N at least 1, got {tuple(self.data.shape)}. "
-                "Give scalar data a trailing axis."
-            )
         data = self.data.double()
         weights = data.new_ones(len(data)) if self.data_weights is None else self.data_weights.to(data)
-        if weights.shape != data.shape[:1]:
-            raise ValueError(
-                f"data_weights must have shape ({len(data)},), got {tuple(weights.shape)}. "
-                "Give one weight per datum."
-            )
         weights = log_normalised(weights, "data_weights").exp()
         object.__setattr__(self, "data", data[weights > 0])  # a log-weight of -inf has no gradient
         object.__setattr__(self, "data_weights", weights[weights > 0])
@@ -107,11 +94,7 @@ class FiniteData:
     # Densities of x
 
     def log_likelihood(self, x: Float[Tensor, "batch *shape"], t: Tensor | float) -> Float[Tensor, " batch"]:
-        """Log-likelihood log p(x | t), in nats.
-
-        Raises:
-            ValueError: if x has another shape than the data, t another than () or (B,), or sigma_t is 0.
-        """
+        """Log-likelihood log p(x | t), in nats."""
         x = self._query(x)
         return self._log_likelihoods(x, self._level(x, t)).squeeze(1)
 
@@ -148,11 +131,7 @@ class FiniteData:
         return self.score(x, t) - self.marginal_score(x)
 
     def posterior_moment(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        function: Callable[[Tensor], Tensor],
-        *,
-        of: str = "log_snr",
+        self, x: Float[Tensor, "batch *shape"], function: Callable[[Tensor], Tensor], *, of: str = "log_snr"
     ) -> Float[Tensor, " batch"]:
         """E[function(level) | x] over p(t | x).
 
@@ -160,9 +139,6 @@ class FiniteData:
             x: `(B, *shape)`.
             function: `(K,)` to `(K,)` float64, applied to the levels of the prior.
             of: what the function takes, "log_snr" or "t".
-
-        Raises:
-            ValueError: if `of` is neither.
         """
         if of not in ("log_snr", "t"):
             raise ValueError(f"of must be 'log_snr' or 't', got {of!r}. Name what the function takes.")
@@ -206,9 +182,6 @@ class FiniteData:
             x: `(B, *shape)`.
             prediction: one of `nag.noise.target.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`.
             loss_weight: w(t), `(K,)` to `(K,)`, the weight of level t's squared error in training.
-
-        Raises:
-            ValueError: if a loss weight is negative or not finite.
         """
         x = self._query(x)
         t = self.prior.t

@@ -55,9 +55,6 @@ class LevelPrior:
         Args:
             t: `(K,)`, strictly rising levels in [0, 1].
             probability: `(K,)`, non-negative.
-
-        Raises:
-            ValueError: if the levels do not rise, or the probabilities do not fit them.
         """
         if t.ndim != 1 or len(t) == 0 or bool((t.diff() <= 0).any()):
             raise ValueError(
@@ -65,11 +62,6 @@ class LevelPrior:
                 "Sort the levels and drop repeated ones."
             )
         probability = torch.ones_like(t) if probability is None else probability
-        if probability.shape != t.shape:
-            raise ValueError(
-                f"probability must have t's shape {tuple(t.shape)}, got {tuple(probability.shape)}. "
-                "Give one number per level."
-            )
         return cls(t=t.double(), log_probability=log_normalised(probability, "probability"))
 
     @classmethod
@@ -100,9 +92,6 @@ class LevelPrior:
             density: p(t) up to a factor, `(K,)` to `(K,)`; None for uniform in t.
             t_low: lower end, default `process.t_min`.
             t_high: upper end, default `process.t_max`.
-
-        Raises:
-            ValueError: if the range is empty or leaves the process, or the density is not a density.
         """
         low = process.t_min if t_low is None else t_low
         high = process.t_max if t_high is None else t_high

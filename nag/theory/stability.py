@@ -72,12 +72,7 @@ class DriftError:
 
 
 def _clock(oracle: FiniteData, x: Tensor, t: Tensor | float) -> Tensor:
-    level = check_levels(oracle.process, t).to(oracle.data.device)
-    if level.shape not in ((), x.shape[:1]):
-        raise ValueError(
-            f"t must have shape () or ({len(x)},), got {tuple(level.shape)}. Give one level, or one per query."
-        )
-    return level.expand(len(x))
+    return check_levels(oracle.process, t).to(oracle.data.device).expand(len(x))
 
 
 def drift_error(
@@ -98,9 +93,6 @@ def drift_error(
         targets: name to prediction type or function t -> (c, d); they share one pass over the data.
         loss_weight: w(t) of the training loss.
         negligible: see `levelwise`.
-
-    Raises:
-        ValueError: if a level is outside of the process, or a target is unknown.
     """
     clock = _clock(oracle, x, t)
     forms = {name: target_form(oracle.process, target, clock) for name, target in targets.items()}
@@ -120,9 +112,6 @@ def drift_error(
 def jensen_constant(dimension: int) -> float:
     """kappa_D = sqrt(2) Gamma(D/2) / Gamma((D-1)/2), D at least 2.
 
-    Raises:
-        ValueError: if D is less than 2, where E[1/t | u] diverges.
-
     Example:
         >>> [round(jensen_constant(D) / D**0.5, 3) for D in (2, 8, 128)]
         [0.564, 0.903, 0.994]
@@ -137,11 +126,7 @@ def jensen_constant(dimension: int) -> float:
 def jensen_gap(
     oracle: FiniteData, x: Float[Tensor, "batch *shape"], t: Tensor | float
 ) -> Float[Tensor, " batch"]:
-    """sigma_t E[1/sigma_tau | x] - 1, with its sign: negative where the prior pulls the level up.
-
-    Raises:
-        ValueError: if a level is outside of the process.
-    """
+    """sigma_t E[1/sigma_tau | x] - 1, with its sign: negative where the prior pulls the level up."""
     clock = _clock(oracle, x, t)
     moment = oracle.posterior_moment(x, lambda level: 1 / oracle.process.sigma(level), of="t")
     return oracle.process.sigma(clock) * moment - 1
@@ -154,9 +139,6 @@ def jensen_drift_error(
 
     Exact for one datum with alpha_t x_0 constant; else what is left of eps' drift error when E[eps_tau | x] is taken
     for (x - alpha_t D_t) / sigma_tau.
-
-    Raises:
-        ValueError: if a level is outside of the process.
     """
     clock, process = _clock(oracle, x, t), oracle.process
     alpha, sigma = process.alpha(clock), process.sigma(clock)
@@ -176,9 +158,6 @@ def radial_invariant(
         radius: |u|, broadcast against t.
         t: the clock.
         dimension: D, at least 2.
-
-    Raises:
-        ValueError: if no invariant of that target and path is known, or D is less than 2.
     """
     kappa = jensen_constant(dimension)
     if target == "eps":

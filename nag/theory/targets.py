@@ -49,9 +49,6 @@ def coefficients(process: GaussianProcess, target: Prediction, t: Tensor) -> tup
         process: knows the named targets.
         target: a prediction type, or a function t -> (c, d) of t's shape.
         t: levels of any shape.
-
-    Raises:
-        ValueError: if the prediction type is unknown, or a function answers in another shape.
     """
     if isinstance(target, str):
         named = process.target(target, t)
@@ -93,9 +90,6 @@ def target_form(process: GaussianProcess, target: Prediction, t: Tensor) -> Targ
         process: gives a_t, b_t and their derivatives.
         target: a prediction type, or a function t -> (c, d).
         t: levels of any shape, inside the process.
-
-    Raises:
-        ValueError: if the process has no signal at a level, or the target is a multiple of the state there.
 
     Example:
         >>> from nag.noise.process import Flow

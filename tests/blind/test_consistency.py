@@ -137,17 +137,9 @@ def test_ecm_pairs_close_up_stage_by_stage():
     close(training.pair(U, 0)[0].log().median(), torch.tensor(-1.1).double(), 0.02)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"name": "cd", "num_steps": 1}, "name must be one of ict, ecm, got 'cd'"),
-        ({"name": "ict", "num_steps": 0}, "num_steps must be at least 1, got 0"),
-        ({"name": "ecm", "num_steps": 1, "huber": -1.0}, "huber must be at least 0, got -1.0"),
-    ],
-)
-def test_refusals(arguments, text):
-    with pytest.raises(ValueError, match=text):
-        ConsistencyTraining(**arguments)
+def test_another_name_is_refused():
+    with pytest.raises(ValueError, match="name must be one of ict, ecm, got 'cd'"):
+        ConsistencyTraining(name="cd", num_steps=1)
 
 
 def test_the_bound_is_the_divergence_of_diffusers_own_step():

@@ -194,15 +194,11 @@ def test_energy_of_an_implicit_model_is_refused(unet: UNet2DModel) -> None:
         ({"class_labels": [[0], 1]}, "class_labels must be a list of lists with at least one class each"),
         ({"class_labels": [[0], [9]]}, r"class_labels must lie in 0 to 3, got \[0, 9\]"),
         ({"class_labels": [[0]] * 3}, "class_labels must be for one, or for each of 2 images, got 3 lists"),
-        ({"class_labels": [0, 1, 2]}, "class_labels must be one, or one for each of 2 images, got 3"),
+        ({"class_labels": [0, 1, 2]}, r"class_labels.*one for each of 2 images, got .*\(3,\)"),
         ({"class_labels": [[0]]}, "class_labels must be for one, or for each of 2 images, got 1 lists"),
         (
             {"class_labels": [[0], [1, 2]], "condition_weights": [1.0, 2.0]},
             r"condition_weights must be one for each of \[1, 2\] conditions, got \[2, 2\]",
-        ),
-        (
-            {"class_labels": [0, 1], "condition_weights": [1.0, float("nan")]},
-            r"condition_weights must be finite, got \[1.0, nan\]",
         ),
     ],
 )

@@ -86,8 +86,7 @@ def test_the_schemes_differ(thirty: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "limit"),
-    [("gradient_descent", 2.0), ("look_ahead", 2 / 1.6), ("nesterov", 2.6 / 1.6)],
+    ("solver", "limit"), [("gradient_descent", 2.0), ("look_ahead", 2 / 1.6), ("nesterov", 2.6 / 1.6)]
 )
 def test_limits_of_the_step_size(solver: str, limit: float) -> None:
     """On f = h x with the slope h that the truncated c has at data: 2, 2 / (1 + 2 mu), (2 + 2 mu) / (1 + 2 mu)."""
@@ -234,13 +233,8 @@ def test_refused_options(options: dict, text: str) -> None:
 
 
 def test_wrong_calls() -> None:
-    x, scheduler = torch.ones(1, 2), EquilibriumMatchingScheduler()
-    with pytest.raises(RuntimeError, match="scheduler must have its timesteps set, got a fresh Equilibrium"):
-        scheduler.step(x, 0, x)
+    scheduler = EquilibriumMatchingScheduler()
     with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
         scheduler.set_timesteps(0)
     with pytest.raises(ValueError, match="data_fraction must be at least 0 and below 0.999, got 1.0"):
         scheduler.set_timesteps(5, data_fraction=1.0)
-    descend(scheduler, lambda x: x, x, 5)
-    with pytest.raises(RuntimeError, match="step must be called at most 5 times after set_timesteps"):
-        scheduler.step(x, 0, x)

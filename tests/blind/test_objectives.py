@@ -40,10 +40,7 @@ def test_edm_target_is_that_of_karras_preconditioning(sigma_data):
     """F's target (x_0 - c_skip x) / c_out and the weight lambda c_out^2, from Karras 2022, table 1."""
     objective = make_objective("edm", sigma_data=sigma_data)
     s = torch.exp(-0.5 * objective.process.log_snr(T))
-    c_skip, c_out = (
-        sigma_data**2 / (s**2 + sigma_data**2),
-        s * sigma_data / (s**2 + sigma_data**2).sqrt(),
-    )
+    c_skip, c_out = (sigma_data**2 / (s**2 + sigma_data**2), s * sigma_data / (s**2 + sigma_data**2).sqrt())
     c, d = objective.coefficients(T)
     close(c, (1 - c_skip) / c_out, 1e-10)
     close(d, -c_skip * s / c_out, 1e-10)
@@ -156,7 +153,7 @@ def test_posterior_std_is_that_of_the_ddpm_posterior():
             "decay must be one of constant, linear, truncated, piecewise, got 'cubic'",
         ),
         ("eqm", {"interpolation": 1.0}, "interpolation must be between 0 and 1, got 1.0"),
-        ("eqm", {"multiplier": 0.0}, "multiplier must be positive, got 0.0"),
+        ("eqm", {"multiplier": 0.0}, "multiplier must be between 0 and inf, got 0.0"),
         ("ddpm", {"prediction": "edm"}, "prediction must be .* for DiscreteVP, got 'edm'"),
     ],
 )

@@ -17,8 +17,8 @@ from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.text import parse_method
 from nag.noise.read import read_levels
 from nag.quality import cells
-from nag.quality.comparison import Cell, cell_name
-from nag.quality.stage import _refuse_other, load_stage
+from nag.quality.cells import Comparison
+from nag.quality.comparison import Cell, cell_name, load_cell
 from nag.shift.forward import Diverged
 from tests.models import tiny_checkpoint, tiny_unet, write_parquet
 from tests.quality.test_sampling import classifier
@@ -89,12 +89,12 @@ def test_a_second_run_measures_what_is_missing_and_finds_the_same(checkpoint, co
     lost.unlink()
     job.run(options(checkpoint, compared))
     for path in paths:
-        kept = Cell.from_dict(json.loads(before[path][0]))
-        if kept.refused is None:
+        if load_cell(path).refused is None:
             assert (path.stat().st_mtime_ns == before[path][1]) == (path != lost)
-    again, first = (Cell.from_dict(json.loads(text)) for text in (lost.read_text(), before[lost][0]))
-    assert again.frechet == first.frechet
-    assert again.shift == first.shift
+    again = load_cell(lost)
+    lost.write_text(before[lost][0])
+    assert again.frechet == load_cell(lost).frechet
+    assert again.shift == load_cell(lost).shift
 
 
 def test_another_grid_in_the_same_folder_is_added(checkpoint, compared):
@@ -124,11 +124,10 @@ def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_in
     given = options(
         checkpoint, tmp_path / "out", schedulers=("ddim",), corrections=(method.label,), shift=False
     )
-    stage, _ = load_stage(given, [method], "cpu")
-    stage.use("ddim")
+    comparison, _ = job.load(given, [method], "cpu")
+    comparison.choosing.pipeline.scheduler = scheduler = comparison.schedulers["ddim"]
 
-    def table(stage, cell, candidate, arguments, folder):
-        scheduler = stage.pipe.scheduler
+    def table(self, cell, candidate, arguments):
         scheduler.set_timesteps(arguments["num_inference_steps"])
         levels = read_levels(scheduler).log_snr.clamp(min=0.5)
         settings = tuple(one.settings() for one in arguments["corrections"])
@@ -136,14 +135,12 @@ def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_in
             scheduler, levels, 0 * levels, samples=8, seed=0, regressor="abc", corrections=settings
         )
 
-    monkeypatch.setattr(cells, "_table", table)
+    monkeypatch.setattr(Comparison, "table", table)
     cell = Cell(scheduler="ddim", budget=6, method=method.label)
-    run = cells._prepared(stage, cell, method, None, tmp_path)
+    run = comparison.prepared(cell, method)
     assert (run.arguments["num_inference_steps"], run.cost.passes, run.cost.evaluations) == (3, 6, 6)
-    with pytest.raises(
-        ValueError, match="at least one step of .* with its calibration, got a budget of 1 eval"
-    ):
-        cells._prepared(stage, dataclasses.replace(cell, budget=1), method, None, tmp_path)
+    with pytest.raises(ValueError, match="at least one step of .*, got a budget of 1 eval"):
+        comparison.prepared(dataclasses.replace(cell, budget=1), method)
 
 
 def test_a_cell_without_a_shift_keeps_its_distances(checkpoint, tmp_path, monkeypatch):
@@ -201,28 +198,28 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"corrections": ("nagg",)}, "methods must be made of plain, nag, .*, got 'nagg'"),
-        ({"schedulers": ("dimm",)}, "schedulers must be of ddim, ddpm, .*, got dimm. Check the spelling"),
-        ({"schedulers": ()}, "schedulers must be of ddim, .*, got none"),
+        ({"corrections": ("nagg",)}, "methods.*'nagg'"),
+        ({"schedulers": ("dimm",)}, "schedulers.*dimm"),
+        ({"schedulers": ()}, r"schedulers.*\[\]"),
         ({"schedulers": ("flow_euler",)}, "scheduler must be for networks with a DiscreteVP process"),
-        ({"schedulers": ("ddim", "ddim")}, r"schedulers must differ from each other, got \['ddim', 'ddim'\]"),
-        ({"steps": (0,)}, r"steps must be budgets of at least 1 evaluation, got \[0\]"),
-        ({"steps": (3, 3)}, r"steps must differ from each other, got \[3, 3\]"),
-        ({"seeds": (101, 101)}, "seeds must differ from each other and from 1 to 5"),
-        ({"seeds": (3,)}, r"seeds must differ from each other and from 1 to 5, which choose and calibrate, got \[3\]"),
-        ({"seeds": (-1,)}, "seeds must be at least 0, got -1"),
-        ({"eta": 2.0}, r"eta must lie in \[0, 1\], got 2.0"),
-        ({"eta": 0.5, "schedulers": ("heun",)}, "eta must be 0 for HeunDiscreteScheduler, got 0.5"),
-        ({"resamples": 1}, "resamples must be at least 2, got 1"),
-        ({"scheduler_config": ("clip_sample",)}, "scheduler_config must be NAME=VALUE, got 'clip_sample'"),
-        ({"scheduler_config": ("clips=1",)}, "scheduler_config must name settings of the schedulers, got 'clips'"),
-        ({"num_samples": 4}, "num_samples must be more than the 4 features"),
-        ({"tune_samples": 4}, "tune_samples must be more than the 4 features of the network"),
+        ({"schedulers": ("ddim", "ddim")}, r"schedulers.*\['ddim', 'ddim'\]"),
+        ({"steps": (0,)}, r"steps.*\[0\]"),
+        ({"steps": (3, 3)}, r"steps.*\[3, 3\]"),
+        ({"seeds": (101, 101)}, r"seeds.*\[101, 101\]"),
+        ({"seeds": (3,)}, r"seeds.*1, 2, 3, 4, 5.*\[3\]"),
+        ({"seeds": (-1,)}, r"seeds.*\[-1\]"),
+        ({"eta": 2.0}, "eta.*2.0"),
+        ({"eta": 0.5, "schedulers": ("heun",)}, "eta.*HeunDiscreteScheduler.*0.5"),
+        ({"resamples": 1}, "resamples.*1"),
+        ({"scheduler_config": ("clip_sample",)}, "scheduler_config.*'clip_sample'"),
+        ({"scheduler_config": ("clips=1",)}, "scheduler_config.*'clips'"),
+        ({"num_samples": 4}, "num_samples.*4"),
+        ({"tune_samples": 4}, "tune_samples.*4"),
         (
             {"corrections": ("class_interval:guidance_scale=2",), "guidance_scale": 3.0},
             "'class_interval:guidance_scale=2': guidance_scale of the pipeline must be 1 with WeakModel",
         ),
-        ({"features": "nowhere.pt"}, "name_or_path must be a TorchScript file .* got 'nowhere.pt'"),
+        ({"features": "nowhere.pt"}, "name_or_path.*'nowhere.pt'"),
     ],
 )  # fmt: skip
 def test_refused_before_any_work(checkpoint, tmp_path, changed, text):
@@ -242,10 +239,10 @@ def test_images_that_do_not_do(checkpoint, tmp_path):
         job.run(options(checkpoint, tmp_path / "out", reference=big))
     few = write_parquet(tmp_path / "few", count=4, split="heldout")
     with pytest.raises(
-        ValueError, match="reference must hold more than the network's 4 features, at least 5 images"
+        ValueError, match="reference must hold at least 5 images for a network of 4 features, got 4"
     ):
         job.run(options(checkpoint, tmp_path / "out", reference=few))
-    with pytest.raises(ValueError, match="data must hold at least 16 images, got 4"):
+    with pytest.raises(ValueError, match="data must hold at least 16 images .*, got 4"):
         job.run(options(checkpoint, tmp_path / "out", data=few))
     plain = options(checkpoint, tmp_path / "out")
     with pytest.raises(ValueError, match="reference must not be the images of data, got .* for both"):
@@ -261,7 +258,7 @@ def test_a_model_without_a_feature_network(checkpoint, tmp_path):
 def test_what_a_killed_process_leaves_is_no_use(tmp_path):
     (tmp_path / ".17.settings.json").write_text("{")
     (tmp_path / "reference").mkdir()
-    _refuse_other(tmp_path, {})
+    job.refuse_other(tmp_path, {})
 
 
 def test_a_folder_in_use(checkpoint, tmp_path):
@@ -270,8 +267,6 @@ def test_a_folder_in_use(checkpoint, tmp_path):
         ValueError, match="output_dir must be new, empty, or hold a comparison, got .* with 'notes.txt'"
     ):
         job.run(options(checkpoint, tmp_path))
-    with pytest.raises(ValueError, match="output_dir must be a folder, got the file"):
-        job.run(options(checkpoint, tmp_path / "notes.txt"))
 
 
 @pytest.mark.slow
@@ -280,39 +275,31 @@ def test_two_processes_share_the_cells(checkpoint, tmp_path):
     shared = {"schedulers": ("ddim",), "corrections": ("nag:scale=1",), "steps": (2, 3), "shift": False}
     job.run(options(checkpoint, tmp_path / "one", **shared))
     given = options(checkpoint, tmp_path / "two", **shared)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += [
-        "-m",
-        "nag.cli",
-        "compare",
-        given.model,
-        "--data",
-        given.data,
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "nag.cli", "compare"]
+    flags = [
         "--schedulers",
         "ddim",
         "--no_shift",
-    ]
-    command += [
         "--corrections",
         "nag:scale=1",
         "--steps",
-        2,
-        3,
+        "2",
+        "3",
         "--device",
         "cpu",
+    ]
+    command = [
+        sys.executable,
+        *launch,
+        given.model,
+        "--data",
+        given.data,
+        *flags,
         "--output_dir",
         given.output_dir,
     ]
-    names = (
-        "num_samples",
-        "tune_samples",
-        "shift_samples",
-        "calibration_samples",
-        "num_images",
-        "resamples",
-        "batch_size",
-    )
-    for name in names:
+    sizes = ("num_samples", "tune_samples", "shift_samples", "calibration_samples", "num_images", "resamples")
+    for name in (*sizes, "batch_size"):
         command += [f"--{name}", getattr(given, name)]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

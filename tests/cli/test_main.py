@@ -112,7 +112,7 @@ def test_calibrate_then_shift(checkpoint, tmp_path):
     assert names == ["ddim 3", "ddim 3 calibrated", "ddim 3 nag:scale=0.5"]
     used = nag(*words)
     assert used.exit_code == WRONG_INPUT
-    assert "output_dir must be new or empty" in used.output
+    assert "output_dir must be a new or empty folder" in used.output
 
 
 def test_accuracy(checkpoint, tmp_path):
@@ -161,7 +161,17 @@ def test_a_model_without_a_regressor_is_refused(checkpoint, tmp_path):
 
 def test_errors_reach_a_user_as_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "nag.cli", "finetune", "denoiser", "--output_dir", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "nag.cli",
+            "finetune",
+            "denoiser",
+            "--data",
+            "d",
+            "--output_dir",
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -169,3 +179,8 @@ def test_errors_reach_a_user_as_one_line(tmp_path):
     assert done.returncode == WRONG_INPUT
     assert done.stderr.strip().startswith("Error: model must be named once")
     assert "Traceback" not in done.stderr
+
+
+def test_a_flag_that_is_given_twice_is_refused():
+    done = nag("shift", "model", "--data", "images", "--steps", 10, "--steps=20")
+    assert (done.exit_code, "--steps" in done.output) == (2, True)

@@ -1,71 +1,23 @@
-"""`nag tune` on a tiny checkpoint: what is measured is what is sampled, and the file is what the pipeline then does."""
+"""`nag tune` on a tiny checkpoint: what it writes is what the pipeline then does, and what it refuses."""
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import DDIMPipeline, DDIMScheduler
 
 from nag.cli.tune import TuneOptions, run
-from nag.corrections import NoiseGuidance
 from nag.corrections.tuned import FILE_NAME, read_entries
-from nag.network.regressor import NoiseLevelRegressor
-from nag.quality.bench import held_out_images, load_pipeline
-from nag.quality.distances import frechet_distance, manifolds
-from nag.quality.feature_network import SmallClassifier, load_feature_network
-from nag.quality.reference import reference_features
-from nag.quality.tuning import Search
-from nag.quality.tuning_bench import PipelineBench, recall_of
-from nag.quality.tuning_journal import Candidate, Trial
-from nag.shift.calls import Conditions, sample_generators
-from tests.models import tiny_unet, write_parquet
-
-STEPS, FEATURES = 4, 6
-PLAIN = Candidate(num_inference_steps=STEPS)
-GUIDED = Candidate(num_inference_steps=STEPS, guidance=NoiseGuidance(scale=1.0, interval=(None, None)))
+from nag.quality.bench import load_pipeline
+from nag.quality.tune import Search, Trial
+from tests.models import write_parquet
+from tests.quality.test_meter import STEPS, tunable
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny class-conditional checkpoint with regressor and classifier beside it, and held-out images."""
-    folder = tmp_path_factory.mktemp("tune")
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    unet = tiny_unet(num_class_embeds=3)
-    DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        head = NoiseLevelRegressor.from_unet(unet, scheduler, hidden_size=8)
-        network = SmallClassifier(
-            sample_size=8,
-            num_classes=2,
-            block_out_channels=(4, 8),
-            num_features=FEATURES,
-        )
-    head.save_pretrained(folder / "model" / "regressor")
-    network.save_pretrained(folder / "model" / "classifier")
-    write_parquet(folder / "data", count=40, split="heldout")
-    return folder
-
-
-@pytest.fixture
-def bench(folder):
-    pipe = load_pipeline(str(folder / "model"), None, "cpu")
-    pipe.set_progress_bar_config(disable=True)
-    network = load_feature_network(folder / "model" / "classifier")
-    images, _ = held_out_images(pipe, folder / "data", with_labels=False)
-    return PipelineBench(
-        pipe,
-        network,
-        reference_features(images, network),
-        num_inference_steps=STEPS,
-        sizes=(10, 20, 40),
-        conditions=Conditions(classes=2),
-        images=images,
-        batch_size=16,
-    )
+    return tunable(tmp_path_factory.mktemp("tune"))
 
 
 def options(folder, tmp_path, **changes):
@@ -81,94 +33,6 @@ def options(folder, tmp_path, **changes):
         "device": "cpu",
     }
     return TuneOptions(**values | changes)
-
-
-def test_cost_is_counted_and_paid_for_in_plain_steps(bench):
-    assert bench.cost(PLAIN) == 4
-    assert bench.cost(GUIDED) == 8
-    assert bench.cost(replace(GUIDED, calibrated=True)) == 8
-    assert [bench.steps_at(cost) for cost in (1, 4, 7.5, 8)] == [1, 4, 8, 8]
-    bench.pipe.scheduler = HeunDiscreteScheduler()
-    bench._costs.clear()
-    assert bench.cost(PLAIN) == 7  # two for each step, one for the last
-    assert [bench.steps_at(cost) for cost in (7, 8)] == [4, 5]
-
-
-def test_a_reading_is_that_of_the_samples(bench):
-    found = bench.read(GUIDED, 0)
-    seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
-    images = bench.pipe(
-        class_labels=[0, 1] * 5,
-        num_inference_steps=STEPS,
-        corrections=[GUIDED.guidance],
-        generator=sample_generators(seed, 0, 10),
-        output_type="pt",
-    ).images
-    features = bench.network((images * 255).round() / 127.5 - 1).detach()
-    real = bench.reference.features
-    expected = frechet_distance(features, real)
-    assert found.frechet == pytest.approx(expected, rel=1e-4)  # float32 features of other batches
-    assert found.num_samples == 10
-
-
-def test_a_trial_that_goes_on_draws_only_what_it_lacks(bench, monkeypatch):
-    drawn = []
-    draw = PipelineBench._features
-
-    def counted(self, candidate, seed, count):
-        drawn.append(count)
-        return draw(self, candidate, seed, count)
-
-    monkeypatch.setattr(PipelineBench, "_features", counted)
-    readings = [bench.read(GUIDED, rung) for rung in range(3)]
-    assert drawn == [10, 10, 20]
-    assert [reading.num_samples for reading in readings] == [10, 20, 40]
-    bench._parts.clear()
-    assert bench.read(GUIDED, 2) == readings[2]
-
-
-def test_weights_that_diverge_give_no_reading(bench):
-    with torch.no_grad():
-        bench.pipe.unet.conv_out.bias.fill_(float("nan"))
-    assert bench.read(GUIDED, 0) is None
-
-
-def test_other_failures_are_not_taken_for_divergence(bench):
-    bench.network = lambda images: (_ for _ in ()).throw(RuntimeError("out of memory"))
-    with pytest.raises(RuntimeError, match="out of memory"):
-        bench.read(GUIDED, 0)
-
-
-def test_recall_is_the_mean_over_groups_as_large_as_the_real_set(bench):
-    features = torch.randn(90, FEATURES, generator=torch.Generator().manual_seed(1))
-    real = bench.reference.features
-    groups = [manifolds(features[i : i + 40], real, neighbours=3).recall for i in (0, 40)]
-    assert recall_of(features, bench.reference).value == pytest.approx(sum(groups) / 2)
-
-
-def test_a_confirmation_compares_with_plain_sampling_at_equal_cost(bench, tmp_path):
-    bench.cache_dir = tmp_path
-    found = bench.confirm(GUIDED, (101, 102), 20, bench.reference)
-    assert found.plain_steps == 8
-    assert found.num_samples == 40
-    assert found.difference.value == pytest.approx(found.frechet.value - found.plain_frechet.value, abs=1e-9)
-    same = bench.confirm(PLAIN, (101,), 20, bench.reference)
-    assert (same.difference.value, same.difference.standard_error) == (0.0, 0.0)
-    kept = len(list(tmp_path.iterdir()))
-    assert kept == 5  # two candidates with two seeds, and plain sampling with four steps
-    bench.pipe = SimpleNamespace(scheduler=bench.pipe.scheduler)  # no network: nothing is drawn again
-    assert bench.confirm(GUIDED, (101, 102), 20, bench.reference) == found
-
-
-def test_a_calibrated_schedule_is_measured_for_its_guidance(bench):
-    calibrated = replace(GUIDED, calibrated=True)
-    table = bench.table(calibrated)
-    assert table.corrections[0]["scale"] == 1.0
-    assert bench.table(calibrated) is table
-    assert bench.read(calibrated, 0) is not None
-    bench.images = None
-    with pytest.raises(ValueError, match="images must be given to calibrate a schedule"):
-        bench.table(replace(PLAIN, calibrated=True))
 
 
 def test_tuning_writes_what_the_pipeline_then_uses(folder, tmp_path, capsys):
@@ -201,7 +65,7 @@ def test_tuning_writes_what_the_pipeline_then_uses(folder, tmp_path, capsys):
 
 
 def test_no_verdict_without_a_trial(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Search, "_time", lambda self, kept=0.0: False)
+    monkeypatch.setattr(Search, "run", lambda self: [])
     with pytest.raises(RuntimeError, match="time_limit must leave time for a trial, got 15"):
         run(options(folder, tmp_path, forms=("classifier_free",)))
     assert not (tmp_path / FILE_NAME).exists()
@@ -240,13 +104,12 @@ def test_a_scheduler_is_configured(folder, tmp_path):
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"max_recall_loss": 5.0}, r"max_recall_loss must lie in \[0, 1\], got 5.0"),
-        ({"time_limit": 0.0}, "time_limit must be positive minutes, got 0.0"),
-        ({"time_limit": 1e-4}, "time_limit must leave time for the confirmation"),
-        ({"confirm_seeds": (0, 5)}, "confirm_seeds must be seeds that took no part in the search"),
-        ({"confirm_seeds": (101, 101)}, r"confirm_seeds must differ from each other, got \(101, 101\)"),
-        ({"confirm_seeds": (-3,)}, "seeds must be at least 0, got -3"),
+        ({"time_limit": 0.0}, "time_limit.*0"),
+        ({"confirm_seeds": (0, 5)}, r"confirm_seeds.*\[0, 5\]"),
+        ({"confirm_seeds": (101, 101)}, r"confirm_seeds.*\[101, 101\]"),
+        ({"confirm_seeds": (-3,)}, r"confirm_seeds.*\[-3\]"),
         ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
-        ({"forms": ("best",)}, "forms must be of classifier_free, corrected, gradient, calibrated, got best"),
+        ({"forms": ("best",)}, "noise_guidance_mode.*'best'"),
         ({"num_samples": 27}, "num_samples must be at least 28 for a network of 6 features"),
         ({"confirm_samples": 3}, "num_samples must be more than the 6 features"),
         (
@@ -282,14 +145,3 @@ def test_too_few_real_images_are_refused(folder, tmp_path):
         ValueError, match="reference must hold at least 14 images for a network of 6 features"
     ):
         run(options(folder, tmp_path, reference=few))
-
-
-def test_plain_sampling_does_not_lose_by_a_stride_that_does_not_fit(bench):
-    """DDIM strides by T // N: with trailing spacing 1000 / 34 steps do not end where the next begin, 1000 / 27 (nearly) do."""
-    bench.num_inference_steps = 20
-    bench.pipe.scheduler = DDIMScheduler(timestep_spacing="trailing")
-    assert [bench.sound_steps(steps) for steps in (20, 24, 34, 40)] == [20, 20, 27, 40]
-    bench.pipe.scheduler = EulerDiscreteScheduler(timestep_spacing="trailing")  # steps between its own sigmas
-    assert bench.sound_steps(34) == 34
-    bench.num_inference_steps = 50
-    assert bench.sound_steps(34) == 34  # dearer than what is asked for: nothing to choose

@@ -363,12 +363,13 @@ def test_levels_need_a_scheduler_that_starts_where_it_is_told(class_unet: UNet2D
         (lambda: TimeShift(window=-2), "window must be at least 0 and finite, got -2"),
         (lambda: TimeShift(cutoff=-1), "cutoff must be at least 0 and finite, got -1"),
         (lambda: TimeShift(data_variance=math.nan), "data_variance must be at least 0 and finite, got nan"),
-        (lambda: NoiseLevelCorrection(scale=1.5), r"scale must lie in \[0, 1\], got 1.5"),
+        (lambda: NoiseLevelCorrection(scale=1.5), r"scale must be in \[0, 1\] and finite, got 1.5"),
         (lambda: NoiseLevelCorrection(max_shift=0.0), "max_shift must be positive and finite, got 0.0"),
         (lambda: WeakModel(blind=True, scale=math.nan), "scale must be finite, got nan"),
         (lambda: WeakModel(blind=True, component="across"), "component must be one of all, along, orthogonal, got 'across'"),
-        (lambda: WeakModel(blind=True, interval=(1.0, math.inf)), r"interval must be two log-SNRs, finite or None, got \(1.0, inf"),
+        (lambda: WeakModel(blind=True, interval=(1.0, math.inf)), r"interval must have start < end, got \(1.0, inf"),
         (lambda: SelfGuidance(interval=(1.0, 1.0)), "interval must have start < end"),
+        (lambda: WeakModel(scale=1.0), "network must be given unless blind or unconditional is set, got None"),
     ],
 )  # fmt: skip
 def test_wrong_values(make, text: str) -> None:

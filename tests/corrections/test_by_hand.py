@@ -6,11 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    UNet2DModel,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler, UNet2DModel
 
 from nag.corrections import (
     Correction,

@@ -8,18 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from nag.corrections import EpsilonScaling, NoiseGuidance
-from nag.corrections.calibration import (
-    FILE_NAME,
-    NoiseCalibration,
-)
+from nag.corrections.calibration import FILE_NAME, NoiseCalibration
 from nag.noise.read import read_levels
 
 
@@ -175,9 +167,11 @@ def test_corrections_survive_the_file(tmp_path: Path) -> None:
 
 def test_tables_must_fit_and_be_finite() -> None:
     calibration = table(start(DDIMScheduler()))
-    with pytest.raises(ValueError, match="log_snr must have one value for each of the 10 timesteps, got 2"):
+    with pytest.raises(
+        ValueError, match="log_snr must have one finite value for each of the 10 timesteps, got"
+    ):
         dataclasses.replace(calibration, log_snr=(0.0, 1.0))
-    with pytest.raises(ValueError, match="standard_error must be finite, got .*nan"):
+    with pytest.raises(ValueError, match="standard_error must have one finite value .*, got .*nan"):
         dataclasses.replace(calibration, standard_error=(math.nan,) * 10)
 
 
@@ -191,17 +185,14 @@ def test_broken_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     good = json.loads(calibration.save(file).read_text())
     missing = {k: v for k, v in good["tables"][0].items() if k != "seed"} | {"colour": "red"}
     for text, match in (
-        ("{", "must be a noise calibration file, got something else"),
-        ("[]", "must be a noise calibration file, got something else"),
-        (json.dumps({"format": "another"}), "must be a noise calibration file, got something else"),
+        ("{", "must be a file of nag noise calibration, got something else"),
+        ("[]", "must be a file of nag noise calibration, got something else"),
+        (json.dumps({"format": "another"}), "must be a file of nag noise calibration, got something else"),
         (
             json.dumps(good | {"version": 99}),
             "must have version 2, got 99. It was written by another version of nag",
         ),
-        (
-            json.dumps(good | {"tables": [missing]}),
-            "table 0 of .* must have the fields of .*missing colour, seed",
-        ),
+        (json.dumps(good | {"tables": [missing]}), "tables must be as .*, got number 0 of .*colour"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=match):

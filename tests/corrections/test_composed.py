@@ -11,7 +11,6 @@ from nag.corrections import (
     Correction,
     EpsilonScaling,
     NoiseGuidance,
-    NoiseLevelCorrection,
     SelfGuidance,
     TimeShift,
     TimeStepGuidance,
@@ -128,20 +127,6 @@ def test_levels_of_their_own_go_with_one_mode(class_unet: UNet2DModel) -> None:
                 class_unet, SCHEDULERS["ddim"](), NoiseGuidance(scale=1.0, mode="corrected"), TimeShift(window=10),
                 regressor=regressor, class_labels=batch,
             )  # fmt: skip
-
-
-def test_what_does_not_go_together_is_refused(class_unet: UNet2DModel) -> None:
-    with pytest.raises(
-        ValueError, match="corrections must hold at most one that sets the level, got TimeShift, Calibrated"
-    ):
-        sample(class_unet, SCHEDULERS["ddim"](), TimeShift(window=10), Calibrated([None] * STEPS))
-    with pytest.raises(
-        ValueError,
-        match=r"guidance_scale of the pipeline must be 1 with WeakModel\(unconditional=True\), got",
-    ):
-        sample(class_unet, SCHEDULERS["ddim"](), WeakModel(scale=2.0, unconditional=True), guidance_scale=2.0)
-    with pytest.raises(ValueError, match="regressor must be given for NoiseLevelCorrection, got None"):
-        sample(class_unet, SCHEDULERS["ddim"](), NoiseLevelCorrection(scale=1.0))
 
 
 def test_a_calibration_and_other_corrections_go_together(class_unet: UNet2DModel) -> None:

@@ -9,7 +9,14 @@ import nag.corrections
 from nag.corrections import Correction, DifferentialCorrection, EpsilonScaling, NoiseGuidance
 from nag.corrections.noise_guidance import MODES
 from nag.corrections.self_guidance import SelfGuidance
-from nag.corrections.text import CORRECTIONS, FROM_ONE, GUIDANCE, method_names, parse_method, parse_methods
+from nag.corrections.text import (
+    FROM_ONE,
+    GUIDANCE,
+    method_names,
+    named_corrections,
+    parse_method,
+    parse_methods,
+)
 
 
 def only(text):
@@ -22,7 +29,7 @@ def test_plain_changes_nothing():
 
 
 def test_noise_guidance_by_its_modes():
-    assert {CORRECTIONS[name][1]["mode"] for name in GUIDANCE} == set(MODES)
+    assert {named_corrections()[name][2]["mode"] for name in GUIDANCE} == set(MODES)
     found = only("nag_gradient:scale=1,max_norm=none,interval=-2.5..,project=false")
     expected = NoiseGuidance(scale=1, mode="gradient", max_norm=None, interval=(-2.5, None), project=False)
     assert found == {"corrections": [expected]}
@@ -87,7 +94,7 @@ def test_a_label_gives_the_method_again(text):
 
 
 def test_every_correction_has_a_name():
-    """The table of names is written by hand: this compares it with what there is."""
+    """Every correction that acts can be written as text, also on the command line."""
     exported = {
         cls.__name__
         for name in nag.corrections.__all__
@@ -99,13 +106,13 @@ def test_every_correction_has_a_name():
         {"Recorder", "CostCounter"},
         {"Calibrated"},
     )  # the last is "calibrated", a part without values
-    assert {cls for cls, _ in CORRECTIONS.values()} == exported - watching - own_name
+    assert {cls for _, cls, _ in named_corrections().values()} == exported - watching - own_name
     assert len(set(method_names())) == len(method_names())
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", named_corrections())
 def test_keys_are_the_fields(name):
-    cls, fixed = CORRECTIONS[name]
+    _, cls, fixed = named_corrections()[name]
     fields = dataclasses.fields(getattr(nag.corrections, cls))
     free = [field.name for field in fields if field.name not in fixed]
     if name in FROM_ONE:
@@ -132,7 +139,7 @@ def test_keys_are_the_fields(name):
         ("time_shift:window=1.5", "time_shift:window must be an integer, got '1.5'"),
         ("nag:scale=-1", "noise_guidance_scale must be at least 0 and finite, got -1.0"),
         ("dcw:scale=1,schedule=odd", "schedule must be one of constant, sigma, got 'odd'"),
-        ("nag", "methods must switch something on, got 'nag', which leaves sampling as it is. Set scale"),
+        ("nag", "methods must switch something on, got 'nag', which leaves sampling as it is"),
         ("epsilon_scaling:scale=1", "methods must switch something on, got 'epsilon_scaling:scale=1'"),
         ("self_guidance:shift=3", "methods must switch something on"),
         ("class_guidance", "methods must switch something on, got 'class_guidance'"),

@@ -36,12 +36,6 @@ def test_time_step_guidance_adds_noise_to_the_embedding(unet: UNet2DModel, sever
     torch.testing.assert_close(ours, 1.5 * (step.told - weak), rtol=1e-5, atol=1e-6)
 
 
-@torch.no_grad()
-def test_without_perturbation_it_is_off(unet: UNet2DModel) -> None:
-    assert not TimeStepGuidance(scale=2.0, perturbation=0.0).on
-    assert not TimeStepGuidance(scale=0.0).on
-
-
 def test_time_step_guidance_leaves_the_module_also_when_the_network_fails(unet: UNet2DModel) -> None:
     u, ask = real(unet)
     step, before = step_of(unet, u, ask, generator=seeded()), as_found(unet)

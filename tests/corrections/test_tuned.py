@@ -120,16 +120,16 @@ def test_all_corrections_are_kept_but_those_that_hold_a_network(unet, ddim_sched
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{}", "must be a file of `nag tune`"),
-        ("not json", "must be a file of `nag tune`"),
+        ("{}", "must be a file of nag tuned"),
+        ("not json", "must be a file of nag tuned"),
         ('{"format": "nag tuned noise guidance", "version": 9}', "must have version 2, got 9"),
         (
             '{"format": "nag tuned noise guidance", "version": 2, "entries": [{"sampler": {}}]}',
-            "entry 0 of .* must have the fields of a tuned entry",
+            "entries must be as .*, got number 0 of ",
         ),
         (
             '{"format": "nag tuned noise guidance", "version": 2, "entries": [{"noise_guidance": null}]}',
-            "entry 0 of .* must have the fields of a tuned entry",
+            "entries must be as .*, got number 0 of ",
         ),
     ],
 )

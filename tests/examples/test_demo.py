@@ -17,7 +17,7 @@ def test_the_demo_runs_and_runs_again(tmp_path):
     for _ in range(2):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "ddim 10 + NAG classifier_free w=0.5" in done.stdout
+        assert "ddim 10 nag:scale=0.5" in done.stdout
         assert "Report:" in done.stdout
     report = tmp_path / "demo" / "report"
     assert sorted(path.name for path in report.iterdir()) == ["report.html", "shift.json", "shift.png"]

@@ -22,7 +22,7 @@ HOME = ROOT / "examples" / "fashion_mnist"
 
 def held_out(name: str, count: int):
     return load_images(
-        train_data_dir=HOME / "data" / f"{name}.parquet",
+        data=HOME / "data" / f"{name}.parquet",
         channels=1,
         resolution=16,
         label_column="label",

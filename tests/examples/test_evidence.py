@@ -12,7 +12,9 @@ import scipy.stats
 
 from nag.cli.compare import CompareOptions
 from nag.corrections.text import parse_methods
+from nag.noise.measured import Measured
 from nag.quality.comparison import Cell, SeedResult
+from nag.quality.measures import Quality
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "evidence"
@@ -147,14 +149,15 @@ def test_rows_that_are_sampled_again_get_new_errors_and_nothing_else(evidence, m
     before = [row("plain", False, 5.0), row("dcw:scale=1", False, 4.0), row("nag:scale=1", True, 3.0)]
     (tmp_path / "ddim_50.json").write_text(json.dumps({"rows": before}))
     monkeypatch.setattr(again, "RESULTS", tmp_path)
+    some = Measured(value=7.0, standard_error=0.1)
+    names = ("frechet", "kid", "precision", "recall", "density", "coverage")
+    quality = Quality(**dict.fromkeys(names, some), class_accuracy=None, num_samples=9, num_compared=9)
     drawn = {"plain": (5.0, 5.2, 4.9, 5.1), "nag:scale=1": (3.0, 3.1, 3.1, 2.9)}
     cells = {
         name: Cell(
             scheduler="ddim", budget=50, method=name,
             results=(
-                SeedResult(
-                    seed=101, quality={"frechet": {"value": 7.0}, "num_samples": 9}, frechet_resamples=values, seconds=1.0
-                ),
+                SeedResult(seed=101, quality=quality, frechet_resamples=values, seconds=1.0),
             ),
         )
         for name, values in drawn.items()

@@ -26,7 +26,7 @@ def checkpoint(tmp_path):
 def options_of(folder, **changes):
     made = DistillOptions(
         pretrained_model_name_or_path=str(folder / "model"),
-        train_data_dir=folder / "data" / "heldout.parquet",
+        data=folder / "data" / "heldout.parquet",
         output_dir=folder / "student",
         held_out_samples=8,
         max_train_steps=4,
@@ -41,7 +41,7 @@ def options_of(folder, **changes):
 def task_of(checkpoint, weak=None, **changes):
     options = options_of(checkpoint, **changes)
     teacher = tiny_unet(num_class_embeds=3)
-    table = load_images(train_data_dir=options.train_data_dir, channels=1, resolution=8, label_column="label")
+    table = load_images(options.data, channels=1, resolution=8, label_column="label")
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     return DistillTask(
         tiny_unet(num_class_embeds=3), teacher, weak, scheduler, table.subset(range(8)), options

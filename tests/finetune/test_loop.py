@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from nag.finetune import denoiser, regressor
 from nag.finetune.checkpoints import find_checkpoint
 from nag.finetune.denoiser import DenoiserOptions
-from nag.finetune.loop import Draws, command_line
+from nag.finetune.model_card import command_line
 from nag.finetune.regressor import RegressorOptions
-from nag.finetune.stream import batches
+from nag.finetune.stream import Draws, batches
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
@@ -50,7 +50,7 @@ def options(tmp_path, data) -> DenoiserOptions:
     config.write_text(json.dumps(TINY))
     return DenoiserOptions(
         model_config_name_or_path=str(config),
-        train_data_dir=data,
+        data=str(data),
         output_dir=tmp_path / "model",
         train_batch_size=8,
         max_train_steps=6,
@@ -86,7 +86,7 @@ def test_loss_is_the_weighted_error_of_the_target(prediction_type, null_loss_wei
         scheduler = FlowMatchEulerDiscreteScheduler()
     else:
         scheduler = DDPMScheduler(prediction_type=prediction_type)
-    chosen = DenoiserOptions(level_dropout=0.5, class_dropout=0.5, null_loss_weight=null_loss_weight)
+    chosen = DenoiserOptions(data="", level_dropout=0.5, class_dropout=0.5, null_loss_weight=null_loss_weight)
     task = denoiser.DenoiserTask(unet, scheduler, chosen)
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.arange(16) % 3
@@ -142,10 +142,12 @@ def test_draws_of_a_batch_are_those_of_its_first_position():
 
 
 def test_resident_images_come_in_the_same_order_as_loaded_ones(data):
-    table = load_images(train_data_dir=data, channels=1, resolution=8, label_column="label", progress=False)
+    table = load_images(data=data, channels=1, resolution=8, label_column="label", progress=False)
     found = {}
     for kind in ("sample", "batch"):
-        chosen = DenoiserOptions(draws=kind, train_batch_size=8, max_train_steps=9)  # more than an epoch
+        chosen = DenoiserOptions(
+            data="", draws=kind, train_batch_size=8, max_train_steps=9
+        )  # more than an epoch
         device = torch.device("cpu")
         found[kind] = [
             (images, labels)
@@ -297,23 +299,21 @@ def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tm
     denoiser.run(options)
     second = DenoiserOptions(
         pretrained_model_name_or_path=str(options.output_dir),
-        train_data_dir=data,
+        data=data,
         output_dir=tmp_path / "second",
         train_batch_size=8,
         max_train_steps=1,
         num_validation_images=0,
     )
     denoiser.run(second)
-    with pytest.raises(
-        ValueError, match=r"prediction_type must be that of the pretrained model \(eps\), got v_prediction"
-    ):
+    with pytest.raises(ValueError, match=r"prediction_type.*got v_prediction"):
         denoiser.run(replace(second, output_dir=tmp_path / "third", prediction_type="v_prediction"))
     for kind in ("frozen", "full", "encoder"):
         chosen = RegressorOptions(
             pretrained_model_name_or_path=str(options.output_dir),
             kind=kind,
-            train_data_dir=data,
-            calibration_data_dir=write_parquet(tmp_path / "held", count=160),
+            data=data,
+            held_out_data=write_parquet(tmp_path / "held", count=160),
             output_dir=tmp_path / kind,
             train_batch_size=8,
             max_train_steps=3,
@@ -358,48 +358,46 @@ def test_images_from_folders_and_their_faults(tmp_path):
     folder.mkdir()
     Image.new("RGB", (20, 10), (255, 0, 0)).save(folder / "red.png")
     Image.new("RGB", (10, 20), (0, 0, 255)).save(folder / "blue.png")
-    table = load_images(train_data_dir=folder, channels=3, resolution=8, progress=False)
+    table = load_images(data=folder, channels=3, resolution=8, progress=False)
     colours = sorted(tuple(int(v) for v in table[i][0].mean(dim=(1, 2))) for i in range(2))
     assert colours == [(-1, -1, 1), (1, -1, -1)]
     (folder / "broken.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match=r"images must be readable, got 1 of 3 unreadable: .*broken\.png"):
-        load_images(train_data_dir=folder, channels=3, resolution=8, progress=False)
-    kept = load_images(
-        train_data_dir=folder, channels=3, resolution=8, progress=False, skip_unreadable_images=True
-    )
+    with pytest.raises(ValueError, match=r"images.*got 1 of 3 unreadable: .*broken\.png"):
+        load_images(data=folder, channels=3, resolution=8, progress=False)
+    kept = load_images(data=folder, channels=3, resolution=8, progress=False, skip_unreadable_images=True)
     assert len(kept) == len(kept.tensor()) == 2
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match="train_data_dir must hold images"):
-        load_images(train_data_dir=empty, channels=3, resolution=8)
-    with pytest.raises(FileNotFoundError, match="train_data_dir must be a folder or a parquet file"):
-        load_images(train_data_dir=tmp_path / "nowhere", channels=3, resolution=8)
-    with pytest.raises(ValueError, match="data must be named once"):
-        load_images(channels=3, resolution=8)
-    with pytest.raises(ValueError, match="data must have a column 'class', got image"):
-        load_images(train_data_dir=folder, channels=3, resolution=8, label_column="class")
+    with pytest.raises(ValueError, match="data must hold images"):
+        load_images(data=empty, channels=3, resolution=8)
+    with pytest.raises(
+        FileNotFoundError, match="data must be a folder, a parquet file or a dataset .*nowhere"
+    ):
+        load_images(data=tmp_path / "nowhere", channels=3, resolution=8)
+    with pytest.raises(ValueError, match="data.*got image"):
+        load_images(data=folder, channels=3, resolution=8, label_column="class")
 
 
 def test_refusals_come_before_anything_is_written(options, tmp_path):
     bad = [
         ({"model_config_name_or_path": None}, ValueError, "model must be named once"),
-        ({"level_dropout": 1.5}, ValueError, "level_dropout must be between 0 and 1, got 1.5"),
-        ({"train_data_dir": tmp_path}, ValueError, "train_data_dir must hold images"),
+        ({"level_dropout": 1.5}, ValueError, "level_dropout.*got 1.5"),
+        ({"data": tmp_path}, ValueError, "data must hold images"),
         (
             {"resume_from_checkpoint": "checkpoint-9"},
             FileNotFoundError,
             "resume_from_checkpoint must name a checkpoint",
         ),
-        ({"train_batch_size": 0}, ValueError, "train_batch_size must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive, got 0.0"),
-        ({"logging_steps": 0}, ValueError, "logging_steps must be at least 1, got 0"),
-        ({"pause_at_step": 0}, ValueError, "pause_at_step must be at least 1, got 0"),
+        ({"train_batch_size": 0}, ValueError, "train_batch_size.*got 0"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate.*got 0.0"),
+        ({"logging_steps": 0}, ValueError, "logging_steps.*got 0"),
+        ({"pause_at_step": 0}, ValueError, "pause_at_step.*got 0"),
     ]
     (tmp_path / "unet.json").rename(tmp_path / "config.txt")
     options = replace(options, model_config_name_or_path=str(tmp_path / "config.txt"))
     for change, kind, text in bad:
-        if "train_data_dir" in change:
-            change = {"train_data_dir": tmp_path / "model-data"}
+        if "data" in change:
+            change = {"data": tmp_path / "model-data"}
             (tmp_path / "model-data").mkdir()
         with pytest.raises(kind, match=text):
             denoiser.run(replace(options, **change))
@@ -422,22 +420,20 @@ def test_images_that_do_not_fit_cannot_stay_on_the_device(options, monkeypatch):
 def test_labels_beyond_the_embedding_are_refused(options, tmp_path):
     config = json.loads(Path(options.model_config_name_or_path).read_text()) | {"num_class_embeds": 2}
     Path(options.model_config_name_or_path).write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="labels must be between 0 and 0, got 0 to 1"):
+    with pytest.raises(ValueError, match="labels.*got 0 to 1"):
         denoiser.run(options)
 
 
 def test_checkpoints_of_other_settings_are_refused(options):
     denoiser.run(replace(options, checkpointing_steps=2))
-    with pytest.raises(
-        ValueError, match="resume_from_checkpoint must belong to this run, got seed 0 there and 5 here"
-    ):
+    with pytest.raises(ValueError, match="resume_from_checkpoint.*got seed 0 there and 5 here"):
         denoiser.run(replace(options, seed=5, resume_from_checkpoint="latest"))
     assert sorted(p.name for p in options.output_dir.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_learned_variance_is_refused():
     with pytest.raises(ValueError, match="must predict 1 channels, got 2"):
-        denoiser.DenoiserTask(tiny_unet(out_channels=2), DDPMScheduler(), DenoiserOptions())
+        denoiser.DenoiserTask(tiny_unet(out_channels=2), DDPMScheduler(), DenoiserOptions(data=""))
 
 
 def test_the_command_in_the_card_gives_the_same_options(options):

@@ -9,11 +9,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from nag.blind.energy import energy_gradient
-from nag.blind.objectives import make_objective
 from nag.finetune import denoiser
 from nag.finetune.denoiser import DenoiserOptions
-from nag.finetune.loop import Draws
-from nag.finetune.losses import LearnedVariance
+from nag.finetune.stream import Draws
 from nag.finetune.training_objectives import new_scheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
@@ -39,7 +37,7 @@ def options(tmp_path) -> DenoiserOptions:
     (tmp_path / "unet.json").write_text(json.dumps(config | SIZES | {"num_class_embeds": 3}))
     return DenoiserOptions(
         model_config_name_or_path=str(tmp_path / "unet.json"),
-        train_data_dir=write_parquet(tmp_path / "data"),
+        data=write_parquet(tmp_path / "data"),
         output_dir=tmp_path / "model",
         train_batch_size=8,
         max_train_steps=3,
@@ -75,7 +73,7 @@ def wide(value: torch.Tensor) -> torch.Tensor:
 
 def test_edm_loss_is_that_of_the_preconditioned_denoiser():
     """Karras 2022, eq. 2 and table 1: lambda |D - y|^2 with D = c_skip x + c_out F(c_in x, ln(s) / 4)."""
-    chosen = DenoiserOptions(objective="edm", level_dropout=0.5)
+    chosen = DenoiserOptions(data="", objective="edm", level_dropout=0.5)
     unet = tiny_unet(num_class_embeds=3)
     found, y, eps, u, ask, _ = drawn(chosen, unet)
     s = torch.exp(-1.2 + 1.2 * torch.special.ndtri(u.double())).float()
@@ -88,7 +86,7 @@ def test_edm_loss_is_that_of_the_preconditioned_denoiser():
 
 def test_uedm_loss_is_that_of_its_denoiser():
     """Sun 2025: D = c_skip x + F(x / sqrt(1 + s^2)), with EDM's c_skip, levels and weight."""
-    chosen = DenoiserOptions(objective="uedm", level_dropout=1.0)
+    chosen = DenoiserOptions(data="", objective="uedm", level_dropout=1.0)
     unet = tiny_unet(num_class_embeds=3)
     found, y, eps, u, ask, _ = drawn(chosen, unet)
     s = torch.exp(-1.2 + 1.2 * torch.special.ndtri(u.double())).float()
@@ -101,7 +99,7 @@ def test_uedm_loss_is_that_of_its_denoiser():
 @pytest.mark.parametrize("energy", [None, "dot", "squared_norm"])
 def test_equilibrium_matching_regresses_the_gradient(energy):
     """Wang 2025: |grad E - (eps - x) c(gamma)|^2, c truncated at 0.8 and times 4; grad E checked by `nag.blind.energy`'s tests."""
-    chosen = DenoiserOptions(objective="eqm", level_dropout=1.0, energy=energy)
+    chosen = DenoiserOptions(data="", objective="eqm", level_dropout=1.0, energy=energy)
     unet = tiny_unet(num_class_embeds=3)
     found, y, eps, u, ask, classes = drawn(chosen, unet)
     gamma = 1 - u.clamp(1e-5, 1 - 1e-5)
@@ -116,7 +114,7 @@ def test_equilibrium_matching_regresses_the_gradient(energy):
 
 
 def test_adm_trains_the_variance_beside_the_noise():
-    chosen = DenoiserOptions(objective="adm", level_dropout=0.0)
+    chosen = DenoiserOptions(data="", objective="adm", level_dropout=0.0)
     unet = tiny_unet(num_class_embeds=3, out_channels=2)
     found, y, eps, u, ask, _ = drawn(chosen, unet)
     timestep = (u * 1000).long()
@@ -135,7 +133,7 @@ def test_adm_trains_the_variance_beside_the_noise():
 @pytest.mark.parametrize("name", ["ict", "ecm"])
 def test_consistency_loss_is_that_of_a_pair(name):
     """Distance of the two ends over s - r, the lower one without gradient: pseudo-Huber (Song 2024), or L2 (locuslab/ect)."""
-    chosen = DenoiserOptions(objective=name, level_dropout=0.5, max_train_steps=100)
+    chosen = DenoiserOptions(data="", objective=name, level_dropout=0.5, max_train_steps=100)
     unet = tiny_unet(num_class_embeds=3)
     found, y, eps, u, ask, _ = drawn(chosen, unet, step=40)
     task = denoiser.DenoiserTask(unet, new_scheduler(chosen), chosen)
@@ -207,7 +205,7 @@ def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
     ("change", "text"),
     [
         ({"objective": "adm"}, "must predict 2 channels, got 1. The objective learns a variance"),
-        ({"objective": "flow", "energy": "dot"}, "energy must be left out for objective flow, got 'dot'"),
+        ({"objective": "flow", "energy": "dot"}, "energy.*got 'dot'"),
         (
             {"objective": "edm", "null_loss_weight": "1/sigma"},
             "null_loss_weight must be uniform for objective edm",
@@ -223,13 +221,10 @@ def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
         ),
         (
             {"objective": "eqm", "level_dropout": 1.0, "energy": "dot", "compile": True},
-            "compile must be off with an energy, got energy 'dot'",
+            "compile.*got energy 'dot'",
         ),
-        ({"objective": "eqm"}, "level_dropout must be 1 for objective eqm, got 0.1"),
-        (
-            {"objective": "eqm", "level_dropout": 1.0, "eqm_interpolation": 0.0},
-            "interpolation must be between 0 and 1, got 0.0",
-        ),
+        ({"objective": "eqm"}, "level_dropout.*got 0.1"),
+        ({"objective": "eqm", "level_dropout": 1.0, "eqm_interpolation": 0.0}, "interpolation.*got 0.0"),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, change, text):
@@ -254,13 +249,5 @@ def test_a_checkpoint_keeps_its_schedule_where_the_objective_is_its_own(options,
 def test_a_run_of_another_objective_is_not_resumed(options):
     denoiser.run(replace(options, objective="flow", level_dropout=1.0, checkpointing_steps=2))
     other = replace(options, objective="ddpm", level_dropout=1.0, resume_from_checkpoint="latest")
-    with pytest.raises(
-        ValueError, match="resume_from_checkpoint must belong to this run, got objective flow there"
-    ):
+    with pytest.raises(ValueError, match="resume_from_checkpoint.*got objective flow there"):
         denoiser.run(other)
-
-
-def test_the_variance_of_another_target_is_refused():
-    objective = replace(make_objective("adm"), prediction="v")
-    with pytest.raises(ValueError, match="prediction must be 'eps' for objective adm, got 'v'"):
-        LearnedVariance(objective)

@@ -51,7 +51,8 @@ class Case:
     """A network and its arguments.
 
     Args:
-        config: arguments of the class.
+        config: arguments of the class, beside those of `tiny_networks.SIZES`.
+        own: arguments of `SIZES` that keep the class's own value.
         inputs: arguments of `forward` but the level; functions of batch size and generator are called, dicts are entered.
         timestep: the level's argument from the levels `(B,)`; a dict where several arguments carry the level.
         inert: arguments that need not matter at the null level, each with a reason.
@@ -61,6 +62,7 @@ class Case:
     """
 
     config: dict[str, Any] = field(default_factory=dict)
+    own: str = ""
     inputs: dict[str, Any]
     timestep: Callable[[Tensor], Any] = lambda t: t
     inert: tuple[str, ...] = ()
@@ -71,18 +73,9 @@ class Case:
 
 STATE = {"hidden_states": normal(4, 8, 8)}
 TEXT = {"encoder_hidden_states": normal(3, 8)}
-SANA = {
-    "patch_size": 1,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 1,
-    "attention_head_dim": 4,
-    "num_attention_heads": 2,
+SANA = {"patch_size": 1, "num_layers": 1, "attention_head_dim": 4} | {
     "num_cross_attention_heads": 2,
     "cross_attention_head_dim": 4,
-    "cross_attention_dim": 8,
-    "caption_channels": 8,
-    "sample_size": 8,
 }
 
 

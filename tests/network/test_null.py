@@ -80,23 +80,6 @@ def attributes(module: nn.Module) -> dict:
 
 
 @torch.no_grad()
-def test_masked_samples_do_not_see_the_level_and_others_do(case):
-    model, call = case
-    mask = torch.tensor([True, False, True, False])
-    plain = call(model, 3)
-    with null_level(model):
-        null = call(model, 3)
-        torch.testing.assert_close(call(model, 900), null, rtol=0, atol=0)
-    with null_level(model, mask):
-        mixed = call(model, 3)
-    # one batch against another: the same numbers up to the order of summation
-    torch.testing.assert_close(mixed[mask], null[mask], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mixed[~mask], plain[~mask], rtol=1e-5, atol=1e-6)
-    assert (plain - null).abs().max() > 1e-3
-    assert (plain - call(model, 900)).abs().max() > 1e-3
-
-
-@torch.no_grad()
 def test_the_null_is_a_zero_embedding():
     """Oracle: the same network whose last embedding layer was set to zero by hand."""
     model, silenced = tiny_unet(), tiny_unet()
@@ -321,16 +304,11 @@ def test_subclasses_of_known_networks_are_known():
     )
 
 
-def test_bad_masks():
-    model = tiny_unet()
+@pytest.mark.parametrize("mask", [torch.ones(2), torch.ones(2, 1, dtype=torch.bool)])
+def test_bad_masks(mask):
     with (
-        pytest.raises(TypeError, match=r"mask must be boolean, got torch.float32"),
-        null_level(model, torch.ones(2)),
-    ):
-        pass
-    with (
-        pytest.raises(ValueError, match=r"mask must have shape \(B,\), got \(2, 1\)"),
-        null_level(model, torch.ones(2, 1, dtype=torch.bool)),
+        pytest.raises(ValueError, match=r"mask must be boolean and \(B,\), got"),
+        null_level(tiny_unet(), mask),
     ):
         pass
 

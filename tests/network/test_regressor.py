@@ -200,12 +200,10 @@ def test_errors():
     head = make("frozen")
     with pytest.raises(ValueError, match="unet must be the one that the head was trained on"):
         head.attach_backbone(tiny_unet(seed=1, num_class_embeds=4))
-    with pytest.raises(ValueError, match="unet must give 8 features for 1 channels, got 16 for 1"):
+    with pytest.raises(ValueError, match="unet must be the one that the head was trained on"):
         head.attach_backbone(tiny_unet(block_out_channels=(16, 16)))
     with pytest.raises(ValueError, match="kind must be 'frozen' to attach a backbone, got 'full'"):
         make("full").attach_backbone(tiny_unet())
-    with pytest.raises(ValueError, match=r"x must have shape \(B, 1, H, W\), got \(2, 3, 8, 8\)"):
-        head.estimate(torch.zeros(2, 3, 8, 8))
     with pytest.raises(ValueError, match="kind must be one of frozen, full, encoder, got 'half'"):
         NoiseLevelRegressor(kind="half")
     with pytest.raises(ValueError, match="process must be one of DiscreteVP, Flow, got 'VE'"):

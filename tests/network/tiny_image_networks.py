@@ -5,25 +5,9 @@ import torch
 from tests.network.cases import SANA, STATE, TEXT, Case, index, normal, ones, repeated, several, zeros
 
 FLUX_IDS = {"img_ids": torch.zeros(4, 3), "txt_ids": torch.zeros(3, 3)}
-FLUX = {"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 8} | {
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "patch_size": 1,
-}
+FLUX = {"num_layers": 1} | {"patch_size": 1}
 CONTROL = {"controlnet_cond": normal(4, 8, 8)}
-HUNYUAN_DIT = {
-    "sample_size": 8,
-    "patch_size": 2,
-    "in_channels": 4,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "cross_attention_dim": 8,
-    "cross_attention_dim_t5": 8,
-    "pooled_projection_dim": 4,
-    "hidden_size": 16,
-    "text_len": 4,
-    "text_len_t5": 4,
-}
+HUNYUAN_DIT = {"cross_attention_dim_t5": 8, "pooled_projection_dim": 4, "text_len_t5": 4}
 HUNYUAN_DIT_INPUTS = STATE | {
     "encoder_hidden_states": normal(4, 8),
     "text_embedding_mask": ones(4),
@@ -35,29 +19,17 @@ HUNYUAN_DIT_INPUTS = STATE | {
 }
 CASES = {
     "DiTTransformer2DModel": Case(
-        config={
-            "sample_size": 8,
-            "num_layers": 2,
-            "patch_size": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "in_channels": 4,
-            "out_channels": 8,
-            "num_embeds_ada_norm": 5,
-        },
+        own="norm_num_groups",
+        config={"out_channels": 8, "num_embeds_ada_norm": 5},
         inputs=STATE | {"class_labels": index(5)},
         tokens=16,
     ),
     "PixArtTransformer2DModel": Case(
+        own="norm_num_groups",
         config={
-            "sample_size": 8,
             "num_layers": 1,
-            "patch_size": 2,
             "attention_head_dim": 6,
-            "num_attention_heads": 2,
-            "in_channels": 4,
             "cross_attention_dim": 12,
-            "caption_channels": 8,
             "out_channels": 8,
             "use_additional_conditions": True,
         },
@@ -68,36 +40,15 @@ CASES = {
         tokens=16,
     ),
     "SD3Transformer2DModel": Case(
-        config={
-            "sample_size": 8,
-            "patch_size": 2,
-            "in_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "caption_projection_dim": 16,
-            "joint_attention_dim": 8,
-            "pooled_projection_dim": 8,
-            "out_channels": 4,
-            "pos_embed_max_size": 8,
-        },
+        config={"pos_embed_max_size": 8},
         inputs=STATE
         | TEXT
         | {"pooled_projections": normal(8), "block_controlnet_hidden_states": several(normal(16, 16))},
         tokens=16,
     ),
     "SD3ControlNetModel": Case(
-        config={
-            "sample_size": 8,
-            "in_channels": 4,
-            "num_layers": 1,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "caption_projection_dim": 16,
-            "joint_attention_dim": 8,
-            "pooled_projection_dim": 8,
-            "pos_embed_max_size": 8,
-        },
+        own="out_channels patch_size",
+        config={"num_layers": 1, "pos_embed_max_size": 8},
         inputs=STATE | TEXT | {"pooled_projections": normal(8)} | CONTROL,
     ),
     "HunyuanDiT2DModel": Case(
@@ -118,14 +69,15 @@ CASES = {
     ),
     "SanaControlNetModel": Case(config=SANA, inputs=STATE | TEXT | CONTROL),
     "FluxTransformer2DModel": Case(
-        config=FLUX | {"pooled_projection_dim": 8, "axes_dims_rope": (2, 2, 4), "guidance_embeds": True},
+        own="out_channels",
+        config=FLUX | {"guidance_embeds": True},
         inputs={"hidden_states": normal(4, 4), "pooled_projections": normal(8), "guidance": normal()}
         | TEXT
         | FLUX_IDS,
         tokens=4,
     ),
     "FluxControlNetModel": Case(
-        config=FLUX | {"pooled_projection_dim": 8, "axes_dims_rope": (2, 2, 4), "guidance_embeds": True},
+        config=FLUX | {"guidance_embeds": True},
         inputs={
             "hidden_states": normal(4, 4),
             "controlnet_cond": normal(4, 4),
@@ -136,6 +88,7 @@ CASES = {
         | FLUX_IDS,
     ),
     "Flux2Transformer2DModel": Case(
+        own="out_channels",
         config=FLUX | {"axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 16},
         inputs={
             "hidden_states": normal(4, 4),
@@ -147,8 +100,9 @@ CASES = {
         tokens=4,
     ),
     "ChromaTransformer2DModel": Case(
+        own="out_channels",
         config=FLUX
-        | {"axes_dims_rope": (2, 2, 4), "approximator_num_channels": 8}
+        | {"approximator_num_channels": 8}
         | {"approximator_hidden_dim": 8, "approximator_layers": 1},
         inputs={"hidden_states": normal(4, 4)} | TEXT | FLUX_IDS,
         tokens=4,
@@ -166,40 +120,21 @@ CASES = {
         tokens=4,
     ),
     "LongCatImageTransformer2DModel": Case(
-        config=FLUX | {"pooled_projection_dim": 8, "axes_dims_rope": (2, 2, 4)},
-        inputs={"hidden_states": normal(4, 4)} | TEXT | FLUX_IDS,
-        tokens=4,
+        config=FLUX | {}, inputs={"hidden_states": normal(4, 4)} | TEXT | FLUX_IDS, tokens=4
     ),
     "OvisImageTransformer2DModel": Case(
-        config=FLUX | {"axes_dims_rope": (2, 2, 4), "out_channels": 4},
-        inputs={"hidden_states": normal(4, 4)} | TEXT | FLUX_IDS,
-        tokens=4,
+        config=FLUX | {}, inputs={"hidden_states": normal(4, 4)} | TEXT | FLUX_IDS, tokens=4
     ),
     "QwenImageTransformer2DModel": Case(
-        config={
-            "patch_size": 2,
-            "in_channels": 4,
-            "out_channels": 1,
-            "num_layers": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 8,
-            "axes_dims_rope": (4, 2, 2),
-        },
+        config={"out_channels": 1, "axes_dims_rope": (4, 2, 2)},
         inputs={"hidden_states": normal(4, 4), "img_shapes": repeated([(1, 2, 2)])}
         | {"encoder_hidden_states_mask": ones(3, dtype=torch.bool)}
         | TEXT,
         tokens=4,
     ),
     "QwenImageControlNetModel": Case(
-        config={
-            "in_channels": 4,
-            "num_layers": 1,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 8,
-            "axes_dims_rope": (4, 2, 2),
-        },
+        own="out_channels patch_size",
+        config={"num_layers": 1, "axes_dims_rope": (4, 2, 2)},
         inputs={
             "hidden_states": normal(4, 4),
             "controlnet_cond": normal(4, 4),
@@ -210,14 +145,8 @@ CASES = {
     ),
     "NucleusMoEImageTransformer2DModel": Case(
         config={
-            "patch_size": 2,
-            "in_channels": 4,
             "out_channels": 1,
-            "num_layers": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "joint_attention_dim": 8,
             "axes_dims_rope": (4, 2, 2),
             "moe_enabled": False,
             "capacity_factors": [8.0, 8.0],

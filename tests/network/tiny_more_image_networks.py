@@ -6,55 +6,22 @@ from tests.network.cases import STATE, TEXT, Case, each, index, normal, ones, ze
 
 CASES = {
     "CogView3PlusTransformer2DModel": Case(
-        config={
-            "patch_size": 2,
-            "in_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 4,
-            "num_attention_heads": 2,
-            "out_channels": 4,
-            "text_embed_dim": 8,
-            "time_embed_dim": 8,
-            "condition_dim": 2,
-            "pos_embed_max_size": 8,
-            "sample_size": 8,
-        },
+        config={"attention_head_dim": 4, "condition_dim": 2, "pos_embed_max_size": 8},
         inputs=STATE
         | TEXT
         | {"original_size": normal(2), "target_size": normal(2), "crop_coords": normal(2)},
         tokens=16,
     ),
     "CogView4Transformer2DModel": Case(
-        config={
-            "patch_size": 2,
-            "in_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 4,
-            "num_attention_heads": 2,
-            "out_channels": 4,
-            "text_embed_dim": 8,
-            "time_embed_dim": 8,
-            "condition_dim": 4,
-            "rope_axes_dim": (8, 8),
-        },
+        own="sample_size",
+        config={"attention_head_dim": 4, "condition_dim": 4, "rope_axes_dim": (8, 8)},
         inputs=STATE
         | TEXT
         | {"original_size": normal(2), "target_size": normal(2), "crop_coords": normal(2)},
         tokens=16,
     ),
     "GlmImageTransformer2DModel": Case(
-        config={
-            "patch_size": 2,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 1,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "text_embed_dim": 8,
-            "time_embed_dim": 8,
-            "condition_dim": 4,
-            "prior_vq_quantizer_codebook_size": 8,
-        },
+        config={"num_layers": 1, "condition_dim": 4, "prior_vq_quantizer_codebook_size": 8},
         inputs=STATE
         | TEXT
         | {
@@ -66,32 +33,19 @@ CASES = {
         tokens=16,
     ),
     "AuraFlowTransformer2DModel": Case(
-        config={
-            "sample_size": 8,
-            "in_channels": 4,
-            "num_mmdit_layers": 1,
-            "num_single_dit_layers": 1,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "caption_projection_dim": 16,
-            "joint_attention_dim": 8,
-            "out_channels": 4,
-            "pos_embed_max_size": 16,
-        },
+        own="patch_size",
+        config={"num_mmdit_layers": 1, "num_single_dit_layers": 1, "pos_embed_max_size": 16},
         inputs=STATE | TEXT,
         tokens=16,
     ),
     "LuminaNextDiT2DModel": Case(
+        own="patch_size",
         config={
-            "sample_size": 8,
-            "in_channels": 4,
             "hidden_size": 24,
-            "num_layers": 2,
             "num_attention_heads": 3,
             "num_kv_heads": 1,
             "multiple_of": 8,
             "learn_sigma": False,
-            "cross_attention_dim": 8,
         },
         inputs=STATE
         | TEXT
@@ -100,12 +54,9 @@ CASES = {
         tokens=16,
     ),
     "Lumina2Transformer2DModel": Case(
+        own="out_channels patch_size",
         config={
-            "sample_size": 8,
-            "in_channels": 4,
             "hidden_size": 24,
-            "num_layers": 2,
-            "num_refiner_layers": 1,
             "num_attention_heads": 3,
             "num_kv_heads": 1,
             "multiple_of": 2,
@@ -117,13 +68,7 @@ CASES = {
     ),
     "HiDreamImageTransformer2DModel": Case(
         config={
-            "patch_size": 2,
-            "in_channels": 4,
-            "out_channels": 4,
             "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
             "caption_channels": (8, 4),
             "text_emb_dim": 8,
             "num_routed_experts": 2,
@@ -142,7 +87,6 @@ CASES = {
         config={
             "all_patch_size": (2,),
             "all_f_patch_size": (1,),
-            "in_channels": 4,
             "dim": 16,
             "n_layers": 1,
             "n_refiner_layers": 1,
@@ -155,15 +99,11 @@ CASES = {
         inputs={"x": each(normal(4, 1, 8, 8)), "cap_feats": each(normal(3, 8))},
     ),
     "OmniGenTransformer2DModel": Case(
+        own="patch_size",
         config={
-            "hidden_size": 16,
-            "num_attention_heads": 2,
             "num_key_value_heads": 2,
-            "intermediate_size": 16,
-            "num_layers": 2,
             "pad_token_id": 0,
             "vocab_size": 16,
-            "in_channels": 4,
             "time_step_dim": 4,
             "rope_scaling": {"long_factor": [1, 2, 3, 4], "short_factor": [1, 2, 3, 4]},
         },
@@ -178,27 +118,13 @@ CASES = {
         tokens=16,
     ),
     "PRXTransformer2DModel": Case(
-        config={
-            "in_channels": 4,
-            "patch_size": 2,
-            "context_in_dim": 8,
-            "hidden_size": 16,
-            "mlp_ratio": 2.0,
-            "num_heads": 2,
-            "depth": 2,
-            "axes_dim": [4, 4],
-        },
+        config={"context_in_dim": 8, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "axes_dim": [4, 4]},
         inputs=STATE | TEXT,
         tokens=16,
     ),
     "Krea2Transformer2DModel": Case(
         config={
-            "in_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "intermediate_size": 16,
             "timestep_embed_dim": 8,
             "text_hidden_dim": 8,
             "num_text_layers": 2,
@@ -214,16 +140,7 @@ CASES = {
         tokens=4,
     ),
     "Ideogram4Transformer2DModel": Case(
-        config={
-            "in_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "adaln_dim": 8,
-            "llm_features_dim": 8,
-            "mrope_section": (2, 1, 1),
-        },
+        config={"adaln_dim": 8, "llm_features_dim": 8, "mrope_section": (2, 1, 1)},
         inputs={"hidden_states": normal(7, 4), "encoder_hidden_states": normal(7, 8)}
         | {"position_ids": lambda b, generator: torch.arange(7)[None, :, None].expand(b, 7, 3)}
         | {"segment_ids": lambda b, generator: torch.ones(b, 7, dtype=torch.long)}
@@ -231,12 +148,9 @@ CASES = {
     ),
     "ErnieImageTransformer2DModel": Case(
         config={
-            "hidden_size": 16,
             "num_attention_heads": 1,
             "num_layers": 1,
             "ffn_hidden_size": 16,
-            "in_channels": 4,
-            "out_channels": 4,
             "patch_size": 1,
             "text_in_dim": 8,
             "rope_axes_dim": (8, 4, 4),
@@ -245,13 +159,8 @@ CASES = {
         | {"text_lens": lambda b, generator: torch.full((b,), 3)},
     ),
     "PriorTransformer": Case(
-        config={
-            "num_attention_heads": 2,
-            "attention_head_dim": 8,
-            "num_layers": 1,
-            "embedding_dim": 8,
-            "num_embeddings": 3,
-        },
+        own="time_embed_dim",
+        config={"num_layers": 1, "embedding_dim": 8, "num_embeddings": 3},
         inputs={"hidden_states": normal(8), "proj_embedding": normal(8), "attention_mask": ones(3)} | TEXT,
     ),
 }

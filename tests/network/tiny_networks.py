@@ -3,6 +3,7 @@
 The names are class names; what follows a colon tells several configurations of one class apart.
 """
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -37,12 +38,59 @@ def class_of(name: str) -> type[nn.Module]:
     raise AssertionError(f"diffusers has no {name}")
 
 
+SIZES = {
+    **{
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 8,
+        "sample_width": 8,
+        "sample_height": 8,
+        "patch_size": 2,
+    },
+    **{"num_layers": 2, "num_single_layers": 1, "num_refiner_layers": 1, "layers_per_block": 1},
+    **{
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+    },
+    **{
+        "cross_attention_dim": 8,
+        "joint_attention_dim": 8,
+        "text_embed_dim": 8,
+        "text_dim": 8,
+        "caption_channels": 8,
+    },
+    **{
+        "pooled_projection_dim": 8,
+        "caption_projection_dim": 16,
+        "text_len": 4,
+        "time_embed_dim": 8,
+        "freq_dim": 16,
+    },
+    **{
+        "hidden_size": 16,
+        "ffn_dim": 16,
+        "intermediate_size": 16,
+        "rope_max_seq_len": 32,
+        "axes_dims_rope": (2, 2, 4),
+    },
+}
+"""What every network is given that has such an argument, unless its case says otherwise."""
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The arguments of the class."""
+    case, known = CASES[name], inspect.signature(class_of(name).__init__).parameters
+    return {k: v for k, v in SIZES.items() if k in known and k not in case.own.split()} | case.config
+
+
 def make(name: str) -> nn.Module:
     """The network with noise on its weights: many are initialised so that the level, or everything, is without effect."""
     case = CASES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = class_of(name)(**case.config).eval()
+        model = class_of(name)(**config_of(name)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -7,15 +7,11 @@ from tests.network.cases import TEXT, Case, normal, ones, zeros
 CASES = {
     "AceStepTransformer1DModel": Case(
         config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "head_dim": 8,
             "in_channels": 12,
             "audio_acoustic_hidden_dim": 4,
-            "patch_size": 2,
             "sliding_window": 4,
         },
         inputs={"hidden_states": normal(8, 4), "context_latents": normal(8, 8), "timestep_r": zeros()}
@@ -26,9 +22,7 @@ CASES = {
         config={
             "sample_size": 4,
             "in_channels": 3,
-            "num_layers": 2,
             "attention_head_dim": 4,
-            "num_attention_heads": 2,
             "num_key_value_attention_heads": 2,
             "out_channels": 3,
             "cross_attention_dim": 4,
@@ -40,6 +34,7 @@ CASES = {
         | {"global_hidden_states": normal(1, 8)},
     ),
     "StableAudio3DiTModel": Case(
+        own="patch_size",
         config={
             "io_channels": 4,
             "embed_dim": 16,
@@ -70,16 +65,7 @@ CASES = {
         tokens=8,
     ),
     "MiniMaxMusic3Transformer1DModel": Case(
-        config={
-            "in_channels": 4,
-            "condition_dim": 8,
-            "num_layers": 2,
-            "num_attention_heads": 2,
-            "attention_head_dim": 8,
-            "ff_inner_dim": 16,
-            "rotary_dim": 4,
-            "fourier_embedding_dim": 8,
-        },
+        config={"condition_dim": 8, "ff_inner_dim": 16, "rotary_dim": 4, "fourier_embedding_dim": 8},
         inputs={"hidden_states": normal(4, 8), "encoder_hidden_states": normal(8, 8)},
         tokens=8,
     ),

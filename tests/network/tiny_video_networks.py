@@ -4,29 +4,11 @@ import torch
 
 from tests.network.cases import SANA, STATE, TEXT, Case, normal, ones, several, zeros
 
-HUNYUAN = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 10,
-    "num_layers": 1,
-    "num_refiner_layers": 1,
-    "text_embed_dim": 8,
-}
-HUNYUAN_SINGLE = (
-    HUNYUAN
-    | {"num_single_layers": 1, "guidance_embeds": True, "pooled_projection_dim": 8}
-    | {
-        "rope_axes_dim": (2, 4, 4),
-        "patch_size_t": 1,
-    }
-)
+HUNYUAN = {"attention_head_dim": 10, "num_layers": 1}
+HUNYUAN_SINGLE = HUNYUAN | {"guidance_embeds": True} | {"rope_axes_dim": (2, 4, 4), "patch_size_t": 1}
 COSMOS = {
-    "in_channels": 4,
-    "num_attention_heads": 2,
     "attention_head_dim": 12,
     "mlp_ratio": 2,
-    "text_embed_dim": 8,
     "adaln_lora_dim": 4,
     "max_size": (4, 32, 32),
     "patch_size": (1, 2, 2),
@@ -34,30 +16,14 @@ COSMOS = {
     "extra_pos_embed_type": None,
 }
 COG_VIDEO = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "in_channels": 4,
-    "out_channels": 4,
     "time_embed_dim": 4,
-    "text_embed_dim": 8,
     "num_layers": 1,
-    "sample_width": 8,
-    "sample_height": 8,
     "sample_frames": 8,
-    "patch_size": 2,
     "temporal_compression_ratio": 4,
     "max_text_seq_length": 3,
 }
 COG_VIDEO_INPUTS = {"hidden_states": normal(2, 4, 8, 8)} | TEXT
-LTX = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 16,
-    "num_layers": 1,
-    "caption_channels": 8,
-}
+LTX = {"cross_attention_dim": 16, "num_layers": 1}
 LTX_INPUTS = {"hidden_states": normal(8, 4), "encoder_attention_mask": ones(3, dtype=torch.bool)} | TEXT
 LTX_SIZES = {"num_frames": 2, "height": 2, "width": 2}
 LTX_SOUND = {
@@ -100,48 +66,20 @@ CASES = {
         tokens=32,
     ),
     "EasyAnimateTransformer3DModel": Case(
-        config={
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "in_channels": 4,
-            "mmdit_layers": 1,
-            "num_layers": 2,
-            "out_channels": 4,
-            "patch_size": 2,
-            "sample_height": 60,
-            "sample_width": 90,
-            "text_embed_dim": 8,
-            "time_embed_dim": 8,
-        },
+        config={"attention_head_dim": 16, "mmdit_layers": 1, "sample_height": 60, "sample_width": 90},
         inputs={"hidden_states": normal(4, 2, 8, 8)} | TEXT,
         tokens=32,
     ),
     "AllegroTransformer3DModel": Case(
-        config={
-            "num_attention_heads": 2,
-            "attention_head_dim": 12,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 1,
-            "cross_attention_dim": 24,
-            "sample_width": 8,
-            "sample_height": 8,
-            "sample_frames": 8,
-            "caption_channels": 8,
-        },
+        own="patch_size",
+        config={"attention_head_dim": 12, "num_layers": 1, "cross_attention_dim": 24, "sample_frames": 8},
         inputs={"hidden_states": normal(4, 2, 8, 8), "encoder_attention_mask": ones(3)} | TEXT,
         tokens=32,
     ),
     "LatteTransformer3DModel": Case(
         config={
-            "sample_size": 8,
             "num_layers": 1,
-            "patch_size": 2,
             "attention_head_dim": 4,
-            "num_attention_heads": 2,
-            "caption_channels": 8,
-            "in_channels": 4,
-            "cross_attention_dim": 8,
             "out_channels": 8,
             "norm_type": "ada_norm_single",
             "norm_elementwise_affine": False,
@@ -150,16 +88,8 @@ CASES = {
         inputs={"hidden_states": normal(4, 2, 8, 8)} | TEXT,
     ),
     "MochiTransformer3DModel": Case(
-        config={
-            "num_attention_heads": 2,
-            "attention_head_dim": 8,
-            "num_layers": 2,
-            "pooled_projection_dim": 8,
-            "in_channels": 4,
-            "text_embed_dim": 8,
-            "time_embed_dim": 4,
-            "max_sequence_length": 3,
-        },
+        own="out_channels patch_size",
+        config={"time_embed_dim": 4, "max_sequence_length": 3},
         inputs={"hidden_states": normal(4, 2, 8, 8), "encoder_attention_mask": ones(3, dtype=torch.bool)}
         | TEXT,
         tokens=32,
@@ -167,15 +97,10 @@ CASES = {
     "MotifVideoTransformer3DModel": Case(
         config={
             "in_channels": 9,
-            "out_channels": 4,
-            "num_attention_heads": 2,
             "attention_head_dim": 12,
             "num_layers": 1,
-            "num_single_layers": 1,
             "num_decoder_layers": 0,
-            "patch_size": 2,
             "patch_size_t": 1,
-            "text_embed_dim": 8,
             "image_embed_dim": 4,
             "rope_axes_dim": (4, 4, 4),
         },
@@ -185,13 +110,17 @@ CASES = {
     "SanaVideoTransformer3DModel": Case(
         config=SANA
         | {"attention_head_dim": 12, "cross_attention_head_dim": 12, "cross_attention_dim": 24}
-        | {"patch_size": (1, 2, 2), "rope_max_seq_len": 32},
+        | {"patch_size": (1, 2, 2)},
         inputs={"hidden_states": normal(4, 2, 8, 8)} | TEXT,
         tokens=32,
     ),
-    "LTXVideoTransformer3DModel": Case(config=LTX, inputs=LTX_INPUTS | LTX_SIZES, tokens=8),
+    "LTXVideoTransformer3DModel": Case(own="patch_size", config=LTX, inputs=LTX_INPUTS | LTX_SIZES, tokens=8),
     "LTXVideoTransformer3DModel: a level per token": Case(
-        config=LTX, inputs=LTX_INPUTS | LTX_SIZES, timestep=lambda t: t[:, None].expand(-1, 8), tokens=8
+        own="patch_size",
+        config=LTX,
+        inputs=LTX_INPUTS | LTX_SIZES,
+        timestep=lambda t: t[:, None].expand(-1, 8),
+        tokens=8,
     ),
     "LTX2VideoTransformer3DModel": Case(
         config=LTX | LTX_SOUND, inputs=LTX_INPUTS | LTX_SIZES | LTX_SOUND_INPUTS, tokens=8
@@ -203,15 +132,14 @@ CASES = {
         tokens=8,
     ),
     "HunyuanVideoTransformer3DModel": Case(
-        config=HUNYUAN_SINGLE | {"patch_size": 2},
+        config=HUNYUAN_SINGLE | {},
         inputs={"hidden_states": normal(4, 1, 8, 8), "pooled_projections": normal(8), "guidance": normal()}
         | {"encoder_attention_mask": ones(3)}
         | TEXT,
         tokens=16,
     ),
     "HunyuanVideoFramepackTransformer3DModel": Case(
-        config=HUNYUAN_SINGLE
-        | {"patch_size": 2, "has_image_proj": True, "image_proj_dim": 8, "has_clean_x_embedder": True},
+        config=HUNYUAN_SINGLE | {"has_image_proj": True, "image_proj_dim": 8, "has_clean_x_embedder": True},
         inputs={"hidden_states": normal(4, 3, 4, 4), "pooled_projections": normal(8), "guidance": normal()}
         | {"encoder_attention_mask": ones(3), "image_embeds": normal(3, 8), "indices_latents": torch.ones(3)}
         | {"latents_clean": normal(4, 2, 4, 4), "indices_latents_clean": torch.ones(2)}
@@ -241,7 +169,7 @@ CASES = {
     ),
     "HunyuanImageTransformer2DModel": Case(
         config=HUNYUAN
-        | {"attention_head_dim": 8, "num_single_layers": 1, "patch_size": (2, 2), "guidance_embeds": True}
+        | {"attention_head_dim": 8, "patch_size": (2, 2), "guidance_embeds": True}
         | {"text_embed_2_dim": 8, "rope_axes_dim": (4, 4), "use_meanflow": True},
         inputs=STATE
         | {"encoder_attention_mask": ones(3), "guidance": normal(), "timestep_r": zeros()}
@@ -250,12 +178,12 @@ CASES = {
         tokens=16,
     ),
     "CosmosTransformer3DModel": Case(
-        config=COSMOS | {"num_layers": 2, "out_channels": 4, "concat_padding_mask": False},
+        config=COSMOS | {"concat_padding_mask": False},
         inputs={"hidden_states": normal(4, 2, 4, 4), "attention_mask": ones(3)} | TEXT,
         tokens=8,
     ),
     "CosmosTransformer3DModel: a level per frame": Case(
-        config=COSMOS | {"num_layers": 2, "out_channels": 4, "concat_padding_mask": False},
+        config=COSMOS | {"concat_padding_mask": False},
         inputs={"hidden_states": normal(4, 2, 4, 4), "attention_mask": ones(3)} | TEXT,
         timestep=lambda t: t.view(-1, 1, 1, 1, 1).expand(-1, 1, 2, 1, 1),
         tokens=8,
@@ -281,19 +209,12 @@ CASES = {
     ),
     "MiniMaxH3Transformer3DModel": Case(
         config={
-            "num_attention_heads": 2,
             "attention_head_dim": 16,
             "hidden_size": 24,
-            "num_layers": 2,
-            "num_refiner_layers": 1,
-            "ffn_dim": 16,
-            "in_channels": 4,
             "audio_in_channels": 6,
             "patch_size": (1, 2, 2),
-            "text_dim": 8,
             "freq_dim": 8,
             "time_embed_hidden_dim": 8,
-            "time_embed_dim": 8,
             "rope_freq_dim": 2,
         },
         inputs={"hidden_states": normal(4, 16), "audio_hidden_states": normal(2, 6)}

@@ -5,18 +5,7 @@ from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2K
 
 from tests.network.cases import TEXT, Case, each, normal, ones, repeated, zeros
 
-WAN = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 8,
-    "freq_dim": 16,
-    "ffn_dim": 16,
-    "num_layers": 2,
-    "rope_max_seq_len": 32,
-}
+WAN = {"patch_size": (1, 2, 2), "attention_head_dim": 12}
 WAN_INPUTS = {"hidden_states": normal(4, 2, 4, 4), "encoder_hidden_states": normal(3, 8)}
 
 
@@ -57,15 +46,10 @@ CASES = {
     "WanAnimate2Transformer3DModel": Case(
         config={
             "patch_size": (1, 2, 2),
-            "text_len": 4,
             "in_dim": 9,
             "dim": 24,
-            "ffn_dim": 16,
-            "freq_dim": 16,
-            "text_dim": 8,
             "out_dim": 4,
             "num_heads": 2,
-            "num_layers": 2,
             "use_img_emb": False,
         },
         inputs={"hidden_states": each(normal(4, 2, 4, 4)), "encoder_hidden_states": each(normal(3, 8))}
@@ -90,26 +74,14 @@ CASES = {
         tokens=128,
     ),
     "JoyImageEditTransformer3DModel": Case(
-        config={
-            "patch_size": [1, 2, 2],
-            "in_channels": 4,
-            "hidden_size": 32,
-            "num_attention_heads": 2,
-            "text_dim": 8,
-        }
-        | {"num_layers": 2, "rope_dim_list": [4, 6, 6], "theta": 256},
+        own="out_channels",
+        config={"patch_size": [1, 2, 2], "hidden_size": 32} | {"rope_dim_list": [4, 6, 6], "theta": 256},
         inputs={"hidden_states": normal(4, 1, 4, 4)} | TEXT,
         tokens=4,
     ),
     "JoyImageEditPlusTransformer3DModel": Case(
-        config={
-            "patch_size": [1, 2, 2],
-            "in_channels": 4,
-            "hidden_size": 32,
-            "num_attention_heads": 2,
-            "text_dim": 8,
-        }
-        | {"num_layers": 2, "rope_dim_list": [4, 6, 6], "theta": 256},
+        own="out_channels",
+        config={"patch_size": [1, 2, 2], "hidden_size": 32} | {"rope_dim_list": [4, 6, 6], "theta": 256},
         inputs={"hidden_states": normal(2, 4, 1, 2, 2), "shape_list": repeated([(1, 1, 1), (1, 1, 1)])}
         | TEXT,
         tokens=2,

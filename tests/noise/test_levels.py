@@ -7,7 +7,8 @@ import torch
 from diffusers.schedulers import SCMScheduler
 
 from nag.noise.discrete import DiscreteVP
-from nag.noise.read import REFUSED, SUPPORTED, read_levels, read_training
+from nag.noise.named import REFUSED
+from nag.noise.read import SUPPORTED, read_levels, read_training
 from tests.noise.walks import make, pair, scheduler_class
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -11,14 +11,7 @@ from torch.testing import assert_close
 
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import PreconditionedEDM
-from nag.noise.process import (
-    EDM,
-    Cosine,
-    Flow,
-    GaussianProcess,
-    VarianceExploding,
-    VariancePreserving,
-)
+from nag.noise.process import EDM, Cosine, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 
 # float64 everywhere; a handful of operations on numbers of order 1
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}

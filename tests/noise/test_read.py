@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nag.noise.levels import SchedulerLevels
-from nag.noise.read import REFUSED, SUPPORTED, read_levels
+from nag.noise.named import REFUSED
+from nag.noise.read import SUPPORTED, read_levels
 from tests.noise.walks import (
     PREDICTION_TYPES,
     check_walk,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nag.noise.process import EDM, Cosine, Flow, GaussianProcess, VariancePreserving
+from nag.noise.process import EDM, Cosine, Flow, GaussianProcess
 from nag.noise.target import PREDICTIONS, Target, expand
 from tests.noise.test_process import PROCESSES, ROUNDING, draw, every_process, inner_levels, levels
 
@@ -106,60 +106,6 @@ def test_edm_target_is_the_network_of_the_preconditioned_denoiser(generator: tor
 def test_edm_target_has_unit_variance_for_data_of_its_scale() -> None:
     target = EDM().target("edm", levels(EDM()))
     assert_close(0.25 * target.c**2 + target.d**2, torch.ones_like(target.c), **ROUNDING)
-
-
-# lambda = (b/a)(d a - c b) and nu = (b' a - a' b)/(a d - b c): theory of the affine relations, GoN eqs. 15 and 63
-
-AFFINE_TABLE = [
-    # process, prediction, lambda(t), c/a, nu(t)
-    ("flow", "eps", lambda t: t, lambda t: 0 * t, lambda t: 1 / (1 - t)),
-    ("flow", "x_0", lambda t: -(t**2) / (1 - t), lambda t: 1 / (1 - t), lambda t: -1 / t),
-    ("flow", "velocity", lambda t: t / (1 - t), lambda t: -1 / (1 - t), lambda t: 0 * t + 1),
-    ("flow", "score", lambda t: 0 * t - 1, lambda t: 0 * t, lambda t: -t / (1 - t)),
-    ("sigma_is_t", "eps", lambda t: t, lambda t: 0 * t, lambda t: 0 * t + 1),
-    ("sigma_is_t", "x_0", lambda t: -(t**2), lambda t: 0 * t + 1, lambda t: -1 / t),
-    ("sigma_is_t", "score", lambda t: 0 * t - 1, lambda t: 0 * t, lambda t: -t),
-    (
-        "cosine",
-        "v",
-        lambda t: torch.tan(math.pi * t / 2),
-        lambda t: -torch.tan(math.pi * t / 2),
-        lambda t: 0 * t + math.pi / 2,
-    ),
-]
-
-
-def affine(process: GaussianProcess, prediction: str, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """lambda, c/a and nu."""
-    target = process.target(prediction, t)
-    a, b = process.alpha(t), process.sigma(t)
-    nu = (process.sigma_dot(t) * a - process.alpha_dot(t) * b) / target.determinant
-    return target.slope, target.offset, nu
-
-
-@pytest.mark.parametrize("row", AFFINE_TABLE, ids=lambda row: f"{row[0]}-{row[1]}")
-def test_affine_coefficients_of_the_table(row: tuple) -> None:
-    name, prediction, *wanted = row
-    t = inner_levels()
-    for got, function in zip(affine(PROCESSES[name], prediction, t), wanted, strict=True):
-        assert_close(got, function(t), rtol=1e-10, atol=1e-12)
-
-
-def test_v_on_the_variance_preserving_path() -> None:
-    process = VariancePreserving()
-    t = inner_levels()
-    a, b, beta = process.alpha(t), process.sigma(t), 0.1 + 19.9 * t
-    for got, wanted in zip(affine(process, "v", t), (b / a, -b / a, beta * a / (2 * b)), strict=True):
-        assert_close(got, wanted, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize(("process", "prediction"), TARGETS)
-def test_gain_times_lambda_is_half_of_g_squared_for_every_target(
-    process: GaussianProcess, prediction: str
-) -> None:
-    t = inner_levels()
-    lambda_, _, nu = affine(process, prediction, t)
-    assert_close(nu * lambda_, process.g_squared(t) / 2, rtol=1e-10, atol=0)
 
 
 # Shapes and error texts

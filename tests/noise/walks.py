@@ -6,7 +6,8 @@ from typing import Any
 import diffusers.schedulers
 import torch
 
-from nag.noise.read import SchedulerLevels, read_levels
+from nag.noise.levels import SchedulerLevels
+from nag.noise.read import read_levels
 
 PREDICTION_TYPES = {"eps": "epsilon", "x_0": "sample", "v": "v_prediction", "velocity": "flow_prediction"}
 

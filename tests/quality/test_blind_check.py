@@ -23,10 +23,10 @@ from nag.noise.discrete import DiscreteVP
 from nag.noise.measured import Measured
 from nag.noise.process import Flow
 from nag.noise.read import read_levels
-from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk
-from nag.quality.blind_exact import Knowledge, both_schedules, drift_rows, know
-from nag.quality.blind_measure import Network, check_log_snr, default_log_snr, level_rows, walk
-from nag.quality.blind_report import FILES, reading, write_blind_check
+from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk, reading
+from nag.quality.blind_exact import Knowledge, both_schedules, chosen_levels, drift_rows, know
+from nag.quality.blind_measure import Network, level_rows, walk
+from nag.quality.blind_report import FILES, write_blind_check
 from nag.quality.feature_network import SmallClassifier
 from nag.shift.page import check_output
 from tests.command import nag
@@ -99,7 +99,7 @@ def test_a_perfect_network_is_explained_and_trusted(name, generator):
     unet = ExactUNet(levels)
     known = Knowledge(process=levels.training, oracles={None: unet.oracle})
     x_0, eps = unet.oracle.data, draws(generator, 6, 1, 4, 4)
-    t = check_log_snr(levels.training, [-1.0, 1.0])
+    t = chosen_levels(levels.training, [-1.0, 1.0])
     rows = level_rows(Network(unet=unet, levels=levels), known, x_0, None, eps, t)
     for row in rows:
         assert row.explained.value == pytest.approx(1, abs=0.02)  # the network works in single precision
@@ -121,7 +121,7 @@ def test_an_error_of_the_null_branch_is_not_explained(generator):
     scheduler.set_timesteps(20)
     unet = Off(read_levels(scheduler))
     known = Knowledge(process=unet.levels.training, oracles={None: unet.oracle})
-    t = check_log_snr(unet.levels.training, [1.0])
+    t = chosen_levels(unet.levels.training, [1.0])
     eps = draws(generator, 6, 1, 4, 4)
     (row,) = level_rows(Network(unet=unet, levels=unet.levels), known, unet.oracle.data, None, eps, t)
     assert row.explained.value < 0.3
@@ -326,14 +326,11 @@ def test_it_is_loaded_as_it_was_saved(tmp_path):
     )
     path = kept.save(tmp_path / "folder" / "blind_check.json")
     assert BlindCheck.load(path) == kept
-    assert BlindCheck.from_dict(kept.to_dict()) == kept
     other = tmp_path / "other.json"
     for text in ("{}", "[]", "no json"):
         other.write_text(text)
-        with pytest.raises(ValueError, match=r"path must name a blind_check.json, got .*other.json"):
+        with pytest.raises(ValueError, match=r"path.* .*other.json"):
             BlindCheck.load(other)
-    with pytest.raises(ValueError, match="data must be what BlindCheck.to_dict gave"):
-        BlindCheck.from_dict({**kept.to_dict(), "more": 1})
 
 
 def test_files_are_replaced_only_when_asked(tmp_path):
@@ -346,19 +343,18 @@ def test_files_are_replaced_only_when_asked(tmp_path):
     ]
     text = page.read_text(encoding="utf-8")
     assert "<b>Model" not in text
-    outside = re.sub(
-        r"<script>.*?</script>", "", text, flags=re.DOTALL
-    )  # but for the plotting library itself
+    # but for the plotting library itself
+    outside = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)
     shown = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
     assert shown["interval"] == [None, None]
-    with pytest.raises(ValueError, match="output_dir must be new or empty"):
+    with pytest.raises(ValueError, match="output_dir.*out"):
         check_output(folder, FILES)
     (folder / "mine.txt").write_text("kept")
     write_blind_check(result(tolerance=0.2), folder, overwrite=True)
     assert BlindCheck.load(folder / "blind_check.json").tolerance == 0.2
     assert (folder / "mine.txt").read_text() == "kept"
-    with pytest.raises(ValueError, match="output_dir must be a folder"):
+    with pytest.raises(ValueError, match="output_dir.*mine.txt"):
         check_output(folder / "mine.txt", FILES)
 
 
@@ -391,9 +387,8 @@ def test_the_command_writes_what_the_pipeline_takes(checkpoint, tmp_path):
     found = BlindCheck.load(out / "blind_check.json")
     assert [walk.name for walk in found.walks] == ["deterministic", "stochastic"]
     assert all(walk.frechet_difference is not None for walk in found.walks)
-    assert [row.log_snr for row in found.levels] == pytest.approx(
-        [-2, 0, 2], abs=0.02
-    )  # the nearest timesteps
+    # the nearest timesteps
+    assert [row.log_snr for row in found.levels] == pytest.approx([-2, 0, 2], abs=0.02)
     assert all(row.width_regressor > 0 for row in found.levels)
     assert {(row.schedule, row.target) for row in found.drift} == {
         (schedule, target) for schedule in ("vp", "flow") for target in ("eps", "x_0", "v", "velocity")
@@ -411,7 +406,7 @@ def test_the_command_writes_what_the_pipeline_takes(checkpoint, tmp_path):
     assert images.shape == (2, 8, 8, 1)
     again = run(checkpoint, *SMALL, "--output_dir", out)
     assert again.exit_code == 2
-    assert "output_dir must be new or empty" in again.output
+    assert "output_dir must be a new or empty folder" in again.output
     assert run(checkpoint, *SMALL, "--output_dir", out, "--overwrite").exit_code == 0
 
 
@@ -458,11 +453,6 @@ def test_what_cannot_work_is_refused_before_any_file(checkpoint, tmp_path, words
     assert not (tmp_path / "out").exists()
 
 
-def test_no_panels_are_refused():
-    with pytest.raises(ValueError, match="panels must be at least 1, got 0"):
-        know(Flow(), torch.zeros(3, 4), panels=0)
-
-
 def test_a_single_image_and_a_model_without_a_noise_condition_are_refused(checkpoint, tmp_path):
     from nag.pipelines.noise_unconditional import NoiseUnconditionalPipeline
 
@@ -474,17 +464,15 @@ def test_a_single_image_and_a_model_without_a_noise_condition_are_refused(checkp
     pipe.save_pretrained(checkpoint / "unconditional")
     done = run(checkpoint, "--output_dir", tmp_path / "out", model="unconditional")
     assert done.exit_code == 2
-    assert "model must be told its noise level, got a NoiseUnconditionalPipeline" in done.output
+    assert "model must be told its noise level, got" in done.output
 
 
 def test_levels_are_those_of_the_process():
     process = DiscreteVP.from_alphas_cumprod(DDPMScheduler().alphas_cumprod)
-    assert len(default_log_snr(process)) == 13
-    assert default_log_snr(Flow())[0] == -8
-    t = check_log_snr(process, [0.0, 0.001, -3.0])
+    assert len(chosen_levels(process)) == 13
+    assert float(Flow().log_snr(chosen_levels(Flow())[0])) == pytest.approx(-8)
+    t = chosen_levels(process, [0.0, 0.001, -3.0])
     timesteps = process.timestep(t)
     torch.testing.assert_close(timesteps, timesteps.round(), rtol=0, atol=1e-9)
     assert len(t) == 2  # two levels on one timestep are one
     assert t[0] > t[1]
-    with pytest.raises(ValueError, match="got none. Leave --levels out"):
-        check_log_snr(process, [])

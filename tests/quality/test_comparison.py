@@ -10,22 +10,32 @@ import pytest
 import scipy.stats
 import torch
 
-from nag.quality.comparison import Cell, SeedResult, cell_name, compare, difference, holm, is_ours
+from nag.noise.measured import Measured
+from nag.quality.comparison import (
+    Cell,
+    SeedResult,
+    cell_name,
+    compare,
+    difference,
+    holm,
+    is_ours,
+    load_cell,
+    save_cell,
+)
 from nag.quality.comparison_report import markdown, verdicts, write_comparison
 from nag.quality.distances import frechet_distance
-from nag.quality.measures import frechet_resamples, measure_quality
+from nag.quality.measures import Quality, frechet_resamples, measure_quality
 from nag.quality.reference import reference_features
 from nag.quality.resampling import bootstrap_difference
-
-QUALITY = {"frechet": None, "kid": None, "precision": None, "recall": None, "density": None, "coverage": None}
 
 
 def cell(method, values, *, evaluations=10.0, scheduler="ddim", budget=10, seconds=1.0):
     """A cell of one seed with a row of resampled distances; the distance itself is their mean."""
     values = np.asarray(values, dtype=float)
-    frechet = {"value": float(values.mean()), "standard_error": float(values.std(ddof=1))}
-    other = {"value": 0.5, "standard_error": 0.1}
-    quality = {**dict.fromkeys(QUALITY, other), "frechet": frechet, "class_accuracy": None, "num_samples": 50}
+    frechet = Measured(value=float(values.mean()), standard_error=float(values.std(ddof=1)))
+    other = Measured(value=0.5, standard_error=0.1)
+    others = dict.fromkeys(("kid", "precision", "recall", "density", "coverage"), other)
+    quality = Quality(frechet=frechet, **others, class_accuracy=None, num_samples=50, num_compared=50)
     result = SeedResult(seed=101, quality=quality, frechet_resamples=tuple(values.tolist()), seconds=seconds)
     return Cell(
         scheduler=scheduler, budget=budget, method=method, chosen=method, steps=9, passes=10,
@@ -43,14 +53,14 @@ def test_a_difference_is_the_paired_bootstrap():
     real, shared = (torch.randn(300, 3, generator=generator) for _ in range(2))
     first = shared + 0.3
     second = 1.1 * shared + 0.1 * torch.randn(300, 3, generator=generator)
-    reference = reference_features(
-        real[:, :, None, None].clamp(-1, 1), lambda x: x.flatten(1), network_fingerprint="id"
-    )
+    network = torch.nn.Flatten()
+    network.fingerprint = "id"
+    reference = reference_features(real[:, :, None, None].clamp(-1, 1), network)
     cells = []
     for features in (first, second):
         value, resampled = frechet_resamples(features, reference, resamples=30, seed=7)
-        quality = measure_quality(features, reference).to_dict()
-        quality["frechet"]["value"] = value
+        quality = measure_quality(features, reference)
+        quality = dataclasses.replace(quality, frechet=dataclasses.replace(quality.frechet, value=value))
         row = SeedResult(seed=7, quality=quality, frechet_resamples=tuple(resampled.tolist()), seconds=1.0)
         cells.append(Cell(scheduler="ddim", budget=1, method="plain", results=(row,)))
     expected = bootstrap_difference(
@@ -76,7 +86,7 @@ def test_several_seeds_are_averaged():
     )
     errors = [np.std(part.frechet_resamples, ddof=1) for part in parts]
     assert both.frechet.standard_error == pytest.approx(math.hypot(*errors) / 2, rel=1e-12)
-    values = [part.quality["frechet"]["value"] for part in parts]
+    values = [part.quality.frechet.value for part in parts]
     assert both.frechet.value == pytest.approx(sum(values) / 2, rel=1e-12)
     with pytest.raises(ValueError, match="other must have the seeds, samples and resamples of the cell"):
         difference(both, cell("nag:scale=1", wiggle(5, 3)))
@@ -161,11 +171,13 @@ def test_ours():
     ]  # fmt: skip
 
 
-def test_cells_survive_json():
+def test_cells_survive_json(tmp_path):
     before = cell("nag:scale=1", wiggle(4, 1))
-    assert Cell.from_dict(json.loads(json.dumps(before.to_dict()))) == before
-    with pytest.raises(ValueError, match="cell must hold budget, chosen, .*, got method"):
-        Cell.from_dict({"method": "plain"})
+    save_cell(tmp_path / "a.json", before)
+    assert load_cell(tmp_path / "a.json") == before
+    (tmp_path / "b.json").write_text('{"method": "plain"}')
+    with pytest.raises(ValueError, match="cell.*b.json"):
+        load_cell(tmp_path / "b.json")
 
 
 def test_names_of_cells_are_file_names_and_differ():

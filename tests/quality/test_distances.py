@@ -14,7 +14,6 @@ from nag.quality.distances import (
     frechet_distance_of_moments,
     kernel_distance,
     manifolds,
-    paired_difference,
 )
 
 
@@ -171,17 +170,6 @@ def test_precision_error_is_the_binomial_one():
     assert got.recall_error == pytest.approx(math.sqrt(got.recall * (1 - got.recall) / 100))
 
 
-# ---- differences and their errors
-
-
-def test_paired_difference_is_the_paired_t_interval():
-    first, second = [2.0, 1.5, 1.8, 1.1], [1.9, 1.3, 1.75, 0.8]
-    got = paired_difference(first, second)
-    oracle = scipy.stats.ttest_rel(second, first).confidence_interval(0.9)
-    assert got.interval(0.9) == pytest.approx((oracle.low, oracle.high), rel=1e-9)
-    assert got.value == pytest.approx(np.mean(np.subtract(second, first)))
-
-
 # ---- bad input
 
 
@@ -194,41 +182,32 @@ def test_shapes_are_checked_in_the_tests():
 @pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, manifolds])
 def test_features_must_match_and_be_finite(measure):
     a, broken = features(20, 3, seed=0), features(20, 3, seed=1)
-    with pytest.raises(ValueError, match=r"features of one network, got \(20, 3\) and \(20, 4\)"):
-        measure(a, features(20, 4, seed=0))
     broken[4, 1] = math.nan
-    with pytest.raises(ValueError, match="samples must be finite features, got NaN"):
-        measure(broken, a)
-    broken[4, 1] = math.inf
-    with pytest.raises(ValueError, match="reference must be finite features, got NaN or infinity"):
-        measure(a, broken)
+    for first, second, words in (
+        (a, features(20, 4, seed=0), r"\(20, 3\) and \(20, 4\)"),
+        (broken, a, "samples.*finite"),
+        (a, broken, "reference.*finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            measure(first, second)
 
 
-def test_too_few_samples_are_refused():
+@pytest.mark.parametrize(
+    ("measure", "first", "second", "words"),
+    [
+        (frechet_distance, 8, 100, "samples.*8"),
+        (frechet_distance, 100, 5, "reference.*5"),
+        (manifolds, 100, 3, "reference.*3"),
+    ],
+)
+def test_too_few_samples_are_refused(measure, first, second, words):
     many = features(100, 8, seed=0)
-    with pytest.raises(
-        ValueError, match="samples must be more than the 8 features, got 8: their covariance is singular"
-    ):
-        frechet_distance(many[:8], many)
-    with pytest.raises(ValueError, match="reference must be more than the 8 features, got 5"):
-        frechet_distance(many, many[:5])
-    with pytest.raises(ValueError, match="samples must be at least 2, got 1. Draw more"):
-        kernel_distance(many[:1], many)
-    with pytest.raises(ValueError, match="reference must be more than neighbours=3, got 3. Draw more"):
-        manifolds(many, many[:3])
+    with pytest.raises(ValueError, match=words):
+        measure(many[:first], many[:second])
 
 
-def test_bad_arguments_are_refused(generator):
-    a = features(20, seed=0)
-    with pytest.raises(
-        ValueError, match="covariance must be positive semi-definite, got a smallest eigenvalue of -1"
-    ):
+def test_a_covariance_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="covariance.*-1"):
         frechet_distance_of_moments(
             torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0])), torch.zeros(2), torch.eye(2)
         )
-    with pytest.raises(ValueError, match="neighbours must be at least 1, got 0"):
-        manifolds(a, a, neighbours=0)
-    with pytest.raises(ValueError, match="second must have as many values as first, got 2 and 1"):
-        paired_difference([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="first must hold at least 2 values, got 1"):
-        paired_difference([1.0], [2.0])

@@ -142,19 +142,10 @@ def test_fingerprints_tell_networks_apart(classifier, scripted_file, tmp_path):
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 PREPROCESSOR = {  # as that of facebook/dinov2-base, for a network of 28x28
-    "crop_size": {"height": 28, "width": 28},
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": IMAGENET[0],
-    "image_std": IMAGENET[1],
-    "image_processor_type": "BitImageProcessor",
-    "resample": 3,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"shortest_edge": 32},
-}
+    "crop_size": {"height": 28, "width": 28}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+    "do_rescale": True, "do_resize": True, "image_mean": IMAGENET[0], "image_std": IMAGENET[1],
+    "image_processor_type": "BitImageProcessor", "resample": 3, "rescale_factor": 1 / 255, "size": {"shortest_edge": 32},
+}  # fmt: skip
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -200,9 +191,8 @@ def test_dinov2_gives_its_class_token_of_the_normalised_whole_image(colours, tmp
     expected = model(pixel_values=network.prepared(colours)).last_hidden_state[:, 0]
     torch.testing.assert_close(features, expected, rtol=0, atol=0)
     by_pil = model(pixel_values=by_hand(colours)).pooler_output
-    assert float((features - by_pil).abs().max()) < 0.2 * float(
-        features.std(0).mean()
-    )  # images differ by far more
+    # images differ by far more
+    assert float((features - by_pil).abs().max()) < 0.2 * float(features.std(0).mean())
     assert not model._forward_hooks
     assert not network.model._forward_hooks
 
@@ -255,13 +245,7 @@ def test_a_network_without_class_token_gives_the_mean_over_positions(colours, tm
 
 @torch.no_grad()
 def test_of_a_model_of_texts_and_images_the_images_part_is_used(colours, tmp_path):
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 9,
-    }
+    text = {**TINY, "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 9}
     vision = {**TINY, "intermediate_size": 16, "image_size": 28, "patch_size": 7}
     model = saved(tmp_path, CLIPModel, CLIPConfig(text_config=text, vision_config=vision))
     network = load_feature_network(tmp_path)
@@ -285,7 +269,7 @@ def test_size_replaces_the_preprocessors_and_is_in_the_fingerprint(colours, tmp_
 def test_checkpoints_that_would_give_wrong_features_are_refused(tmp_path):
     saved(tmp_path / "a")
     (tmp_path / "a" / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="name_or_path must have a preprocessor_config.json, got none"):
+    with pytest.raises(ValueError, match="name_or_path.* none"):
         load_feature_network(tmp_path / "a")
     saved(tmp_path / "b")
     weights = load_file(tmp_path / "b" / "model.safetensors")
@@ -299,10 +283,7 @@ def test_checkpoints_that_would_give_wrong_features_are_refused(tmp_path):
 def test_a_network_that_is_not_there_lists_what_may_be_given(name, tmp_path):
     (tmp_path / "folder").mkdir()
     given = tmp_path / "folder" if name == "folder" else name
-    with pytest.raises(
-        ValueError,
-        match="name_or_path must be a TorchScript file .*SmallClassifier.*'facebook/dinov2-base', got .*not found",
-    ):
+    with pytest.raises(ValueError, match="name_or_path.* .*not found"):
         load_feature_network(given)
 
 

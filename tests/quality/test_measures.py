@@ -10,9 +10,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from nag.noise.measured import Measured
-from nag.quality.distances import frechet_distance, manifolds
-from nag.quality.measures import Quality, check_enough, frechet_difference, frechet_resamples, measure_quality
-from nag.quality.moments import FeatureMoments
+from nag.quality.distances import FeatureMoments, frechet_distance, manifolds
+from nag.quality.measures import frechet_difference, frechet_resamples, measure_quality
 from nag.quality.reference import ReferenceFeatures
 from nag.quality.resampling import bootstrap, bootstrap_difference
 
@@ -77,7 +76,9 @@ def test_kernel_distance_is_the_published_kid():
     metric = KernelInceptionDistance(feature=Through(32), subsets=1, subset_size=300)  # one subset: all
     expected = float(published(metric, samples, real)[0])
     got = measure_quality(samples, reference_of(real), resamples=2).kid.value
-    assert got == pytest.approx(expected, rel=1e-4)
+    assert got == pytest.approx(
+        expected, abs=5e-6
+    )  # torchmetrics sums terms of order 1 in float32, in an order of its own
 
 
 # ---- errors
@@ -175,57 +176,34 @@ def test_class_accuracy_is_a_binomial_share():
     assert measure_quality(samples, reference, predicted_classes=labels, resamples=2).class_accuracy is None
 
 
-def test_same_seed_is_the_same_and_a_dict_comes_back():
+def test_same_seed_is_the_same():
     samples, reference = features(80, 4, seed=0), reference_of(features(90, 4, seed=1))
     labels = torch.arange(80) % 4
     first = measure_quality(samples, reference, predicted_classes=labels, class_labels=labels, seed=5)
     assert first == measure_quality(samples, reference, predicted_classes=labels, class_labels=labels, seed=5)
-    assert Quality.from_dict(first.to_dict()) == first
     plain = measure_quality(samples, reference, seed=6)
-    assert Quality.from_dict(plain.to_dict()) == plain
     assert plain.frechet.standard_error != first.frechet.standard_error
 
 
 # ---- bad input
 
 
-def test_bad_input_is_refused():
+@pytest.mark.parametrize(
+    ("rows", "columns", "real", "changes", "words"),
+    [
+        (4, 4, 90, {}, "num_samples.*4"),
+        (80, 5, 90, {}, "features.*4 features, got 5"),
+        (80, 4, 4, {}, "reference.*4"),
+        (80, 4, 90, {"resamples": 1}, "resamples.*1"),
+        (80, 4, 90, {"class_labels": torch.zeros(7, dtype=torch.long)}, r"class_labels.*\(80,\).*\(7,\)"),
+    ],
+)
+def test_bad_input_is_refused(rows, columns, real, changes, words):
+    with pytest.raises(ValueError, match=words):
+        measure_quality(features(rows, columns, seed=0), reference_of(features(real, 4, seed=1)), **changes)
+
+
+def test_pairs_must_be_pairs():
     samples, reference = features(80, 4, seed=0), reference_of(features(90, 4, seed=1))
-    with pytest.raises(
-        ValueError,
-        match="num_samples must be more than the 2048 features of the network for a Frechet distance, got 500. "
-        "Draw at least 2049",
-    ):
-        check_enough(500, 2048)
-    check_enough(5, 4)
-    with pytest.raises(ValueError, match="num_samples must be more than the 4 features .* Draw at least 5"):
-        measure_quality(samples[:4], reference)
-    with pytest.raises(
-        ValueError,
-        match=r"reference must be of images of the model's shape \(1, 16, 16\), got \(1, 8, 8\). Read the data",
-    ):
-        measure_quality(samples, reference, image_shape=(1, 16, 16))
-    measure_quality(samples, reference, image_shape=(1, 8, 8), resamples=2)
-    with pytest.raises(
-        ValueError, match="features must be of the reference's network with 4 features, got 5"
-    ):
-        measure_quality(features(80, 5, seed=0), reference)
-    with pytest.raises(
-        ValueError, match="reference must be of more images than its 4 features .*, got 4. Use"
-    ):
-        measure_quality(samples, reference_of(features(4, 4, seed=1)))
-    for measure in (measure_quality, frechet_resamples):
-        with pytest.raises(ValueError, match="resamples must be at least 2, got 1. Some 20"):
-            measure(samples, reference, resamples=1)
-    broken = samples.clone()
-    broken[3, 2] = math.nan
-    with pytest.raises(ValueError, match="features must be finite, got NaN or infinity"):
-        measure_quality(broken, reference)
-    with pytest.raises(ValueError, match="second must have as many rows as first, got 79 and 80"):
+    with pytest.raises(ValueError, match="second.*79 and 80"):
         frechet_difference(samples, samples[1:], reference)
-    with pytest.raises(
-        ValueError, match=r"class_labels must have the shape \(80,\) of the samples, got \(7,\)"
-    ):
-        measure_quality(samples, reference, class_labels=torch.zeros(7, dtype=torch.long))
-    with pytest.raises(ValueError, match="values must hold frechet, kid, .*, got frechet. Measure again"):
-        Quality.from_dict({"frechet": {"value": 1.0, "standard_error": 0.1}})

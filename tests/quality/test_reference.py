@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import nag.quality.reference
-from nag.quality.moments import FeatureMoments
+from nag.quality.distances import FeatureMoments
 from nag.quality.reference import ReferenceFeatures, fingerprint_of_images, reference_features
 
 
@@ -17,7 +17,7 @@ class Counted(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(size * size, 5, generator=generator) / size)
-        self.seen = 0
+        self.seen, self.fingerprint = 0, f"counted {seed} {size}"
         self.stop_at = stop_at
 
     def forward(self, images):
@@ -64,28 +64,6 @@ def test_moments_are_numpys_and_lose_nothing_to_a_large_mean(batch_size, generat
     )  # x has 1e-10 left of its digits
 
 
-def test_merged_moments_are_those_of_all(generator):
-    x = torch.randn(50, 4, generator=generator)
-    parts = [FeatureMoments(), FeatureMoments(), FeatureMoments()]
-    for part, batch in zip(parts, (x[:9], x[9:9], x[9:]), strict=True):
-        part.update(batch)
-    total = FeatureMoments()
-    for part in parts:
-        total.merge(part)
-    torch.testing.assert_close(total.covariance, torch.from_numpy(np.cov(x.double().numpy().T)))
-    assert parts[0].count == 9  # merging leaves the parts alone
-    torch.testing.assert_close(parts[0].mean, x[:9].double().mean(0))
-
-
-def test_moments_refuse_other_features_and_one_feature():
-    moments = FeatureMoments()
-    moments.update(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="count must be at least 2, got 1. Take in more features"):
-        _ = moments.covariance
-    with pytest.raises(ValueError, match="features must have 3 columns as before, got 4. Use one network"):
-        moments.update(torch.zeros(2, 4))
-
-
 # ---- what is measured
 
 
@@ -95,7 +73,6 @@ def test_moments_are_of_all_and_kept_rows_are_a_draw_that_no_batch_changes(image
     got = reference_features(images, network, max_kept=12, batch_size=30, progress=True)
     assert got.num_images == 30
     assert got.num_features == 5
-    assert got.image_shape == (1, 8, 8)
     torch.testing.assert_close(got.moments.mean, everything.double().mean(0))
     torch.testing.assert_close(
         got.moments.covariance, torch.from_numpy(np.cov(everything.double().numpy().T))
@@ -104,24 +81,22 @@ def test_moments_are_of_all_and_kept_rows_are_a_draw_that_no_batch_changes(image
     assert (rows.values < 1e-6).all()
     assert len(set(rows.indices.tolist())) == 12  # each row once
     assert rows.indices.tolist() != sorted(rows.indices.tolist())  # classes that follow each other are mixed
-    streamed = reference_features(
-        [images[:11], images[11:11], images[11:]], network, max_kept=12, batch_size=4
-    )
-    same(streamed, got, exactly=False)
+    same(reference_features(images, network, max_kept=12, batch_size=4), got, exactly=False)
     assert len(reference_features(images, network).features) == 30
 
 
 def test_kept_rows_are_a_uniform_draw():
     """Each of 400 rows is kept with probability 1/4: the mean index of 100 is known to 10."""
     images = torch.linspace(-1, 1, 400)[:, None, None, None].expand(-1, 1, 8, 8)
-    got = reference_features(images, nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), max_kept=100)
+    means = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    means.fingerprint = "means"
+    got = reference_features(images, means, max_kept=100)
     assert abs(float(got.features.mean())) < 3.5 * 0.577 / 10
     assert float(got.features.std()) == pytest.approx(0.577, rel=0.2)
 
 
 def test_fingerprint_of_images_is_of_values_order_and_shape(images):
     whole = fingerprint_of_images(images)
-    assert fingerprint_of_images([images[:3], images[3:]]) == whole
     other = images.clone()
     other[29, 0, 7, 7] += 1e-3
     assert fingerprint_of_images(other) != whole
@@ -149,20 +124,11 @@ def test_other_data_network_resolution_or_number_is_measured_anew(images, tmp_pa
         (images, Counted(seed=1), {}),
         (images[:, :, :4, :4], Counted(size=4), {}),
         (images, Counted(), {"max_kept": 7}),
-        (images, Counted(), {"data_fingerprint": "the test split"}),
-        (images, Counted(), {"network_fingerprint": "version 2"}),
     ):
         got = reference_features(others, network, cache_dir=tmp_path, **options)
         assert network.seen == 30
         torch.testing.assert_close(got.moments.mean, network(others).detach().double().mean(0))
-    assert len(list(tmp_path.iterdir())) == 7
-
-
-def test_networks_without_weights_are_told_apart(images, tmp_path):
-    means, maxima = nn.Sequential(nn.AvgPool2d(4), nn.Flatten()), nn.Sequential(nn.MaxPool2d(4), nn.Flatten())
-    reference_features(images, means, cache_dir=tmp_path)
-    got = reference_features(images, maxima, cache_dir=tmp_path)
-    torch.testing.assert_close(got.moments.mean, maxima(images).double().mean(0))
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_file_of_another_fingerprint_under_the_name_is_not_used(images, tmp_path):
@@ -217,37 +183,3 @@ def test_a_failed_save_leaves_the_former_file(images, tmp_path, monkeypatch):
         reference_features(images, Counted(seed=1)).save(path)
     same(ReferenceFeatures.load(path), former)
     assert list(path.parent.iterdir()) == [path]
-
-
-# ---- bad input
-
-
-def test_bad_input_is_refused(images, tmp_path):
-    network = Counted()
-    with pytest.raises(ValueError, match="max_kept must be at least 1, got 0"):
-        reference_features(images, network, max_kept=0)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got -1"):
-        reference_features(images, network, batch_size=-1)
-    with pytest.raises(
-        ValueError, match="images must be a tensor or an iterable that starts anew .* got a list_iterator"
-    ):
-        reference_features(iter([images]), network)
-    with pytest.raises(ValueError, match="images must hold at least one image, got none. Check the folder"):
-        reference_features([images[:0]], network)
-    with pytest.raises(
-        ValueError, match="network_fingerprint must be given for a network that is no torch module"
-    ):
-        reference_features(images, lambda x: x.flatten(1))
-    assert reference_features(images, lambda x: x[:, 0, 0], network_fingerprint="first row").num_features == 8
-    mixed = [images, images[:, :, :4, :4]]
-    with pytest.raises(
-        ValueError, match=r"images must all have the shape \(1, 8, 8\), got \(1, 4, 4\). Resize"
-    ):
-        reference_features(mixed, network, cache_dir=tmp_path)
-    assert not list(tmp_path.iterdir())
-    reference = reference_features(images, network)
-    reference.check_image_shape((1, 8, 8))
-    with pytest.raises(
-        ValueError, match=r"images of the model's shape \(3, 32, 32\), got \(1, 8, 8\). Read the data"
-    ):
-        reference.check_image_shape((3, 32, 32))

@@ -15,5 +15,7 @@ def _exhibit(name: str) -> Exhibit:
 
 @pytest.fixture(scope="module", params=CASES)
 def exhibit(request: pytest.FixtureRequest) -> Exhibit:
-    """One pipeline of the zoo."""
-    return _exhibit(request.param.name)
+    """One pipeline of the zoo, which runs in the precision that is asked for."""
+    found = _exhibit(request.param.name)
+    assert found.plain is not None
+    return found

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor
 
 from nag.corrections import Correction, NoiseGuidance
-from nag.corrections.interval import EVERYWHERE
+from nag.corrections.base import EVERYWHERE
+from tests import models
 from tests.seams.case import Case, call
 from tests.seams.reference import Guided, guided_by_hand
 
@@ -38,13 +41,18 @@ class Exhibit:
 
     @cached_property
     def pipe(self) -> Any:
-        """The pipeline."""
-        return self.case.build()
+        """The pipeline, where `--device` and `--dtype` want it."""
+        return self.case.build().to(*models.PLACE)
 
     @cached_property
     def plain(self) -> Tensor:
-        """What it returns."""
-        return call(self.pipe, self.case)
+        """What it returns, if diffusers itself can run it in this precision."""
+        if models.PLACE[1] == torch.float32:
+            return call(self.pipe, self.case)
+        try:
+            return call(self.pipe, self.case)
+        except (RuntimeError, TypeError) as error:
+            pytest.skip(f"diffusers cannot run it in {models.PLACE[1]}: {error}")
 
     @cached_property
     def watched_by_hand(self) -> tuple[Tensor, Guided]:

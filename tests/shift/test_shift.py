@@ -60,38 +60,33 @@ def trajectory_of(estimate, levels=LEVELS, **changes):
     return Trajectory(**(values | changes))
 
 
+def measured(response, *, samples=200, images=150, injected=INJECTED, interval=(-2.5, None), **changes):
+    rng = np.random.default_rng(0)
+    estimate, reference = simulate(rng, response, samples=samples, images=images, injected=injected)
+    return measure_shift(trajectory_of(estimate, **changes), reference, interval=interval)
+
+
 @pytest.mark.parametrize("name", RESPONSES)
 def test_recovers_the_injected_shift_with_honest_errors(name):
     """Over 150 repetitions: unbiased, and 68 % and 95 % of the intervals hold the truth."""
     errors, spreads = [], []
     for k in range(150):
-        levels = measure_levels(
-            *_arguments(*simulate(np.random.default_rng(k), RESPONSES[name])), max_standard_error=1.0
-        )
+        estimate, reference = simulate(np.random.default_rng(k), RESPONSES[name])
+        levels = measure_levels(estimate, LEVELS, reference, max_standard_error=1.0)
         errors.append(levels.shift - INJECTED)
         spreads.append(levels.standard_error)
     z = np.array(errors) / np.array(spreads)
-    assert_allclose(
-        np.mean(errors, axis=0), 0, atol=0.25 * np.mean(spreads)
-    )  # 3 standard errors of 150 repetitions
-    assert_allclose(
-        np.mean(np.abs(z) < 1, axis=0), 0.683, atol=0.115
-    )  # 3 binomial standard deviations, per step
+    # 3 standard errors of 150 repetitions
+    assert_allclose(np.mean(errors, axis=0), 0, atol=0.25 * np.mean(spreads))
+    # 3 binomial standard deviations, per step
+    assert_allclose(np.mean(np.abs(z) < 1, axis=0), 0.683, atol=0.115)
     assert_allclose(np.mean(np.abs(z) < 1.96, axis=0), 0.95, atol=0.055)
     assert_allclose([np.mean(np.abs(z) < 1), np.mean(np.abs(z) < 1.96)], [0.683, 0.95], atol=0.06)
 
 
-def _arguments(estimate, reference):
-    return estimate, LEVELS, reference
-
-
 def test_a_plain_difference_would_fail():
     """Slope 0.5: the difference of the means is half of the shift, far outside its own error."""
-    rng = np.random.default_rng(0)
-    estimate, reference = simulate(
-        rng, RESPONSES["affine"], samples=2000, images=2000, injected=np.full(4, 0.2)
-    )
-    shift = measure_shift(trajectory_of(estimate), reference)
+    shift = measured(RESPONSES["affine"], samples=2000, images=2000, injected=np.full(4, 0.2))
     for step in shift.steps:
         assert abs(step.shift - 0.2) < 4 * step.standard_error
         assert abs(step.raw_shift - 0.2) > 5 * step.raw_standard_error
@@ -106,11 +101,7 @@ def test_common_random_numbers_make_the_slope_precise():
 
 
 def test_says_too_flat_where_the_response_is_flat():
-    def response(level):
-        return np.maximum(level, 0.0)
-
-    estimate, reference = simulate(np.random.default_rng(0), response)
-    shift = measure_shift(trajectory_of(estimate), reference, interval=(None, None))
+    shift = measured(lambda level: np.maximum(level, 0.0), interval=(None, None))
     assert shift.steps[0].shift is None
     assert shift.steps[0].standard_error is shift.steps[0].z is shift.steps[0].shift_timesteps is None
     assert "too flat: the response curve has slope" in shift.steps[0].reason
@@ -269,14 +260,12 @@ def test_levels_of_several_schedulers_make_one_reference():
 
 
 def test_scheduler_mismatches_and_timesteps():
-    estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"], samples=2000, images=2000)
-    trajectory = trajectory_of(
-        estimate,
-        label_log_snr=LEVELS - 0.2,  # the network is told a noisier level
-        label_mismatch=np.full(4, 8.0),
-        arrival_log_snr=LEVELS + 0.1,  # and the state arrives cleaner
-    )
-    for step in measure_shift(trajectory, reference).steps:
+    changes = {
+        "label_log_snr": LEVELS - 0.2,  # the network is told a noisier level
+        "label_mismatch": np.full(4, 8.0),
+        "arrival_log_snr": LEVELS + 0.1,  # and the state arrives cleaner
+    }
+    for step in measured(RESPONSES["affine"], samples=2000, images=2000, **changes).steps:
         assert step.label_mismatch == pytest.approx(0.1)
         assert step.label_mismatch_timesteps == 8
         assert step.arrival_mismatch == pytest.approx(-0.05)
@@ -284,17 +273,14 @@ def test_scheduler_mismatches_and_timesteps():
 
 
 def test_interval_selects_the_steps_of_the_means():
-    estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"], samples=2000, images=2000)
-    trajectory = trajectory_of(estimate)
-    shift = measure_shift(trajectory, reference, interval=(0.0, 4.0))
+    shift = measured(RESPONSES["affine"], interval=(0.0, 4.0))
     assert (shift.num_steps, shift.num_measured) == (2, 2)
     assert shift.mean_shift == pytest.approx(np.mean([step.shift for step in shift.steps[1:3]]))
-    assert measure_shift(trajectory, reference, interval=(0.0, math.inf)).interval == (0.0, None)
+    assert measured(RESPONSES["affine"], interval=(0.0, math.inf)).interval == (0.0, None)
 
 
 def test_densities_are_of_the_estimates():
-    estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"], injected=np.full(4, 0.4))
-    step = measure_shift(trajectory_of(estimate), reference).steps[1]
+    step = measured(RESPONSES["affine"], injected=np.full(4, 0.4)).steps[1]
     for name in ("sampled", "forward"):
         x, density = np.array(step.density.x), np.array(getattr(step.density, name))
         assert_allclose(np.trapezoid(density, x), 1, atol=0.01)
@@ -305,24 +291,21 @@ def test_densities_are_of_the_estimates():
 
 
 def test_dictionary_there_and_back_is_strict_json():
-    estimate, reference = simulate(np.random.default_rng(0), lambda level: np.maximum(level, 0.0))
-    shift = measure_shift(trajectory_of(estimate), reference)
+    shift = measured(lambda level: np.maximum(level, 0.0))
     assert shift.steps[0].shift is None
     text = json.dumps(shift.to_dict(), allow_nan=False)
     assert NoiseShift.from_dict(json.loads(text)) == shift
 
 
 def test_table():
-    estimate, reference = simulate(np.random.default_rng(0), lambda level: np.maximum(level, 0.0))
-    lines = measure_shift(trajectory_of(estimate), reference).table().splitlines()
+    lines = measured(lambda level: np.maximum(level, 0.0)).table().splitlines()
     assert len(lines) == 5
     assert "too flat" in lines[1]
     assert len({len(line) for line in lines}) == 1
 
 
 def test_no_measurable_step_has_no_mean():
-    estimate, reference = simulate(np.random.default_rng(0), lambda level: 0.01 * level)
-    shift = measure_shift(trajectory_of(estimate), reference)
+    shift = measured(lambda level: 0.01 * level)
     assert shift.num_measured == 0
     assert shift.mean_shift is shift.mean_abs_shift is shift.mean_shift_standard_error is None
 
@@ -330,34 +313,20 @@ def test_no_measurable_step_has_no_mean():
 def test_refuses_bad_input():
     estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"])
     trajectory = trajectory_of(estimate)
-    with pytest.raises(
-        ValueError, match=r"interval must hold a step, got \(20, None\) for steps in \[-2.00, 4.00\]"
-    ):
+    with pytest.raises(ValueError, match=r"interval.* \(20, None\) for steps in \[-2.00, 4.00\]"):
         measure_shift(trajectory, reference, interval=(20, None))
-    with pytest.raises(
-        ValueError, match="reference must hold the log-SNR of every step, got none at -1.9000"
-    ):
+    with pytest.raises(ValueError, match="reference.* none at -1.9000"):
         measure_shift(replace(trajectory, log_snr=LEVELS + 0.1), replace(reference, log_snr=GRID - 2.0))
-    with pytest.raises(ValueError, match="reference must come from the trajectory's regressor a, got b"):
+    with pytest.raises(ValueError, match="reference.* b"):
         measure_shift(
             replace(trajectory, settings={"regressor": "a"}), replace(reference, settings={"regressor": "b"})
         )
-    with pytest.raises(ValueError, match="trajectory must hold at least 8 samples, got 7"):
+    with pytest.raises(ValueError, match="samples.* 7 and 150"):
         measure_levels(estimate[:, :7], LEVELS, reference)
-    with pytest.raises(ValueError, match="data must be what NoiseShift.to_dict makes"):
-        NoiseShift.from_dict({"steps": []})
 
 
-def test_reference_refuses_bad_input():
+def test_estimates_that_are_not_finite_are_refused():
     pictures, regressor = torch.zeros(8, 1, 8, 8), PowerEstimator(0.04)
-    with pytest.raises(ValueError, match="images must be at least 8, got 7"):
-        forward_reference(pictures[:7], regressor, [0.0])
-    with pytest.raises(ValueError, match="class_labels must hold one class for each of 8 images, got 3"):
-        forward_reference(pictures, regressor, [0.0], class_labels=[0, 1, 2])
-    with pytest.raises(ValueError, match="spacing must be positive, got 0"):
-        forward_reference(pictures, regressor, [0.0], spacing=0)
-    with pytest.raises(ValueError, match=r"levels must be finite log-SNRs, at least one, got \[inf\]"):
-        forward_reference(pictures, regressor, [math.inf])
     regressor.power.data.fill_(math.nan)
     with pytest.raises(
         RuntimeError, match="the estimates must be finite, got 8 of 8 that are not at log-SNR"

@@ -59,6 +59,10 @@ def pipeline_of(name, **unet):
     return UNet2DPipeline(tiny_unet(**unet), scheduler_of(name))
 
 
+def recorded(name, steps, **options):
+    return record(pipeline_of(name), Power(name), num_inference_steps=steps, progress=False, **options)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_records_what_the_network_sees(name):
     """Against the inputs of the network itself, taken by a forward hook on it."""
@@ -79,31 +83,17 @@ def test_records_what_the_network_sees(name):
     assert_array_equal(trajectory.arrival_log_snr, levels.arrival_log_snr.numpy())
     inside = (trajectory.timesteps > 1) & (trajectory.timesteps < trajectory.timesteps.max() - 1)
     own = trajectory.timesteps - trajectory.label_mismatch  # the timestep that belongs to the level
-    assert_allclose(
-        trajectory.timestep_of(trajectory.log_snr)[inside], own[inside], atol=0.05
-    )  # linear in the table
+    # linear in the table
+    assert_allclose(trajectory.timestep_of(trajectory.log_snr)[inside], own[inside], atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM", "Euler"])
 def test_does_not_depend_on_the_batch_size(name):
-    runs = [
-        record(
-            pipeline_of(name),
-            Power(name),
-            num_samples=n,
-            batch_size=b,
-            num_inference_steps=4,
-            seed=5,
-            progress=False,
-        )
-        for n, b in ((5, 5), (5, 2), (3, 1))
-    ]
+    runs = [recorded(name, 4, num_samples=n, batch_size=b, seed=5) for n, b in ((5, 5), (5, 2), (3, 1))]
     assert_allclose(runs[1].estimate, runs[0].estimate, rtol=1e-4)  # rounding of batched convolutions
     assert_allclose(runs[2].estimate, runs[0].estimate[:, :3], rtol=1e-4)
     assert np.abs(runs[1].images.astype(int) - runs[0].images).max() <= 1
-    other = record(
-        pipeline_of(name), Power(name), num_samples=3, num_inference_steps=4, seed=6, progress=False
-    )
+    other = recorded(name, 4, num_samples=3, seed=6)
     assert np.abs(other.estimate[0] - runs[0].estimate[0, :3]).min() > 1e-3
 
 
@@ -123,10 +113,7 @@ def test_the_pipeline_is_only_watched():
 
 def test_keeps_the_first_images():
     for keep, kept in ((0, 0), (3, 3), (99, 5)):
-        trajectory = record(
-            pipeline_of("DDIM"), Power("DDIM"), num_samples=5, batch_size=2, num_inference_steps=2,
-            keep_images=keep, progress=False,
-        )  # fmt: skip
+        trajectory = recorded("DDIM", 2, num_samples=5, batch_size=2, keep_images=keep)
         assert trajectory.images.shape == (kept, 8, 8, 1)
 
 
@@ -173,9 +160,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):
-    trajectory = record(
-        pipeline_of("DDIM"), Power("DDIM"), num_samples=1, num_inference_steps=2, progress=False
-    )
+    trajectory = recorded("DDIM", 2, num_samples=1)
     path = trajectory.save(tmp_path / "run.npz")
     before = path.read_bytes()
     trajectory.settings["bad"] = float("nan")
@@ -204,27 +189,17 @@ def test_a_regressor_of_the_library(unet, ddim_scheduler):
 def test_refuses_bad_input(tmp_path):
     pipeline, regressor = pipeline_of("DDIM"), Power("DDIM")
     options = {"num_inference_steps": 2, "progress": False}
-    for name in ("num_samples", "batch_size"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            record(pipeline, regressor, **{name: 0}, **options)
-    with pytest.raises(ValueError, match="keep_images must be at least 0, got -1"):
-        record(pipeline, regressor, keep_images=-1, **options)
-    with pytest.raises(
-        ValueError, match="pipeline_kwargs must not hold what `record` sets itself, got generator, latents"
-    ):
+    with pytest.raises(ValueError, match="pipeline_kwargs.* generator, latents"):
         record(pipeline, regressor, latents=None, generator=None, **options)
-    with pytest.raises(ValueError, match="class_labels must hold one entry for each of 3 samples, got 2"):
+    with pytest.raises(ValueError, match="class_labels.* 2"):
         record(pipeline, regressor, num_samples=3, class_labels=[0, 1], **options)
     regressor.scale.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match="the estimates must be finite, got 2 of 2 that are not at step 0"):
         record(pipeline, regressor, num_samples=2, **options)
     assert not getattr(pipeline, "_progress_bar_config", {})
     regressor.process = Flow()
-    with pytest.raises(
-        ValueError,
-        match="regressor must be trained in the coordinates of the network's input, got Flow for a 'vp'",
-    ):
+    with pytest.raises(ValueError, match="regressor.* Flow for a 'vp'"):
         record(pipeline, regressor, num_samples=2, **options)
     (tmp_path / "run.npz").write_text("no archive")
-    with pytest.raises(ValueError, match="path must name a saved Trajectory, got .*run.npz"):
+    with pytest.raises(ValueError, match="path.* .*run.npz"):
         Trajectory.load(tmp_path / "run.npz")

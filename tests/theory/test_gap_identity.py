@@ -137,21 +137,6 @@ def test_x_0_difference_of_a_single_datum_is_zero(
 
 @every_process
 @every_target
-def test_drift_error_of_the_blind_sampler_is_the_classifier_free_direction(
-    process: GaussianProcess, target: str, generator: torch.Generator
-) -> None:
-    # I2: |nu| |f - f_t| = (g^2 / 2) |g_CF|
-    problem = problem_of(process, generator)
-    oracle, x, t = problem.oracle, problem.x, problem.clock
-    a, b = process.alpha(t), process.sigma(t)
-    nu = (process.sigma_dot(t) * a - process.alpha_dot(t) * b) / process.target(target, t).determinant
-    left = nu.abs() * (oracle.blind(x, target) - oracle.prediction(x, t, target)).norm(dim=1)
-    right = process.g_squared(t) / 2 * classifier_free(oracle, x, t, target).norm(dim=1)
-    assert_close(left, right, rtol=1e-10, atol=1e-12)
-
-
-@every_process
-@every_target
 def test_weight_0_is_the_conditional_and_weight_minus_1_the_blind_sampler(
     process: GaussianProcess, target: str, generator: torch.Generator
 ) -> None:

@@ -31,18 +31,6 @@ def test_gain_times_slope_is_half_the_squared_diffusion(path: str, name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("path", "half_g_squared"),
-    [
-        ("flow", lambda t: t / (1 - t)),
-        ("vp", lambda t: (0.1 + 19.9 * t) / 2),
-        ("sigma_is_t", lambda t: t),
-    ],
-)
-def test_squared_diffusion_of_the_papers(path: str, half_g_squared) -> None:
-    assert_close(PATHS[path].g_squared(LEVELS) / 2, half_g_squared(LEVELS), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize(
     ("path", "name", "slope", "offset", "gain"),
     [
         ("flow", "eps", lambda t: t, lambda t: 0 * t, lambda t: 1 / (1 - t)),

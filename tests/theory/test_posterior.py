@@ -7,14 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nag.noise.process import (
-    EDM,
-    PREDICTIONS,
-    Flow,
-    GaussianProcess,
-    VarianceExploding,
-    VariancePreserving,
-)
+from nag.noise.process import EDM, PREDICTIONS, Flow, GaussianProcess, VarianceExploding, VariancePreserving
 from nag.theory import FiniteData, LevelPrior
 from tests.oracles import PROCESSES, ROUNDING, draw, every_process, oracle_of, relative, states
 

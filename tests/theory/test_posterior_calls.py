@@ -1,16 +1,15 @@
 """`FiniteData` as it is called: chunks, batches, precisions, devices, weights, and what it refuses."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from nag.noise.process import (
-    Cosine,
-    Flow,
-)
+from nag.noise.process import Cosine, Flow
 from nag.theory import FiniteData, LevelPrior
 from tests.oracles import PROCESSES, ROUNDING, draw, oracle_of, prior_of, states
 
@@ -31,14 +30,7 @@ def test_result_does_not_depend_on_the_chunks(generator: torch.Generator) -> Non
         return [*single, oracle.posterior_gradient(x, t), oracle.blind(x, "velocity"), oracle.denoised(x, t)]
 
     whole = answers(2**22)
-    assert [tuple(answer.shape) for answer in whole] == [
-        (7,),
-        (7, 80),
-        (7,),
-        (7, 2, 3),
-        (7, 2, 3),
-        (7, 2, 3),
-    ]
+    assert [tuple(answer.shape) for answer in whole] == [(7,), (7, 80), (7,), (7, 2, 3), (7, 2, 3), (7, 2, 3)]
     for chunk_elements in (1, 7 * 80 * 11):
         for answer, wanted in zip(answers(chunk_elements), whole, strict=True):
             assert_close(answer, wanted, **ROUNDING)
@@ -123,55 +115,56 @@ def test_integer_weights_are_repeated_data(generator: torch.Generator) -> None:
         assert_close(left.posterior_gradient(x, 0.4), right.posterior_gradient(x, 0.4), **ROUNDING)
 
 
-# Error texts
-
-RISING = torch.tensor([0.2, 0.4])
+TWO = LevelPrior.discrete(torch.tensor([0.2, 0.4]))
 
 
-@pytest.mark.parametrize("data", [torch.zeros(3), torch.zeros(0, 2)])
-def test_data_without_points_or_axes_are_refused(data: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"data must have shape \(N, \*shape\) with N at least 1, got"):
-        FiniteData(data=data, process=Flow(), prior=LevelPrior.discrete(RISING))
+def two(**changes: Any) -> FiniteData:
+    """Two data of three numbers."""
+    return FiniteData(**({"data": torch.zeros(2, 3), "process": Flow(), "prior": TWO} | changes))
 
 
-def test_weights_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"data_weights must have shape \(2,\), got \(3,\)"):
-        FiniteData(
-            data=torch.zeros(2, 3),
-            process=Flow(),
-            prior=LevelPrior.discrete(RISING),
-            data_weights=torch.ones(3),
-        )
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (
+            lambda: two(prior=LevelPrior.discrete(torch.tensor([0.0, 0.5]))),
+            "t must .* sigma_t > 0, got t = 0.0",
+        ),
+        (
+            lambda: two().log_likelihood(torch.zeros(2, 3), 0.0),
+            "t must be a level with sigma_t > 0, got t = 0.0",
+        ),
+        (lambda: two().eps(torch.zeros(2, 5), 0.5), r"x must have shape \(B, 3\), got \(2, 5\)"),
+        (
+            lambda: two().eps(torch.zeros(2, 3), torch.ones(3)),
+            r"t must have shape \(\) or \(2,\), got \(3,\)",
+        ),
+        (
+            lambda: two().posterior_moment(torch.zeros(2, 3), torch.ones_like, of="t_"),
+            "of must be .*, got 't_'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(ask: Callable[[], Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ask()
 
 
 @pytest.mark.parametrize("bad", [[-1.0, 2.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])
-def test_weights_that_are_no_weights_are_refused(bad: list[float]) -> None:
-    weights = torch.tensor(bad)
-    good = {"data": torch.zeros(2, 3), "process": Flow(), "prior": LevelPrior.discrete(RISING)}
-    with pytest.raises(
-        ValueError, match=r"data_weights must be finite, at least 0 and not all 0, got values"
-    ):
-        FiniteData(**good, data_weights=weights)
-    with pytest.raises(ValueError, match=r"loss_weight must be finite, at least 0 and not all 0, got values"):
-        FiniteData(**good).blind(torch.zeros(1, 3), "eps", lambda t: weights)
-
-
-def test_queries_and_levels_of_another_shape_are_refused(generator: torch.Generator) -> None:
-    oracle = oracle_of(Flow(), generator)
-    with pytest.raises(ValueError, match=r"x must have shape \(B, 6\), got \(2, 5\)"):
-        oracle.eps(torch.zeros(2, 5), 0.5)
-    with pytest.raises(ValueError, match=r"t must have shape \(\) or \(2,\), got \(3,\)"):
-        oracle.eps(torch.zeros(2, 6), torch.full((3,), 0.5))
-    with pytest.raises(ValueError, match=r"of must be 'log_snr' or 't', got 'sigma'"):
-        oracle.posterior_moment(torch.zeros(2, 6), torch.ones_like, of="sigma")
-
-
-def test_levels_without_noise_are_refused(generator: torch.Generator) -> None:
-    with pytest.raises(
-        ValueError, match=r"t must be a level with sigma_t > 0, got t = 0\.0\. Start at process\.t_min"
-    ):
-        oracle_of(Flow(), generator).log_likelihood(torch.zeros(2, 6), 0.0)
-    with pytest.raises(ValueError, match=r"t must be a level with sigma_t > 0, got t = 0\.0"):
-        FiniteData(
-            data=torch.zeros(2, 3), process=Flow(), prior=LevelPrior.discrete(torch.tensor([0.0, 0.5]))
-        )
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("data_weights", lambda weights: two(data_weights=weights)),
+        ("loss_weight", lambda weights: two().blind(torch.zeros(1, 3), "eps", lambda t: weights)),
+        ("probability", lambda weights: LevelPrior.discrete(TWO.t, weights)),
+        (
+            "density",
+            lambda weights: LevelPrior.quadrature(Flow(), density=lambda t: weights.repeat(len(t) // 2)),
+        ),
+    ],
+)
+def test_weights_that_are_no_weights_are_refused(
+    name: str, ask: Callable[[Tensor], Any], bad: list[float]
+) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be finite, at least 0 and not all 0, got values"):
+        ask(torch.tensor(bad))

@@ -85,25 +85,6 @@ def test_levels_that_do_not_rise_are_refused(t: Tensor) -> None:
         LevelPrior.discrete(t)
 
 
-def test_probabilities_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"probability must have t's shape \(2,\), got \(3,\)\. Give one"):
-        LevelPrior.discrete(RISING, torch.ones(3))
-
-
-@pytest.mark.parametrize("bad", [[-1.0, 2.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])
-def test_weights_that_are_no_weights_are_refused(bad: list[float]) -> None:
-    weights = torch.tensor(bad)
-    with pytest.raises(
-        ValueError, match=r"probability must be finite, at least 0 and not all 0, got values from"
-    ):
-        LevelPrior.discrete(RISING, weights)
-
-
-def test_density_that_is_no_density_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"density must be finite, at least 0 and not all 0"):
-        LevelPrior.quadrature(Flow(), density=torch.neg)
-
-
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.5, 1.0), (0.6, 0.5), (0.5, 0.5)])
 def test_quadrature_range_outside_of_the_process_is_refused(low: float, high: float) -> None:
     with pytest.raises(

@@ -35,26 +35,6 @@ def at_radius(dimension: int, radius: float) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize(
-    ("dimension", "published"),
-    [(2, 0.564), (3, 0.724), (8, 0.903), (32, 0.976), (128, 0.994), (3072, 0.9998)],
-)
-def test_jensen_gap_of_a_single_datum(dimension: int, published: float) -> None:
-    # s = 1/sigma^2 ~ Gamma((D-1)/2, r^2/2), so r E[1/sigma | x] = kappa_D, whatever the level of the state is
-    kappa = kappa_of(dimension)
-    assert kappa / math.sqrt(dimension) == pytest.approx(published, abs=5e-4)
-    panels = 512 if dimension > 1000 else 64
-    oracle = FiniteData(
-        data=torch.zeros(1, dimension), process=SINGLE, prior=LevelPrior.quadrature(SINGLE, panels=panels)
-    )
-    for sigma in (2.0, 5.0):
-        radius = sigma * math.sqrt(dimension)
-        inverse = oracle.posterior_moment(at_radius(dimension, radius), lambda log_snr: (log_snr / 2).exp())
-        # the tail beyond sigma_max = 1e4 has mass (r / 1e4)^(D - 1): 1e-3 in D = 2, nothing in high D
-        tail = 2 * (radius / 1e4) ** (dimension - 1)
-        assert radius * float(inverse) == pytest.approx(kappa, rel=max(tail, 1e-9))
-
-
 @pytest.mark.parametrize(("dimension", "log_uniform"), [(4, False), (8, False), (64, False), (8, True)])
 def test_where_the_gradient_of_a_single_datum_vanishes(dimension: int, log_uniform: bool) -> None:
     # at r^2 = (D-1) sigma^2, or D sigma^2 under the log-uniform prior

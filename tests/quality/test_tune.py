@@ -5,18 +5,18 @@ import re
 import zlib
 from dataclasses import replace
 
+import optuna
 import pytest
 import torch
 
 from nag.noise.measured import Measured
-from nag.quality.tuning import Confirmed, Search, Space, decide
-from nag.quality.tuning_journal import Candidate, Journal, Reading, Trial
+from nag.quality.tune import Candidate, Confirmed, Reading, Search, Space, Trial, decide, open_study
 
 STEPS, BEST_WEIGHT, BEST_START = 20, 1.5, -1.0
 LEVELS = tuple(-9.0 + 0.75 * i for i in range(STEPS))
 
 
-class OracleBench:
+class OracleMeter:
     """Plain sampling has FD 3 - steps / 100; guidance gains most at a known weight and interval; FD is biased by 100/N."""
 
     def __init__(self, gain: float = 1.0, heavy: float = math.inf, noise: float = 0.02) -> None:
@@ -67,27 +67,27 @@ def space(**changes):
     return Space(**{"num_inference_steps": STEPS, "log_snr": LEVELS, "modes": ("classifier_free",)} | changes)
 
 
-def searched(bench, path=None, **settings):
+def searched(meter, path=None, **settings):
     settings = {"space": space(), "max_trials": 30} | settings
-    return Search(bench=bench, journal=Journal(path), **settings).run()
+    return Search(meter=meter, study=open_study(path), **settings).run()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_search_finds_a_known_optimum(seed):
-    best = searched(OracleBench(), seed=seed)[0]
+    best = searched(OracleMeter(), seed=seed)[0]
     assert best.candidate.guidance.scale == pytest.approx(BEST_WEIGHT, rel=0.35)  # costs 5 % of the gain
-    assert best.difference < -0.85 * OracleBench().gain
+    assert best.difference < -0.85 * OracleMeter().gain
     assert len(best.readings) == 3
     assert best.plain_steps >= best.cost
 
 
 def test_a_gain_that_costs_recall_is_not_chosen():
-    bench = OracleBench(heavy=0.8)
-    found = searched(bench)
+    meter = OracleMeter(heavy=0.8)
+    found = searched(meter)
     assert found[0].candidate.guidance.scale <= 0.8
     assert found[0].recall_loss <= 0.05
     assert any(trial.candidate.guidance.scale > 0.8 for trial in found)  # it was tempted
-    assert searched(OracleBench())[0].candidate.guidance.scale > 0.8  # and falls where nothing forbids it
+    assert searched(OracleMeter())[0].candidate.guidance.scale > 0.8  # and falls where nothing forbids it
 
 
 def test_more_recall_lost_than_its_error_counts_against_a_candidate():
@@ -95,42 +95,41 @@ def test_more_recall_lost_than_its_error_counts_against_a_candidate():
     trial = Trial(
         candidate=Candidate(num_inference_steps=20),
         stage="guided",
-        parameters={},
         cost=20,
         plain_steps=20,
         readings=(replace(plain, frechet=1.5, recall=0.6),),
         plain=(plain,),
     )
-    assert trial.value(0, 0.25) == pytest.approx(-0.5)
-    assert trial.value(0, 0.05) == pytest.approx(-0.5 + 10 * 0.2 * 2.0)
+    assert trial.value(0.25) == pytest.approx(-0.5)
+    assert trial.value(0.05) == pytest.approx(-0.5 + 10 * 0.2 * 2.0)
     noisy = replace(trial, plain=(replace(plain, recall_error=0.04),))
-    assert noisy.value(0, 0.05) == pytest.approx(-0.5 + 10 * 0.1 * 2.0)
+    assert noisy.value(0.05) == pytest.approx(-0.5 + 10 * 0.1 * 2.0)
 
 
 def test_the_worse_half_is_left_behind_and_nothing_is_measured_twice():
-    bench = OracleBench()
-    trials = [t for t in searched(bench) if t.stage == "guided" and t.readings]
-    assert len(set(bench.reads)) == len(bench.reads)
+    meter = OracleMeter()
+    trials = [t for t in searched(meter) if t.stage == "guided" and t.readings]
+    assert len(set(meter.reads)) == len(meter.reads)
     counts = [sum(len(t.readings) > rung for t in trials) for rung in range(3)]
     assert counts[0] > counts[1] > counts[2] > 0
     assert counts[2] < 0.6 * counts[0]
 
 
 def test_weights_that_diverge_are_passed_over():
-    trials = searched(OracleBench(gain=-1.0), max_trials=40, seed=3)  # best at the ends of the range
+    trials = searched(OracleMeter(gain=-1.0), max_trials=40, seed=3)  # best at the ends of the range
     assert any(t.candidate.guidance.scale > 8 and not t.readings for t in trials)
     assert trials[0].readings
 
 
 def test_plain_sampling_that_diverges_is_refused():
-    bench = OracleBench()
-    bench.read = lambda candidate, rung: None
+    meter = OracleMeter()
+    meter.read = lambda candidate, rung: None
     with pytest.raises(RuntimeError, match="plain sampling with 20 steps must give finite samples"):
-        searched(bench)
+        searched(meter)
 
 
 def test_stages_end_with_the_best_guidance_on_a_calibrated_schedule():
-    found = searched(OracleBench(), space=space(calibrates=True), max_trials=12)
+    found = searched(OracleMeter(), space=space(calibrates=True), max_trials=12)
     stages = [trial.stage for trial in found]
     assert stages.count("calibrated") == 1
     assert stages.count("guided") == 12
@@ -140,51 +139,39 @@ def test_stages_end_with_the_best_guidance_on_a_calibrated_schedule():
 
 
 @pytest.mark.parametrize("stop_after", [1, 7, 40])
-def test_a_stopped_search_goes_on_to_the_same_choice(tmp_path, stop_after):
-    whole = searched(OracleBench(), space=space(calibrates=True))
-    stopped = OracleBench()
+def test_a_stopped_search_goes_on(tmp_path, stop_after):
+    stopped, resumed, path = OracleMeter(), OracleMeter(), tmp_path / "journal.log"
     stopped.stop_after = stop_after
-    path = tmp_path / "journal.json"
+    settings = {"space": space(calibrates=True), "max_trials": 12}
     with pytest.raises(KeyboardInterrupt):
-        searched(stopped, path, space=space(calibrates=True))
-    resumed = OracleBench()
-    assert searched(resumed, path, space=space(calibrates=True)) == whole
+        searched(stopped, path, **settings)
+    found, whole = searched(resumed, path, **settings), searched(OracleMeter(), **settings)
+    assert sorted(trial.stage for trial in found) == sorted(trial.stage for trial in whole)
+    assert found[0].difference == pytest.approx(whole[0].difference, abs=0.1)
     again = set(stopped.reads) & set(resumed.reads)
     assert len({candidate for candidate, _ in again}) <= 1  # at most the trial that was under way
+    assert path.read_text().startswith("{")  # JSON, line by line
 
 
 def test_time_that_is_up_ends_the_search():
-    bench, left = OracleBench(), [10.0]
+    meter, left = OracleMeter(), [10.0]
 
     def time_left() -> float:
         left[0] -= 1
         return left[0]
 
-    found = searched(bench, time_left=time_left)
+    found = searched(meter, time_left=time_left)
     assert 1 <= len(found) < 10
 
 
-def test_the_journal_of_something_else_is_refused(tmp_path):
-    path = tmp_path / "journal.json"
-    path.write_text('{"format": "shopping list"}')
-    with pytest.raises(ValueError, match="journal must be one of `nag tune`, got .*shopping list"):
-        Journal(path)
-
-
-def test_an_interval_holds_whole_steps():
-    guidance = space().guidance(
-        {"weight": 1.0, "mode": "classifier_free", "first_step": 4, "guided_share": 0.5}
-    )
-    bench = OracleBench()
-    assert bench.guided_steps(Candidate(num_inference_steps=STEPS, guidance=guidance)) == 8
-    assert LEVELS[3] < guidance.interval[0] < LEVELS[4]
-    whole = {"weight": 1.0, "mode": "classifier_free", "first_step": 0, "guided_share": 1.0}
-    assert space().guidance(whole).interval == (None, None)
-
-
-def test_nothing_to_search_is_refused():
-    with pytest.raises(ValueError, match="forms must leave something to search"):
-        space(modes=())
+@pytest.mark.parametrize(("first", "share", "steps"), [(4, 0.5, 8), (0, 1.0, 20), (19, 0.0, 1)])
+def test_an_interval_holds_whole_steps(first, share, steps):
+    point = {"weight": 1.0, "mode": "classifier_free", "first_step": first, "guided_share": share}
+    guidance = space().suggest(optuna.trial.FixedTrial(point))
+    assert OracleMeter().guided_steps(Candidate(num_inference_steps=STEPS, guidance=guidance)) == steps
+    start, end = guidance.interval
+    assert start is None if first == 0 else LEVELS[first - 1] < start < LEVELS[first]
+    assert (end is None) == (first + steps == STEPS)
 
 
 def confirmed(difference, error=0.1, recall=0.8):
