@@ -76,6 +76,8 @@ class DenoiserOptions(TrainingOptions):
     """Loss weight of samples with hidden level; 1/sigma makes the corrected guidance of an eps target exact."""
     validation_steps: int = 0
     """Write a grid of samples every so many steps; 0: only at the end."""
+    snapshots: bool = False
+    """Keep the averaged weights at a sixteenth and an eighth of the training: weak models for guidance."""
     num_validation_images: int = 16
     """Images in the grid; 0: none."""
     validation_inference_steps: int = 50
@@ -188,21 +190,39 @@ class DenoiserTask:
         (folder / "samples").mkdir(exist_ok=True)
         make_image_grid(images, count // columns, columns).save(folder / "samples" / f"step-{step}.png")
 
-    def save(self, folder: Path) -> None:
-        """Writes the pipeline, with a model card, and uploads it if asked."""
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Steps after which a snapshot is kept."""
+        steps = self.options.max_train_steps
+        return (max(steps // 16, 1), max(steps // 8, 1)) if self.options.snapshots else ()
+
+    def snapshot(self, step: int, folder: Path) -> None:
+        """Writes `snapshot-STEP`, a pipeline with the (averaged) weights of that step."""
+        from nag.files import written_whole
+
+        with written_whole(folder / f"snapshot-{step}") as part:
+            self._pipeline().save_pretrained(part)
+
+    def _pipeline(self) -> Any:
+        """The pipeline that is saved, with a copy of the weights in the precision that is asked for."""
         import torch
 
-        from nag.files import written_whole
         from nag.finetune.loop import weight_dtype
-        from nag.finetune.model_card import upload, write_model_card
-        from nag.finetune.training_objectives import pipeline_of, title
+        from nag.finetune.training_objectives import pipeline_of
 
-        dtype = weight_dtype(self.options)
         unet = type(self.model).from_config(self.model.config)
         unet.load_state_dict(self.model.state_dict())
-        pipeline = pipeline_of(torch.nn.Module.to(unet, dtype), self.scheduler, self.options)
+        network = torch.nn.Module.to(unet, weight_dtype(self.options))
+        return pipeline_of(network, self.scheduler, self.options)
+
+    def save(self, folder: Path) -> None:
+        """Writes the pipeline, with a model card, and uploads it if asked."""
+        from nag.files import written_whole
+        from nag.finetune.model_card import upload, write_model_card
+        from nag.finetune.training_objectives import title
+
         with written_whole(folder) as part:
-            pipeline.save_pretrained(part)
+            self._pipeline().save_pretrained(part)
             write_model_card(
                 part,
                 "denoiser",

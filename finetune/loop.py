@@ -266,6 +266,8 @@ def _train(
             if paused:
                 accelerator.end_training()
                 return _told(folder, {"step": step})
+            if step in getattr(task, "milestones", ()):
+                _with_average(task, ema, trained, accelerator, lambda: task.snapshot(step, folder))  # type: ignore[attr-defined]  # noqa: B023
             if validation_steps and step % validation_steps == 0 and step < options.max_train_steps:
                 _with_average(task, ema, trained, accelerator, lambda: task.validate(step, folder))  # noqa: B023
     finally:

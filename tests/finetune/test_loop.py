@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -491,3 +491,16 @@ def test_killed_at_a_random_step_and_resumed(options, tmp_path):
     process.wait()
     denoiser.run(replace(killed, resume_from_checkpoint="latest"))
     torch.testing.assert_close(weights(tmp_path / "killed"), weights(tmp_path / "straight"), rtol=0, atol=0)
+
+
+def test_snapshots_are_the_averages_of_their_steps(options, tmp_path):
+    """Each is what a run that is paused there would hold; without the flag there are none."""
+    long = replace(options, max_train_steps=16, snapshots=True, num_validation_images=0)
+    denoiser.run(long)
+    assert sorted(path.name for path in long.output_dir.glob("snapshot-*")) == ["snapshot-1", "snapshot-2"]
+    paused = replace(long, output_dir=tmp_path / "paused", snapshots=False, pause_at_step=2)
+    denoiser.run(paused)
+    assert not list(paused.output_dir.glob("snapshot-*"))
+    average = load_file(paused.output_dir / "checkpoint-2" / "ema.safetensors")
+    kept = UNet2DModel.from_pretrained(long.output_dir / "snapshot-2", subfolder="unet").state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in average.items())
