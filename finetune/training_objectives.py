@@ -31,7 +31,7 @@ from nag.blind.learned_variance import variational_bound
 from nag.blind.objectives import Objective, make_objective
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow
-from nag.noise.read import read_levels
+from nag.noise.read import read_levels, read_settings, read_train_timesteps
 from nag.noise.target import expand
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 
@@ -180,7 +180,7 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
         name=name or ("flow" if isinstance(process, Flow) else "ddpm"),
         process=process,
         prediction=prediction,
-        num_train_timesteps=scheduler.config.num_train_timesteps,
+        num_train_timesteps=int(read_train_timesteps(scheduler)),
         learned_variance=name == "adm",
     )
 
@@ -263,7 +263,7 @@ def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
     same = {
         "ddpm": isinstance(process, DiscreteVP),
         "flow": isinstance(process, Flow),
-        "edm": prediction == "edm" and scheduler.config.get("sigma_data") == options.sigma_data,
+        "edm": prediction == "edm" and read_settings(scheduler).get("sigma_data") == options.sigma_data,
     }.get(str(name), False)
     if same and (asked is None or PREDICTIONS[asked] == prediction):
         return scheduler

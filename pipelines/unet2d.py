@@ -33,6 +33,7 @@ from torch import Tensor
 
 from nag.files import refuse_pickles, written_whole
 from nag.network.table import split_output, unwrap
+from nag.noise.read import read_levels, read_settings
 from nag.pipelines.base import (
     SafePipeline,
     checked_callback,
@@ -163,8 +164,6 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
         x = starting_noise(self.unet, shape, generator, latents, device)
         first = getattr(self.scheduler, "init_noise_sigma", None)
         if first is None:
-            from nag.noise.read import read_levels
-
             first = read_levels(self.scheduler).sigma[0].item()
         return x * first
 
@@ -179,7 +178,7 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
 
 def learned_variance(unet: Any, scheduler: Any) -> bool:
     """Whether the scheduler takes its variance from the network, which must then have one."""
-    kind = str(scheduler.config.get("variance_type"))
+    kind = str(read_settings(scheduler).get("variance_type"))
     channels = unet.config.in_channels, unet.config.out_channels
     if not kind.startswith("learned"):
         return False

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nag.files import fetch_beside, read_json, safely
-from nag.network.architecture import Architecture
-from nag.network.rows import REFUSED, ROWS
+from nag.network.rows import REFUSED, ROWS, Architecture
 
 __all__ = [
     "ARCHITECTURES",
