@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.target import expand
 
 __all__ = ["CONSISTENCY", "ConsistencyTraining"]
@@ -71,8 +72,7 @@ class ConsistencyTraining:
     huber: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in CONSISTENCY:
-            raise ValueError(f"name must be one of {', '.join(CONSISTENCY)}, got {self.name!r}.")
+        require(("name", self.name, f"be one of {', '.join(CONSISTENCY)}", self.name in CONSISTENCY))
 
     def num_cells(self, step: int) -> int:
         """ict: cells N of the grid at a step (Song 2024, table 1)."""

@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nag.network.null import null_level
 from nag.network.table import split_output
+from nag.noise.checks import require
 
 __all__ = [
     "ENERGIES",
@@ -132,13 +133,15 @@ def equilibrium_field(
 
 def checked_energy(kind: str | None, *, explicit: bool = False) -> None:
     """Refuses what is no kind of energy."""
-    if kind is None and explicit:
-        raise ValueError(
-            "energy must be 'dot' or 'squared_norm', got None: an implicit model has a field but no energy. Train one with "
-            "an explicit energy, or take the norm of the field."
+    known = kind in (ENERGIES if explicit else (None, *ENERGIES))
+    require(
+        (
+            "energy",
+            kind,
+            f"be one of {', '.join(ENERGIES)}; an implicit model, None, has a field alone",
+            known,
         )
-    if kind is not None and kind not in ENERGIES:
-        raise ValueError(f"energy must be one of {', '.join(ENERGIES)}, or None, got {kind!r}.")
+    )
 
 
 def _energy(f: Tensor, x: Tensor, kind: str | None) -> Tensor:

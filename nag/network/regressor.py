@@ -33,6 +33,7 @@ from nag.network.heads import HEADS
 from nag.network.null import null_level
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import architecture_of, unwrap
+from nag.noise.checks import require
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow, GaussianProcess
 from nag.noise.read import read_settings, read_training
@@ -138,11 +139,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         for name, value, valid in (
             ("kind", kind, KINDS),
             ("head_type", head_type, HEADS),
-            ("features", features, ("last", "middle")),
             ("process", process, ("DiscreteVP", "Flow")),
         ):
-            if value not in valid:
-                raise ValueError(f"{name} must be one of {', '.join(valid)}, got {value!r}.")
+            require((name, value, f"be one of {', '.join(valid)}", value in valid))
         self.process = _process(process, alphas)
         ends = self.process.log_snr(
             torch.tensor([self.process.t_max, self.process.t_min], dtype=torch.float64)
@@ -182,22 +181,11 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         """
         model, architecture = unwrap(unet), architecture_of(unet)
         process = read_training(scheduler)
-        if not isinstance(process, (DiscreteVP, Flow)):
-            raise ValueError(
-                f"scheduler must have a VP or flow training process, got {type(scheduler).__name__}. "
-                "Networks with EDM or VE inputs are not supported by the regressor yet."
-            )
         if kind == "encoder":
             features = "middle"
-        if architecture.features is None:
-            raise ValueError(
-                f"unet must have a last layer with one row of features per sample, got {architecture.name}. "
-                "A regressor cannot read the level there."
-            )
-        if features == "middle" and architecture.middle is None:
-            raise ValueError(
-                f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block."
-            )
+        layer = {"last": architecture.features, "middle": architecture.middle}.get(features)
+        must = f"be a layer of {architecture.name}, last or middle, with a row for each sample"
+        require(("features", features, must, layer is not None))
         regressor = cls(
             kind=kind,
             backbone_class=architecture.name,
@@ -228,10 +216,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
     def attach_backbone(self, unet: nn.Module) -> None:
         """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved."""
-        if self.config.kind != "frozen":
-            raise ValueError(
-                f"kind must be 'frozen' to attach a backbone, got {self.config.kind!r}. It has its own."
-            )
         model = unwrap(unet)
         found = fingerprint(model)
         if found != self.config.backbone_fingerprint:

@@ -54,19 +54,14 @@ def architecture_of(model: nn.Module) -> Architecture:
     """
     model = unwrap(model)
     names = [cls.__name__ for cls in type(model).__mro__]
-    name = next((name for name in names if name in ARCHITECTURES or name in REFUSED), None)
-    if name is None:
-        raise ValueError(
-            f"model must be a diffusers network that this library knows, got {names[0]}. It needs a row in "
-            "nag/network/rows.py: the module whose output embeds the noise level (`level_modules`), the argument that "
-            "carries the level (`timestep`) and what a pipeline writes there (`told`)."
-        )
-    reason = REFUSED[name] if name in REFUSED else ARCHITECTURES[name].refused(model)
-    if reason is not None:
+    name = next((name for name in names if name in ARCHITECTURES or name in REFUSED), "")
+    row = ARCHITECTURES.get(name)
+    reason = row.refused(model) if row is not None else REFUSED.get(name, "has no row in nag/network/rows.py")
+    if row is None or reason is not None:
         raise ValueError(
             f"model must have a noise level that can be hidden, got {names[0]}, which {reason}. Use another network."
         )
-    return ARCHITECTURES[name]
+    return row
 
 
 def level_modules(model: nn.Module) -> list[nn.Module]:

@@ -167,11 +167,6 @@ class SchedulerLevels:
 
     def target(self, i: int | None = None, *, log_snr: Tensor | float | None = None) -> Target:
         """What the network predicts, in network-input coordinates, at the nominal level of a step or at another level."""
-        if (i is None) == (log_snr is None):
-            raise ValueError(
-                f"log_snr must be given exactly when no step i is, got i={i} and log_snr={log_snr}. "
-                "Name one level."
-            )
         if i is not None:
             alpha = self.network_alpha[i].clamp_min(_SMALLEST)
             sigma = self.network_sigma[i].clamp_min(_SMALLEST)

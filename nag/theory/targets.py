@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.process import GaussianProcess
 from nag.noise.target import Target
 
@@ -53,13 +54,7 @@ def coefficients(process: GaussianProcess, target: Prediction, t: Tensor) -> tup
     if isinstance(target, str):
         named = process.target(target, t)
         return named.c, named.d
-    c, d = target(t)
-    if c.shape != t.shape or d.shape != t.shape:
-        raise ValueError(
-            f"target must give c and d of t's shape {tuple(t.shape)}, got {tuple(c.shape)} and {tuple(d.shape)}. "
-            "Use functions that act on each level by itself."
-        )
-    return c, d
+    return target(t)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,11 +93,8 @@ def target_form(process: GaussianProcess, target: Prediction, t: Tensor) -> Targ
         (1.0, -2.0, 1.0)
     """
     a, b = process.alpha(t), process.sigma(t)
-    if not bool((a > 0).all()):
-        raise ValueError(
-            f"t must be a level with alpha_t > 0, got alpha_t = {float(a.min())}. Stop at process.t_max = "
-            f"{process.t_max}: slope and offset divide by alpha_t."
-        )
+    must = f"be a level with signal, up to {process.t_max}, for slope and offset divide by alpha_t"
+    require(("t", float(t.max()), must, bool((a > 0).all())))
     a_dot, b_dot = process.alpha_dot(t), process.sigma_dot(t)
     c, d = coefficients(process, target, t)
     form = Target(a, b, c, d).invertible()

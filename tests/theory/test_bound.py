@@ -275,28 +275,17 @@ def test_bound_with_jacobians(digits: Tensor, generator: torch.Generator) -> Non
 # Error texts
 
 
-def test_update_tables_that_do_not_fit_are_refused() -> None:
-    ones, x = torch.ones(3), torch.zeros(2, 4)
-
-    def run(kappa=ones, eta=ones, zeta=ones, **settings):
-        generator = torch.Generator().manual_seed(0)
-        return accumulated_bound(
-            x, kappa, eta, zeta, lambda u, i: u, lambda u: u, generator=generator, **settings
-        )
-
-    with pytest.raises(ValueError, match=r"lipschitz must be 'path' or 'jacobian', got 'global'"):
-        run(lipschitz="global")
-    with pytest.raises(ValueError, match=r"iterations must be at least 1, got 0"):
-        run(lipschitz="jacobian", iterations=0)
-    with pytest.raises(
-        FloatingPointError, match=r"states must stay finite, got a distance of .* after step 0"
-    ):
+@pytest.mark.parametrize(
+    ("settings", "factor", "kind", "text"),
+    [
+        ({"lipschitz": "global"}, 1.0, ValueError, "lipschitz.*'global'"),
+        ({"lipschitz": "jacobian", "iterations": 0}, 1.0, ValueError, "iterations.*0"),
+        ({}, math.inf, FloatingPointError, "states.*after step 0"),
+    ],
+)
+def test_settings_that_give_no_bound_are_refused(settings, factor, kind, text) -> None:
+    ones, generator = torch.ones(3), torch.Generator().manual_seed(0)
+    with pytest.raises(kind, match=text):
         accumulated_bound(
-            x,
-            ones,
-            ones,
-            ones,
-            lambda u, i: u * math.inf,
-            lambda u: u,
-            generator=torch.Generator().manual_seed(0),
-        )
+            torch.zeros(2, 4), ones, ones, ones, lambda u, i: u * factor, lambda u: u, generator=generator, **settings
+        )  # fmt: skip
