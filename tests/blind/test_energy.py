@@ -1,8 +1,8 @@
 """Explicit energies: the field is the gradient, in training and in evaluation, never the network's raw output."""
 
-from contextlib import itertools
+import itertools
+from contextlib import nullcontext
 
-import nullcontext
 import pytest
 import torch
 from diffusers import UNet2DModel

@@ -307,7 +307,7 @@ def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tm
         num_validation_images=0,
     )
     denoiser.run(second)
-    with pytest.raises(ValueError, match=r"prediction_type.*got v_prediction"):
+    with pytest.raises(ValueError, match=r"prediction_type.*'v_prediction'"):
         denoiser.run(replace(second, output_dir=tmp_path / "third", prediction_type="v_prediction"))
     for kind in ("frozen", "full", "encoder"):
         chosen = RegressorOptions(

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from nag.blind.objectives import make_objective
 from nag.noise.process import EDM, Flow
 from nag.theory import FiniteData, LevelPrior, decompose, energy_gradient, marginal_energy, target_form
-from tests.oracles import relative
-from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, draw, eqm_linear, problem_of, targets_of
+from tests.oracles import draw, relative
+from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, eqm_linear, problem_of, targets_of
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=["-".join(case) for case in CASES])
 

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from nag.noise.process import Flow, VariancePreserving
 from nag.theory import FiniteData, LevelPrior, drift_error, target_form, target_rate
 from nag.theory.targets import coefficients
-from tests.oracles import relative, states
-from tests.theory.problems import CASES, NAMED, PATHS, SIGMA_IS_T, draw, problem_of, targets_of
+from tests.oracles import draw, relative, states
+from tests.theory.problems import CASES, NAMED, PATHS, SIGMA_IS_T, problem_of, targets_of
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=["-".join(case) for case in CASES])
 LEVELS = torch.tensor([1e-4, 0.03, 0.2, 0.5, 0.8, 0.97, 0.999], dtype=torch.float64)

@@ -19,7 +19,8 @@ from nag.theory import (
     radial_invariant,
     target_form,
 )
-from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, draw, problem_of, targets_of
+from tests.oracles import draw
+from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, problem_of, targets_of
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=["-".join(case) for case in CASES])
 WIDE = EDM(sigma_min=0.0, sigma_max=1e4, rho=1.0)
