@@ -47,14 +47,7 @@ def explicit_energy(
     class_labels: Int[Tensor, " batch"] | None,
     kind: str | None,
 ) -> Float[Tensor, " batch"]:
-    """Energy E(x) of each sample, `(B,)`, in the caller's gradient mode.
-
-    Args:
-        unet: a UNet2DModel, which is not told a level here.
-        x: `(B, C, *shape)`, states or data, in the coordinates of the network's input.
-        class_labels: `(B,)` integers, or None for an unconditional network.
-        kind: "dot" or "squared_norm", as the network was trained.
-    """
+    """Energy E(x) of each sample, `(B,)`, "dot" or "squared_norm", in the caller's gradient mode; x is the network's input."""
     checked_energy(kind, explicit=True)
     return _energy(_output(unet, x, class_labels), x, kind)
 

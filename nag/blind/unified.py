@@ -124,12 +124,7 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         return self._first is None
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lays out the levels.
-
-        Args:
-            num_inference_steps: number N of steps.
-            device: where `timesteps` go.
-        """
+        """Lays out the levels."""
         process, n = self.objective.process, num_inference_steps
         most = process.num_train_timesteps if isinstance(process, DiscreteVP) else n
         require(("num_inference_steps", n, f"be at most the objective's {most} timesteps", n <= most))

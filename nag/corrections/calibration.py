@@ -90,14 +90,7 @@ class NoiseCalibration:
     def for_scheduler(
         cls, scheduler: Any, log_snr: Iterable[float], standard_error: Iterable[float], **measured: Any
     ) -> NoiseCalibration:
-        """A table for a scheduler whose timesteps are set.
-
-        Args:
-            scheduler: a supported diffusers scheduler.
-            log_snr: N measured levels; tensors are taken too.
-            standard_error: N standard errors.
-            measured: the other arguments of the class.
-        """
+        """A table for a scheduler whose timesteps are set."""
         levels = read_levels(scheduler)
         return cls(
             log_snr=_floats(log_snr),
@@ -158,14 +151,7 @@ class NoiseCalibration:
         return None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Adds the table to a file, in place of one for the same sampler; the file's other tables stay.
-
-        Args:
-            path: a `.json` file, or the folder in which `noise_calibration.json` is meant.
-
-        Returns:
-            The file.
-        """
+        """Adds the table to a file, in place of one for the same sampler; the file's other tables stay."""
         others = [table for table in _TABLES.known(path) if table._key() != self._key()]
         return _TABLES.write(path, (*others, self))
 
@@ -176,17 +162,7 @@ class NoiseCalibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], scheduler: Any, **sampler: Any) -> NoiseCalibration:
-        """The table of a file that was measured for a scheduler.
-
-        Args:
-            path: a `.json` file, or the folder that holds `noise_calibration.json`.
-            scheduler: a supported scheduler whose timesteps are set.
-            sampler: as in `check`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is not one of this library's, or holds no table for this sampler.
-        """
+        """The table of a file that was measured for a scheduler."""
         tables, reasons = _TABLES.read(path), []
         for table in tables:
             found = table._difference(scheduler, sampler)

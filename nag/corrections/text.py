@@ -119,12 +119,7 @@ def method_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One name with its values, or with candidates for them.
-
-    Args:
-        name: of `method_names()`.
-        values: pairs of a key and the candidates for its value; one candidate is a value.
-    """
+    """One name with its values, or with candidates for them."""
 
     name: str
     values: tuple[tuple[str, tuple[Any, ...]], ...] = ()
@@ -138,11 +133,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is switched on, in the order in which it acts; see the module's text for how it is written.
-
-    Args:
-        parts: what it is made of.
-    """
+    """What is switched on, in the order in which it acts; see the module's text for how it is written."""
 
     parts: tuple[Part, ...]
 
@@ -183,11 +174,7 @@ class Method:
         return made
 
     def arguments(self, device: Any = "cpu") -> dict[str, Any]:
-        """Keyword arguments for a pipeline, of a method without candidates; to a `calibrated` one add `noise_calibration`.
-
-        Args:
-            device: for networks that a correction asks, which are loaded here.
-        """
+        """Keyword arguments for a pipeline, of a method without candidates; to a `calibrated` one add `noise_calibration`."""
         kinds, found = _kinds(), dict[str, Any]()
         corrections = []
         for part in self.parts:

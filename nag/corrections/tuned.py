@@ -71,15 +71,7 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One result of a search.
-
-    Args:
-        sampler: what it is for.
-        corrections: what to use, in this order; none where nothing helped.
-        helps: the verdict.
-        reason: the verdict in words.
-        evidence: what was measured, as JSON.
-    """
+    """One result of a search."""
 
     sampler: Sampler
     corrections: tuple[Correction, ...]
@@ -99,19 +91,7 @@ def load_tuned(
     eta: float = 0.0,
     guidance_scale: float = 1.0,
 ) -> tuple[Correction, ...]:
-    """The corrections of a file that were tuned for a sampler; nothing is applied.
-
-    Args:
-        path: a `.json` file, or the folder that holds `noise_guidance.json`.
-        scheduler: a supported scheduler; its timesteps need not be set.
-        num_inference_steps: as for the pipeline.
-        eta: as for the pipeline.
-        guidance_scale: as for the pipeline.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not one of this library's, or holds no entry for this sampler.
-    """
+    """The corrections of a file that were tuned for a sampler, or of `noise_guidance.json` in a folder; nothing is applied."""
     wanted = Sampler.of(scheduler, num_inference_steps, eta=eta, guidance_scale=guidance_scale)
     held = []
     for entry in read_entries(path):
@@ -128,32 +108,13 @@ def load_tuned(
 
 
 def save_entry(path: str | os.PathLike[str], entry: Entry, *, overwrite: bool = False) -> Path:
-    """Adds an entry to a file; the file's other entries stay, and it is replaced as a whole.
-
-    Args:
-        path: a `.json` file, or the folder in which `noise_guidance.json` is meant.
-        entry: the result.
-        overwrite: replace an entry of the same sampler.
-
-    Returns:
-        The file.
-
-    Raises:
-        FileExistsError: if the file holds an entry of the same sampler that may not be replaced.
-        ValueError: if the file exists and is not one of this library's.
-        TypeError: if a correction asks a network, which a file cannot hold.
-    """
+    """Adds an entry to a file; the file's other entries stay, and it is replaced as a whole."""
     refuse_known(path, entry.sampler, overwrite=overwrite)
     return _ENTRIES.write(path, (*(e for e in _ENTRIES.known(path) if e.sampler != entry.sampler), entry))
 
 
 def refuse_known(path: str | os.PathLike[str], sampler: Sampler, *, overwrite: bool = False) -> None:
-    """Raises if a file holds an entry of a sampler that may not be replaced, or is another kind of file.
-
-    Raises:
-        FileExistsError: if it holds one, without `overwrite`.
-        ValueError: if the file exists and is not one of this library's.
-    """
+    """Raises if a file holds an entry of a sampler that may not be replaced, or is another kind of file."""
     if any(entry.sampler == sampler for entry in _ENTRIES.known(path)) and not overwrite:
         raise FileExistsError(
             f"output must not hold an entry for {sampler}, got {_ENTRIES.file(path)}. Pass --overwrite to replace it, or name "

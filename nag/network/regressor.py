@@ -173,12 +173,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         head_type: str = "statistics",
         hidden_size: int = 128,
     ) -> NoiseLevelRegressor:
-        """An untrained regressor for a network: borrows it (`frozen`) or starts from a copy of its weights.
-
-        Args:
-            unet: a network of `nag.network.table`.
-            scheduler: the diffusers scheduler it was trained with.
-        """
+        """An untrained regressor for a network: borrows it (`frozen`) or starts from a copy of its weights."""
         model, architecture = unwrap(unet), architecture_of(unet)
         process = read_training(scheduler)
         if kind == "encoder":
@@ -271,15 +266,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         return (torch.lerp(bias[low], bias[low + 1], share), torch.lerp(scale[low], scale[low + 1], share))
 
     def estimate(self, x: Tensor, class_labels: Tensor | None = None, **conditioning: Any) -> NoiseEstimate:
-        """The posterior of the log-SNR of states.
+        """The posterior of the log-SNR of states in network-input coordinates, differentiable in x.
 
-        Args:
-            x: `(B, C, H, W)`, states in network-input coordinates.
-            class_labels: `(B,)`; None stands for the null class. Ignored unless the head was trained with labels.
-            conditioning: passed on to the network (`encoder_hidden_states`, ...).
-
-        Returns:
-            Mean and variance of the log-SNR, differentiable in x where gradients are enabled.
+        Labels None stand for the null class; a head that was trained without labels is never shown any.
         """
         network = self.network
         conditioning |= self.class_conditioning(len(x), class_labels, x.device)
@@ -307,12 +296,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
     def log_posterior(
         self, x: Tensor, log_snr: Tensor, class_labels: Tensor | None = None, **conditioning: Any
     ) -> Tensor:
-        """log p(log_snr | x), a density per unit of log-SNR, `(B,)`, differentiable in x.
-
-        Args:
-            x: `(B, C, H, W)`, states in network-input coordinates.
-            log_snr: `()` or `(B,)`.
-        """
+        """log p(log_snr | x), a density per unit of log-SNR, `(B,)`, differentiable in x."""
         return self.estimate(x, class_labels, **conditioning).log_density(log_snr)
 
     def posterior_moment(self, state: Tensor | NoiseEstimate, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -47,11 +47,7 @@ def row_of(model: Any) -> Architecture | None:
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """Looks a network up in the table.
-
-    Raises:
-        ValueError: if its class is not in the table, or is known to have a level that cannot be hidden.
-    """
+    """Looks a network up in the table."""
     model = unwrap(model)
     names = [cls.__name__ for cls in type(model).__mro__]
     name = next((name for name in names if name in ARCHITECTURES or name in REFUSED), "")
@@ -96,15 +92,7 @@ def load_network(pipeline: str) -> nn.Module:
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Separates a learned variance from the prediction.
-
-    Args:
-        output: `(B, channels, ...)` or `(B, 2 * channels, ...)`, what the network gave.
-        channels: number of channels of the state.
-
-    Returns:
-        The prediction, and the rest or None.
-    """
+    """Separates a learned variance from the prediction."""
     if output.shape[1] == channels:
         return output, None
     if output.shape[1] == 2 * channels:

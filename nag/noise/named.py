@@ -47,12 +47,7 @@ REFUSED: dict[str, str] = {
 
 
 def make_scheduler(name: str | None, scheduler: Any) -> Any:
-    """A scheduler by its short name, with the settings of another: the checkpoint's clipping and spacing stay.
-
-    Args:
-        name: one of `SCHEDULERS`; None gives a fresh copy of the other.
-        scheduler: a diffusers scheduler, usually a checkpoint's own.
-    """
+    """A scheduler by its short name, with the settings of another: the checkpoint's clipping and spacing stay. None copies it."""
     import diffusers
 
     from nag.noise.read import read_training

@@ -83,12 +83,6 @@ def accumulate(
 ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
     """A_i and B_i; the bound is their scalar product.
 
-    Args:
-        kappa: `(N,)`, factor of the state.
-        eta: `(N,)`, factor of the field.
-        lipschitz: `(B, N)`, L_i.
-        deviation: `(B, N)`, delta_i.
-
     Example:
         >>> ones = torch.ones(3)
         >>> A, B = accumulate(2 * ones, ones, torch.zeros(1, 3), torch.ones(1, 3))

@@ -159,12 +159,6 @@ def fisher_information(
 ) -> Tensor:
     """What a state of a known datum says about its level t: I(t) = (a'^2 |x_0|^2 + 2 D b'^2) / b^2.
 
-    Args:
-        process: gives a_t and b_t.
-        t: levels of any shape.
-        dimension: D.
-        norm_squared: |x_0|^2, broadcast against t.
-
     Example:
         >>> from nag.noise.process import Flow
         >>> float(1 / fisher_information(Flow(), torch.tensor(0.5), 8))  # t^2 / 2 D

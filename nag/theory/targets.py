@@ -44,13 +44,7 @@ _STEP = 1e-5  # of a central difference, as a share of t's distance to 0 or 1
 
 
 def coefficients(process: GaussianProcess, target: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The target's c_t and d_t.
-
-    Args:
-        process: knows the named targets.
-        target: a prediction type, or a function t -> (c, d) of t's shape.
-        t: levels of any shape.
-    """
+    """The target's c_t and d_t."""
     if isinstance(target, str):
         named = process.target(target, t)
         return named.c, named.d
@@ -81,11 +75,6 @@ class TargetForm:
 def target_form(process: GaussianProcess, target: Prediction, t: Tensor) -> TargetForm:
     """Slope, offset, gain and pull of a target at levels t.
 
-    Args:
-        process: gives a_t, b_t and their derivatives.
-        target: a prediction type, or a function t -> (c, d).
-        t: levels of any shape, inside the process.
-
     Example:
         >>> from nag.noise.process import Flow
         >>> form = target_form(Flow(), "velocity", torch.tensor([0.5]))
@@ -113,11 +102,6 @@ def target_rate(process: GaussianProcess, target: Prediction, t: Tensor) -> tupl
 
     With f_t(u) = c x_0 + d (u - a x_0)/b at u = a x_0 + b eps,  p = c' - d a'/b  and  q = d' - d b'/b. The derivatives
     of c and d are central differences (relative error about 1e-9).
-
-    Args:
-        process: gives a_t, b_t and their derivatives.
-        target: a prediction type, or a function t -> (c, d).
-        t: levels of any shape, inside the process.
     """
     room = torch.minimum(t, 1 - t).clamp_min(1e-3 * t)
     low, high = ((t + k * _STEP * room).clamp(process.t_min, process.t_max) for k in (-1, 1))
