@@ -146,19 +146,6 @@ def test_saves_and_loads(class_unet: UNet2DModel, name: str, tmp_path: Path) -> 
         torch.testing.assert_close(latent(other, **settings), latent(pipe, **settings), rtol=1e-3, atol=1e-3)
 
 
-def test_files_of_another_kind(unet: UNet2DModel, tmp_path: Path) -> None:
-    pipe = pipeline(unet, DDIMScheduler())
-    with pytest.raises(ValueError, match="safe_serialization.*got False"):
-        pipe.save_pretrained(tmp_path / "model", safe_serialization=False)
-    assert not (tmp_path / "model").exists()
-    pipe.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="use_safetensors.*got False"):
-        NAGPipeline.from_pretrained(tmp_path / "model", use_safetensors=False)
-    with pytest.raises(ValueError, match="regressor.*got 'mine'"):
-        NAGPipeline.from_pretrained(tmp_path / "model", regressor="mine")
-    assert NAGPipeline.from_pretrained(tmp_path / "model", regressor=False).unet is not None
-
-
 def test_the_index_names_what_loads_it(unet: UNet2DModel, tmp_path: Path) -> None:
     """Plain diffusers loads no library because a checkpoint names it; `nag` is imported by whoever asks `nag`."""
     pipeline(unet, UnifiedScheduler()).save_pretrained(tmp_path)
