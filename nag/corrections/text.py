@@ -236,7 +236,7 @@ def parse_method(text: str) -> Method:
         ("have one kind of noise guidance", names if sum(name in GUIDANCE for name in names) > 1 else ()),
         ("have each part and give each key once", _twice(names) or _twice(keys)),
         (
-            "give every value that a part needs",
+            "leave out nothing that a part needs",
             [key for name in names for key in _needed(name) if key not in keys],
         ),
     ):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from nag.noise.checks import require
+
 __all__ = ["REFUSED", "SCHEDULERS", "make_scheduler"]
 
 SCHEDULERS = {
@@ -54,6 +56,7 @@ def make_scheduler(name: str | None, scheduler: Any) -> Any:
 
     if name is None:
         return type(scheduler).from_config(scheduler.config)
+    require(("scheduler", name, f"be one of {', '.join(SCHEDULERS)}", name in SCHEDULERS))
     made = getattr(diffusers, SCHEDULERS[name]).from_config(scheduler.config)
     own, other = (type(read_training(s)).__name__ for s in (scheduler, made))
     if own != other:
