@@ -177,7 +177,7 @@ def test_errors_reach_a_user_as_one_line(tmp_path):
         check=False,
     )
     assert done.returncode == WRONG_INPUT
-    assert done.stderr.strip().startswith("Error: model must be named once")
+    assert done.stderr.strip().startswith("Error: model must be named")
     assert "Traceback" not in done.stderr
 
 
