@@ -134,6 +134,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow  # a process of its own
 def test_data_parallel_wrapping_and_autocast(tmp_path):
     """In a process of its own that ends at once: gloo's group, taken down in a process that goes on, can wait forever."""
     done = subprocess.run(

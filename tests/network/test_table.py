@@ -28,7 +28,13 @@ TOLD = {"t": (3.0, 900.0), "t-1": (2.0, 899.0), "t/T": (0.003, 0.9), "1-t/T": (0
 MASK = torch.tensor([True, False, True])
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = {"WanAnimate2Transformer3DModel"}  # five seconds, for its attention is not compiled
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES],
+)
 def case(request):
     """A name and its network; where the null must be a vector it has one, which is not zero."""
     if CASES[request.param].needs is not None:
