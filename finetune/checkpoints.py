@@ -108,10 +108,6 @@ def load_checkpoint(
                 step.to(parameter.device) if optimizer.defaults["fused"] else step
             )
     if ema is not None:
-        if not (folder / "ema.safetensors").is_file():
-            raise ValueError(
-                f"resume_from_checkpoint must hold a moving average, got {folder}. Pass --no_use_ema."
-            )
         shadow = load_file(folder / "ema.safetensors")
         device = ema.shadow_params[0].device
         ema.shadow_params = [

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from nag.finetune.options import TrainingOptions
+from nag.noise.checks import require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,21 +98,12 @@ class DenoiserTask:
         self.model, self.options, self.scheduler = unet, options, scheduler
         self.null_class = architecture_of(unet).null_class(unet)
         for name in ("level_dropout", "class_dropout"):
-            if not 0 <= getattr(options, name) <= 1:
-                raise ValueError(
-                    f"{name} must be between 0 and 1, got {getattr(options, name)}. It is a share of samples."
-                )
+            value = getattr(options, name)
+            require((name, value, "lie between 0 and 1", 0 <= value <= 1))
         self.loss_rule = loss_of(scheduler, options)
         wanted = self.loss_rule.outputs * unet.config.in_channels
-        if unet.config.out_channels != wanted:
-            raise ValueError(
-                f"pretrained_model_name_or_path must predict {wanted} channels, got {unet.config.out_channels}. "
-                + (
-                    "The objective learns a variance per channel: give a network with out_channels = 2 in_channels."
-                    if self.loss_rule.outputs == 2
-                    else "A network with a learned variance is trained with --objective adm."
-                )
-            )
+        found, must = unet.config.out_channels, f"predict {wanted} channels, twice its input's for adm alone"
+        require(("pretrained_model_name_or_path", found, must, found == wanted))
 
     @property
     def signature(self) -> dict[str, Any]:
@@ -130,11 +122,8 @@ class DenoiserTask:
             return
         low, high = int(labels.min()), int(labels.max())
         most = self.null_class - (1 if self.options.class_dropout > 0 else 0)
-        if low < 0 or high > most:
-            raise ValueError(
-                f"labels must be between 0 and {most}, got {low} to {high}. The model has {self.null_class + 1} class "
-                "embeddings, the last of which is the null class when class_dropout > 0."
-            )
+        must = f"lie between 0 and {most}, besides which class_dropout needs a class embedding of its own"
+        require(("labels", (low, high), must, low >= 0 and high <= most))
 
     def parameter_groups(self, options: DenoiserOptions) -> list[dict[str, Any]]:
         return [
@@ -266,11 +255,8 @@ def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
     if options.objective is not None:
         return pipeline.unet, kept_scheduler(pipeline.scheduler, options)
     found, _ = read_network(pipeline.scheduler)
-    if options.prediction_type is not None and PREDICTIONS[options.prediction_type] != found:
-        raise ValueError(
-            f"prediction_type must be that of the pretrained model ({found}), got {options.prediction_type}. "
-            "Leave the flag out, give an --objective, or train from scratch."
-        )
+    asked, must = options.prediction_type, f"be that of the pretrained model ({found}) without an --objective"
+    require(("prediction_type", asked, must, asked is None or PREDICTIONS[asked] == found))
     return pipeline.unet, pipeline.scheduler
 
 
@@ -281,11 +267,9 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     from nag.finetune.loop import check_output_dir, images_of, train
     from nag.finetune.stream import mix
 
-    if (options.pretrained_model_name_or_path is None) == (options.model_config_name_or_path is None):
-        raise ValueError(
-            "model must be named once, got both or neither. "
-            "Pass --pretrained_model_name_or_path or --model_config_name_or_path."
-        )
+    names = (options.pretrained_model_name_or_path, options.model_config_name_or_path)
+    one = "be named by --pretrained_model_name_or_path or by --model_config_name_or_path"
+    require(("model", names, one, names.count(None) == 1))
     checkpoint = check_output_dir(options)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     unet, scheduler = (

@@ -18,6 +18,7 @@ from nag.files import read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
+from nag.noise.checks import require
 from nag.shift.images import ImageTable, load_images
 
 __all__ = ["Task", "check_output_dir", "images_of", "train", "weight_dtype"]
@@ -26,8 +27,8 @@ __all__ = ["Task", "check_output_dir", "images_of", "train", "weight_dtype"]
 def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: Any) -> ImageTable:
     """The images of the options, or of another source, as a network takes them."""
     size = unet.config.sample_size
-    if options.resolution is None and not isinstance(size, int):
-        raise ValueError(f"resolution must be given for a model without a square sample size, got {size}.")
+    known = options.resolution is not None or isinstance(size, int)
+    require(("resolution", size, "be given for a model without a square sample size", known))
     source = source or {
         "data": options.data,
         "dataset_config_name": options.dataset_config_name,
@@ -82,20 +83,11 @@ def check_output_dir(options: TrainingOptions) -> Path | None:
 
 
 def _check(options: TrainingOptions) -> None:
-    for name in (
-        "train_batch_size",
-        "gradient_accumulation_steps",
-        "max_train_steps",
-        "logging_steps",
-        "pause_at_step",
-    ):
+    counts = "train_batch_size gradient_accumulation_steps max_train_steps logging_steps pause_at_step"
+    for name in counts.split():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}. Give a positive number.")
-    if not options.learning_rate > 0:
-        raise ValueError(
-            f"learning_rate must be positive, got {options.learning_rate}. A usual value is 1e-4."
-        )
+        require((name, value, "be at least 1", value is None or value >= 1))
+    require(("learning_rate", options.learning_rate, "be positive", options.learning_rate > 0))
 
 
 def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None) -> dict[str, Any]:

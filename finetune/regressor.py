@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from nag.finetune.options import TrainingOptions
+from nag.noise.checks import require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -186,14 +187,11 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     count = options.held_out_samples
     if options.held_out_data is not None:
         heldout = images_of(options, unet, labels=labels, data=options.held_out_data, max_samples=count)
-    elif 0 < count < len(table):
+    else:
+        must = f"be between 1 and {len(table) - 1}, which are held out of the training data, or --held_out_data given"
+        require(("held_out_samples", count, must, 0 < count < len(table)))
         heldout = table.subset(range(len(table) - count, len(table)))
         table = table.subset(range(len(table) - count))
-    else:
-        raise ValueError(
-            f"held_out_samples must be between 1 and {len(table) - 1}, got {count}. "
-            "Those images are held out of the training data; or pass --held_out_data."
-        )
     return train(RegressorTask(regressor, heldout, options), table, options, checkpoint)
 
 

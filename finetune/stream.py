@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nag.finetune.options import TrainingOptions
+from nag.noise.checks import require
 from nag.shift.images import ImageTable
 
 __all__ = ["Draws", "batches", "mix"]
@@ -124,10 +125,9 @@ def batches(
         world,
     )
     if options.draws == "batch":
-        if table.bytes is None:
-            raise ValueError(
-                f"draws must be 'sample' for {len(table)} images, which are too many for memory, got 'batch'."
-            )
+        fits = "be sample for images that are too many for memory"
+        require(("draws", options.draws, fits, table.bytes is not None))
+        assert table.bytes is not None
         return _resident(table.bytes, stream, positions, device)
     loader = torch.utils.data.DataLoader(
         stream, batch_sampler=positions, num_workers=options.dataloader_num_workers

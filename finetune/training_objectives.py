@@ -29,9 +29,10 @@ from nag.blind.consistency import CONSISTENCY, ConsistencyTraining
 from nag.blind.energy import gradient_of
 from nag.blind.learned_variance import variational_bound
 from nag.blind.objectives import Objective, make_objective
+from nag.noise.checks import require
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow
-from nag.noise.read import read_levels
+from nag.noise.read import read_levels, read_settings, read_train_timesteps
 from nag.noise.target import expand
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 
@@ -171,16 +172,13 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
         weighted = options.uedm_weight == "edm"
         return make_objective("uedm", sigma_data=options.sigma_data, weighted=weighted)
     prediction, process = read_network(scheduler)
-    if not isinstance(process, (DiscreteVP, Flow)):
-        raise ValueError(
-            f"scheduler must have a VP or flow training process, got {type(scheduler).__name__}. "
-            "Name the --objective to train another."
-        )
+    known, kind = isinstance(process, (DiscreteVP, Flow)), type(scheduler).__name__
+    require(("scheduler", kind, "have a VP or flow training process without an --objective", known))
     return Objective(
         name=name or ("flow" if isinstance(process, Flow) else "ddpm"),
         process=process,
         prediction=prediction,
-        num_train_timesteps=scheduler.config.num_train_timesteps,
+        num_train_timesteps=int(read_train_timesteps(scheduler)),
         learned_variance=name == "adm",
     )
 
@@ -188,31 +186,36 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
 def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
     """The loss of the options; options that do not go together would train something else than asked for."""
     name = options.objective
-    for name_of, wrong, wanted in (
-        ("energy", options.energy is not None and name != "eqm", "left out; only eqm regresses a gradient"),
+    plain = name in (None, "ddpm", "flow")
+    of, energy, asked = f"for the objective {name}", options.energy, options.prediction_type
+    blind, weight = options.level_dropout, options.null_loss_weight
+    require(
+        (
+            "energy",
+            energy,
+            f"be left out {of}; only eqm regresses a gradient",
+            energy is None or name == "eqm",
+        ),
         (
             "level_dropout",
-            name == "eqm" and options.level_dropout != 1,
-            "1; its sampler has no level to tell",
+            blind,
+            f"be 1 {of}, whose sampler has no level to tell",
+            blind == 1 or name != "eqm",
         ),
-        (
-            "null_loss_weight",
-            options.null_loss_weight != "uniform" and name not in (None, "ddpm", "flow"),
-            "uniform; the other belongs to the corrected guidance of ddpm",
-        ),
+        ("null_loss_weight", weight, f"be uniform {of}", weight == "uniform" or plain),
         (
             "prediction_type",
-            options.prediction_type is not None and name not in (None, "ddpm", "flow"),
-            "left out; the objective has a target of its own",
+            asked,
+            f"be left out {of}, which has a target of its own",
+            asked is None or plain,
         ),
-    ):
-        if wrong:
-            value, (must, reason) = getattr(options, name_of), wanted.split("; ")
-            raise ValueError(f"{name_of} must be {must} for objective {name}, got {value!r}: {reason}.")
-    if options.energy is not None and options.compile:
-        raise ValueError(
-            f"compile must be off with an energy, got energy {options.energy!r}. torch.compile has no second derivative."
-        )
+        (
+            "compile",
+            options.compile,
+            "be off with an energy, for it has no second derivative",
+            not (energy and options.compile),
+        ),
+    )
     if name in CONSISTENCY:
         return Consistency(
             ConsistencyTraining(name=name, num_steps=options.max_train_steps, sigma_data=options.sigma_data)
@@ -227,10 +230,8 @@ def new_scheduler(options: DenoiserOptions) -> Any:
     """The scheduler that samples from a network trained for the options' objective."""
     flow = options.prediction_type == "flow_prediction"
     name = options.objective or ("flow" if flow else "ddpm")
-    if options.prediction_type is not None and flow != (name == "flow"):
-        raise ValueError(
-            f"prediction_type must fit the objective {name}, got {options.prediction_type!r}. Leave it out."
-        )
+    fits = options.prediction_type is None or flow == (name == "flow")
+    require(("prediction_type", options.prediction_type, f"fit the objective {name}", fits))
     if name == "eqm":
         return EquilibriumMatchingScheduler(objective=objective_of(None, options).to_config())
     if name == "uedm":
@@ -263,7 +264,7 @@ def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
     same = {
         "ddpm": isinstance(process, DiscreteVP),
         "flow": isinstance(process, Flow),
-        "edm": prediction == "edm" and scheduler.config.get("sigma_data") == options.sigma_data,
+        "edm": prediction == "edm" and read_settings(scheduler).get("sigma_data") == options.sigma_data,
     }.get(str(name), False)
     if same and (asked is None or PREDICTIONS[asked] == prediction):
         return scheduler

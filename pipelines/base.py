@@ -17,6 +17,7 @@ from torch import Tensor
 import nag.blind  # noqa: F401 - diffusers loads a component only from a library that has been imported
 from nag.files import refuse_pickles, safely, written_whole
 from nag.network.table import unwrap
+from nag.noise.checks import require
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as _Pipeline
@@ -75,36 +76,25 @@ def checked_labels(
 ) -> Tensor | None:
     """The class of each sample, `(B,)` integers, or None for an unconditional network."""
     network: Any = unwrap(unet)
-    if network.class_embedding is None:
-        if class_labels is not None:
-            raise ValueError(
-                f"class_labels must be None for an unconditional network, got {class_labels}. Leave them out."
-            )
-        if guidance_scale != 1:
-            raise ValueError(
-                f"guidance_scale must be 1 for an unconditional network, got {guidance_scale}. "
-                "Class guidance needs a class-conditional one."
-            )
-        return None
     classes = network.config.num_class_embeds
-    if class_labels is None or classes is None:
-        raise ValueError(
-            f"class_labels must be given for a network with a table of classes, got {class_labels} for one of {classes}. "
-            "The last label stands for no class."
+    if network.class_embedding is None:
+        require(
+            ("class_labels", class_labels, "be None for an unconditional network", class_labels is None),
+            ("guidance_scale", guidance_scale, "be 1 for an unconditional network", guidance_scale == 1),
         )
+        return None
+    known = class_labels is not None and classes is not None
+    require(("class_labels", class_labels, f"be given for a table of {classes} classes", known))
     labels = torch.as_tensor(class_labels, device=device)
     if labels.ndim == 0:
         labels = labels.expand(batch_size)
-    if labels.is_floating_point() or labels.ndim > 1 or batch_size not in (1, len(labels)):
-        raise ValueError(
-            f"class_labels must be one integer, or one for each of {batch_size} images, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}. A list of labels sets the batch size by itself."
-        )
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise ValueError(
-            f"class_labels must lie in 0 to {classes - 1}, got {labels.tolist()}. "
-            f"{classes - 1} stands for no class."
-        )
+    integers = not labels.is_floating_point() and labels.ndim == 1
+    one_each = f"be one integer, or one for each of {batch_size} images"
+    inside = f"lie in 0 to {classes - 1}, which stands for no class"
+    require(
+        ("class_labels", class_labels, one_each, integers and batch_size in (1, len(labels))),
+        ("class_labels", class_labels, inside, bool(((labels >= 0) & (labels < classes)).all())),
+    )
     return labels.long()
 
 
@@ -119,42 +109,45 @@ def checked_shape(
     output_type: str,
 ) -> tuple[int, ...]:
     """The shape of the state, after the checks that do not depend on the levels."""
-    for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-    if isinstance(generator, list) and len(generator) != batch_size:
-        raise ValueError(
-            f"generator must be one, or one for each of {batch_size} images, got {len(generator)}."
-        )
     name, parameters = type(scheduler).__name__, step_parameters(scheduler)
     needed = [p.name for p in list(parameters.values())[3:] if p.default is p.empty]
     if name == "DDPMWuerstchenScheduler":  # its signature does not say so
         needed = ["a timestep for each sample"]
     if "prev_timestep" in parameters:  # UnCLIP: without it, each step ends at timestep - 1
         needed.append("prev_timestep")
-    if not parameters or needed:
-        raise ValueError(
-            f"scheduler must step from a prediction, a timestep and a state alone, got {name}, which "
-            f"{'asks for ' + ', '.join(needed) if needed else 'has no step'}. Use another scheduler."
-        )
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], got {eta}. 0 is deterministic DDIM.")
-    if eta != 0 and "eta" not in parameters:
-        raise ValueError(f"eta must be 0 for {name}, got {eta}. DDIMScheduler takes it.")
+    asks = f"{name} {'asks for ' + ', '.join(needed) if needed else 'has no step'}"
+    generators = len(generator) if isinstance(generator, list) else batch_size
     size, channels = unet.config.sample_size, unet.config.in_channels
-    if size is None:
-        if latents is None:
-            raise ValueError(
-                "latents must be given for a network without a sample_size, got None. They set the image size."
-            )
+    require(
+        ("batch_size", batch_size, "be at least 1", batch_size >= 1),
+        ("num_inference_steps", num_inference_steps, "be at least 1", num_inference_steps >= 1),
+        ("output_type", output_type, f"be one of {', '.join(OUTPUT_TYPES)}", output_type in OUTPUT_TYPES),
+        (
+            "generator",
+            generators,
+            f"be one, or one for each of {batch_size} images",
+            generators == batch_size,
+        ),
+        (
+            "scheduler",
+            name,
+            f"step from a prediction, a timestep and a state ({asks})",
+            bool(parameters and not needed),
+        ),
+        ("eta", eta, "lie in [0, 1]", 0 <= eta <= 1),
+        ("eta", eta, f"be 0 for {name}", eta == 0 or "eta" in parameters),
+        (
+            "latents",
+            latents,
+            "be given for a network without a sample_size",
+            bool(size) or latents is not None,
+        ),
+    )
+    if size is None and latents is not None:
         size = tuple(latents.shape[2:])
     shape = (batch_size, channels, *((size, size) if isinstance(size, int) else size))
-    if latents is not None and latents.shape != shape:
-        raise ValueError(
-            f"latents must have shape {shape}, got {tuple(latents.shape)}. They set neither batch nor image size."
-        )
+    given = shape if latents is None else tuple(latents.shape)
+    require(("latents", given, f"have shape {shape}", given == shape))
     return shape
 
 
@@ -162,10 +155,8 @@ def checked_callback(callback: Any, tensor_inputs: Sequence[str], allowed: list[
     """What a callback is shown: its own choice if it is one of diffusers' callbacks, else the pipeline's argument."""
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         tensor_inputs = callback.tensor_inputs
-    if not set(tensor_inputs) <= set(allowed):
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs must be among {allowed}, got {list(tensor_inputs)}."
-        )
+    known = set(tensor_inputs) <= set(allowed)
+    require(("callback_on_step_end_tensor_inputs", list(tensor_inputs), f"be among {allowed}", known))
     return tensor_inputs
 
 

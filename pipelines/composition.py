@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.pipelines.base import checked_labels, null_labels
 
 __all__ = ["COMPOSITIONS", "Conditions", "read_conditions"]
@@ -91,31 +92,25 @@ def read_conditions(
         condition_weights: w, in the shape of class_labels; or one list for all samples that have its number of classes;
             None is 1 for each.
     """
-    if composition not in COMPOSITIONS:
-        raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {composition!r}.")
+    known = composition in COMPOSITIONS
+    require(("composition", composition, f"be one of {', '.join(COMPOSITIONS)}", known))
     nested = isinstance(class_labels, (list, tuple)) and any(
         isinstance(k, (list, tuple)) for k in class_labels
     )
     if nested:
-        if not all(isinstance(k, (list, tuple)) and len(k) for k in class_labels):
-            raise ValueError(
-                f"class_labels must be a list of lists with at least one class each, got {class_labels}. "
-                "Write a sample with one class as [class]."
-            )
-        if batch_size not in (1, len(class_labels)):
-            raise ValueError(
-                f"class_labels must be for one, or for each of {batch_size} images, got {len(class_labels)} lists. "
-                "A list of lists sets the batch size by itself."
-            )
+        lists = all(isinstance(k, (list, tuple)) and len(k) for k in class_labels)
+        one_each = batch_size in (1, len(class_labels))
+        require(
+            ("class_labels", class_labels, "be lists of at least one class each", lists),
+            ("class_labels", class_labels, f"be one list for each of {batch_size} images", one_each),
+        )
     flat = [label for labels in class_labels for label in labels] if nested else class_labels
     labels = checked_labels(unet, flat, len(flat) if nested else batch_size, guidance_scale, device)
     counts = (
         [len(k) for k in class_labels] if nested else [1] * (batch_size if labels is None else len(labels))
     )
-    if labels is None and condition_weights is not None:
-        raise ValueError(
-            f"condition_weights must be None for an unconditional network, got {condition_weights}. Leave them out."
-        )
+    sensible = labels is not None or condition_weights is None
+    require(("condition_weights", condition_weights, "be None for an unconditional network", sensible))
     flat_weights = _flat_weights(condition_weights, counts)
     rows = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
     exact = torch.float32 if device.type == "mps" else torch.float64
@@ -139,9 +134,6 @@ def _flat_weights(given: Any, counts: list[int]) -> list[float]:
         given = [[k] for k in given]
     elif not nested:
         given = [list(given)] * len(counts)
-    if [len(k) for k in given] != counts:
-        raise ValueError(
-            f"condition_weights must be one for each of {counts} conditions, got {[len(k) for k in given]}. Give them in "
-            "the shape of class_labels, or one list for all samples."
-        )
+    found = [len(k) for k in given]
+    require(("condition_weights", found, f"be one for each of {counts} conditions", found == counts))
     return [float(k) for weights in given for k in weights]

@@ -26,6 +26,7 @@ from torch import Tensor
 from nag.blind import EquilibriumMatchingScheduler
 from nag.blind.energy import checked_energy, equilibrium_field, explicit_energy
 from nag.network.table import architecture_of
+from nag.noise.checks import require
 from nag.pipelines.base import SafePipeline, checked_callback, checked_shape, images_of, starting_noise
 from nag.pipelines.composition import Conditions, read_conditions
 
@@ -72,11 +73,6 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
         self, unet: UNet2DModel, scheduler: EquilibriumMatchingScheduler, energy: str | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(scheduler, EquilibriumMatchingScheduler):
-            raise TypeError(
-                f"scheduler must be an EquilibriumMatchingScheduler, got {type(scheduler).__name__}. Other networks are "
-                "sampled by NoiseUnconditionalPipeline."
-            )
         checked_energy(energy)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(energy=energy)
@@ -139,13 +135,12 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
         shape = checked_shape(
             self.unet, self.scheduler, batch_size, num_inference_steps, 0.0, generator, latents, output_type
         )
-        if (image is None) != (data_fraction is None):
-            raise ValueError(
-                f"data_fraction must be given with an image, and only then, got {data_fraction} "
-                f"{'without' if image is None else 'with'} one. It is the image's share in the state to start from."
-            )
-        if image is not None and image.shape != shape:
-            raise ValueError(f"image must have shape {shape}, got {tuple(image.shape)}. Give one per sample.")
+        both = (image is None) == (data_fraction is None)
+        given = shape if image is None else tuple(image.shape)
+        require(
+            ("data_fraction", data_fraction, "be given with an image, and only then", both),
+            ("image", given, f"have shape {shape}", given == shape),
+        )
         shown = checked_callback(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
@@ -261,10 +256,8 @@ class EqMPipeline(SafePipeline, DiffusionPipeline):
 
     def _inputs(self, x: Tensor, conditions: Conditions) -> Tensor:
         """States on the network's device; one for each sample that the labels name."""
-        if conditions.rows.numel() and int(conditions.rows[-1]) + 1 != len(x):
-            raise ValueError(
-                f"class_labels must be for each of {len(x)} states, got {int(conditions.rows[-1]) + 1}."
-            )
+        named = int(conditions.rows[-1]) + 1 if conditions.rows.numel() else len(x)
+        require(("class_labels", named, f"be for each of {len(x)} states", named == len(x)))
         return x.to(self._execution_device)
 
     def _field(self, x: Tensor, conditions: Conditions) -> Tensor:

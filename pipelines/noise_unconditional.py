@@ -55,10 +55,7 @@ class NoiseUnconditionalPipeline(unet2d.UNet2DPipeline):
     def __call__(self, *args: Any, noise_condition: bool | None = None, **kwargs: Any) -> Any:
         """Samples images; arguments as of `UNet2DPipeline`.
 
-        Args:
-            args: positional ones.
-            noise_condition: whether to tell the network its level, for comparison; None for what the pipeline was made with.
-            kwargs: named ones.
+        With `noise_condition` the network is told its level, for comparison; None is what the pipeline was made with.
         """
         if self.config.noise_condition if noise_condition is None else noise_condition:
             return super().__call__(*args, **kwargs)

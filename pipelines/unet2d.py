@@ -32,7 +32,9 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
 from nag.files import refuse_pickles, written_whole
-from nag.network.table import split_output, unwrap
+from nag.network.table import split_output
+from nag.noise.checks import require
+from nag.noise.read import read_levels, read_settings
 from nag.pipelines.base import (
     SafePipeline,
     checked_callback,
@@ -63,11 +65,6 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin) -> None:
         super().__init__()
-        if not isinstance(unwrap(unet), UNet2DModel):
-            raise TypeError(
-                f"unet must be a UNet2DModel, got {type(unet).__name__}. "
-                "NAGPipeline.from_pretrained returns the pipeline that fits a checkpoint."
-            )
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
@@ -163,8 +160,6 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
         x = starting_noise(self.unet, shape, generator, latents, device)
         first = getattr(self.scheduler, "init_noise_sigma", None)
         if first is None:
-            from nag.noise.read import read_levels
-
             first = read_levels(self.scheduler).sigma[0].item()
         return x * first
 
@@ -179,13 +174,8 @@ class UNet2DPipeline(SafePipeline, DiffusionPipeline):
 
 def learned_variance(unet: Any, scheduler: Any) -> bool:
     """Whether the scheduler takes its variance from the network, which must then have one."""
-    kind = str(scheduler.config.get("variance_type"))
-    channels = unet.config.in_channels, unet.config.out_channels
-    if not kind.startswith("learned"):
-        return False
-    if channels[1] != 2 * channels[0]:
-        raise ValueError(
-            f"unet must have {2 * channels[0]} output channels for a scheduler with variance_type {kind!r}, got "
-            f"{channels[1]}. Use variance_type 'fixed_small', or a network with a learned variance."
-        )
-    return True
+    wanted, channels = 2 * unet.config.in_channels, unet.config.out_channels
+    learned = str(read_settings(scheduler).get("variance_type")).startswith("learned")
+    must = f"have {wanted} output channels for a scheduler with a learned variance_type"
+    require(("unet", channels, must, not learned or channels == wanted))
+    return learned

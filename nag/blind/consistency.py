@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.target import expand
 
 __all__ = ["CONSISTENCY", "ConsistencyTraining"]
@@ -71,8 +72,7 @@ class ConsistencyTraining:
     huber: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in CONSISTENCY:
-            raise ValueError(f"name must be one of {', '.join(CONSISTENCY)}, got {self.name!r}.")
+        require(("name", self.name, f"be one of {', '.join(CONSISTENCY)}", self.name in CONSISTENCY))
 
     def num_cells(self, step: int) -> int:
         """ict: cells N of the grid at a step (Song 2024, table 1)."""
@@ -85,15 +85,7 @@ class ConsistencyTraining:
         return min(self.stages, 1 + step * self.stages // self.num_steps)
 
     def pair(self, u: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The levels s > r of a pair.
-
-        Args:
-            u: `(B,)`, uniform in [0, 1).
-            step: of training, from 0.
-
-        Returns:
-            s and r, each `(B,)`.
-        """
+        """The levels s > r of a pair."""
         if self.name == "ict":
             low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
             share = torch.linspace(0, 1, self.num_cells(step) + 1, dtype=torch.float64, device=u.device)
@@ -122,13 +114,7 @@ class ConsistencyTraining:
         return expand((s**2 + self.sigma_data**2).rsqrt(), x) * x
 
     def denoised(self, value: Tensor, x: Tensor, s: Tensor) -> Tensor:
-        """D(x, s) from the network's value F; below sigma_min it is x itself.
-
-        Args:
-            value: `(B, *shape)`.
-            x: `(B, *shape)`, x_0 + s eps.
-            s: `(B,)`.
-        """
+        """D(x, s) from the network's value F; below sigma_min it is x itself."""
         above = (s - self.sigma_min).clamp(min=0)
         skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
         out = above * self.sigma_data * (s**2 + self.sigma_data**2).rsqrt()

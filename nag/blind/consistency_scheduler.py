@@ -20,6 +20,8 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 
+from nag.noise.checks import require
+
 __all__ = ["ConsistencyScheduler"]
 
 
@@ -57,11 +59,8 @@ class ConsistencyScheduler(CMStochasticIterativeScheduler):
         clip_denoised: bool = True,
         second_sigma: float = 0.821,
     ) -> None:
-        if not sigma_min < second_sigma < sigma_max:
-            raise ValueError(
-                f"second_sigma must lie between sigma_min = {sigma_min} and sigma_max = {sigma_max}, got {second_sigma}. "
-                "iCT and ECM have 0.821."
-            )
+        inside = sigma_min < second_sigma < sigma_max
+        require(("second_sigma", second_sigma, f"lie between {sigma_min} and {sigma_max}", inside))
         super().__init__(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho, clip_denoised)
 
     def set_timesteps(

@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nag.network.null import null_level
 from nag.network.table import split_output
+from nag.noise.checks import require
 
 __all__ = [
     "ENERGIES",
@@ -46,14 +47,7 @@ def explicit_energy(
     class_labels: Int[Tensor, " batch"] | None,
     kind: str | None,
 ) -> Float[Tensor, " batch"]:
-    """Energy E(x) of each sample, `(B,)`, in the caller's gradient mode.
-
-    Args:
-        unet: a UNet2DModel, which is not told a level here.
-        x: `(B, C, *shape)`, states or data, in the coordinates of the network's input.
-        class_labels: `(B,)` integers, or None for an unconditional network.
-        kind: "dot" or "squared_norm", as the network was trained.
-    """
+    """Energy E(x) of each sample, `(B,)`, "dot" or "squared_norm", in the caller's gradient mode; x is the network's input."""
     checked_energy(kind, explicit=True)
     return _energy(_output(unet, x, class_labels), x, kind)
 
@@ -132,13 +126,15 @@ def equilibrium_field(
 
 def checked_energy(kind: str | None, *, explicit: bool = False) -> None:
     """Refuses what is no kind of energy."""
-    if kind is None and explicit:
-        raise ValueError(
-            "energy must be 'dot' or 'squared_norm', got None: an implicit model has a field but no energy. Train one with "
-            "an explicit energy, or take the norm of the field."
+    known = kind in (ENERGIES if explicit else (None, *ENERGIES))
+    require(
+        (
+            "energy",
+            kind,
+            f"be one of {', '.join(ENERGIES)}; an implicit model, None, has a field alone",
+            known,
         )
-    if kind is not None and kind not in ENERGIES:
-        raise ValueError(f"energy must be one of {', '.join(ENERGIES)}, or None, got {kind!r}.")
+    )
 
 
 def _energy(f: Tensor, x: Tensor, kind: str | None) -> Tensor:

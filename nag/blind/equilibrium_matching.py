@@ -40,6 +40,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nag.blind.objectives import make_objective
+from nag.noise.checks import require
 
 __all__ = ["DESCENTS", "EquilibriumMatchingScheduler", "EquilibriumMatchingSchedulerOutput"]
 
@@ -114,18 +115,14 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         momentum: float = 0.3,
         gradient_norm_threshold: float | None = None,
     ) -> None:
-        if solver not in DESCENTS:
-            raise ValueError(f"solver must be one of {', '.join(DESCENTS)}, got {solver!r}.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}. The paper's is 0.3.")
-        _check_positive("step_size", step_size)
-        _check_positive("gradient_norm_threshold", gradient_norm_threshold)
         self.objective = make_objective(**({"name": "eqm"} if objective is None else dict(objective)))
-        if self.objective.name != "eqm":
-            raise ValueError(
-                f"objective must be 'eqm', got {self.objective.name!r}. Other targets do not vanish at the data: sample "
-                "them with UnifiedScheduler."
-            )
+        require(
+            ("solver", solver, f"be one of {', '.join(DESCENTS)}", solver in DESCENTS),
+            ("momentum", momentum, "lie in [0, 1)", 0 <= momentum < 1),
+            _positive("step_size", step_size),
+            _positive("gradient_norm_threshold", gradient_norm_threshold),
+            ("objective", self.objective.name, "be eqm, whose target vanishes", self.objective.name == "eqm"),
+        )
         self.momentum = 0.0 if solver == "gradient_descent" else momentum
         self.num_inference_steps = None
         self._restart()
@@ -141,11 +138,8 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
 
     def horizon(self, data_fraction: float = 0.0) -> float:
         """The time in which dgamma/ds = c(gamma) gets from gamma = data_fraction to 1 - `REMAINING_NOISE`."""
-        if not 0 <= data_fraction < 1 - REMAINING_NOISE:
-            raise ValueError(
-                f"data_fraction must be at least 0 and below {1 - REMAINING_NOISE}, got {data_fraction}. It is the share of "
-                "the data in the state to start from."
-            )
+        most = 1 - REMAINING_NOISE
+        require(("data_fraction", data_fraction, f"lie in [0, {most})", 0 <= data_fraction < most))
         log_t = torch.linspace(
             math.log(REMAINING_NOISE), math.log(1 - data_fraction), 4097, dtype=torch.float64
         )
@@ -171,9 +165,10 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         Warns:
             UserWarning: if the step size is beyond `stability_limit`.
         """
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}.")
-        _check_positive("gradient_norm_threshold", gradient_norm_threshold)
+        require(
+            ("num_inference_steps", num_inference_steps, "be at least 1", num_inference_steps >= 1),
+            _positive("gradient_norm_threshold", gradient_norm_threshold),
+        )
         self.threshold = (
             self.config.gradient_norm_threshold
             if gradient_norm_threshold is None
@@ -269,6 +264,5 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         return int(self.objective.num_train_timesteps)
 
 
-def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}. None leaves it out.")
+def _positive(name: str, value: float | None) -> tuple[str, Any, str, bool]:
+    return name, value, "be positive and finite, or None", value is None or 0 < value < math.inf

@@ -34,15 +34,10 @@ def variational_bound(
     eps_hat: Float[Tensor, "batch *shape"],
     value: Float[Tensor, "batch *shape"],
 ) -> Float[Tensor, " batch"]:
-    """One term of the variational bound, in bits per dimension.
+    """One term of the variational bound, in bits per dimension, at levels of the table.
 
-    Args:
-        process: the table.
-        x_0: images in [-1, 1].
-        x_t: their noisy states.
-        t: levels of the table.
-        eps_hat: the predicted noise; no gradient goes through it.
-        value: the network's interpolation of the log-variance, -1 for the smallest and 1 for the largest.
+    `value` is the network's interpolation of the log-variance, -1 for the smallest and 1 for the largest. No gradient goes
+    through eps_hat.
     """
     t = t.double()
     timestep = process.timestep(t).round()

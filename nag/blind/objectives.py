@@ -41,6 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import PreconditionedEDM
 from nag.noise.process import Flow, GaussianProcess
@@ -250,17 +251,12 @@ def _uedm(
 def _eqm(
     decay: str = "truncated", interpolation: float = 0.8, start: float = 1.0, multiplier: float = 4.0
 ) -> Objective:
-    if decay not in DECAYS:
-        raise ValueError(
-            f"decay must be one of {', '.join(DECAYS)}, got {decay!r}. The usual one is truncated."
-        )
-    for name, value, most in (
-        ("interpolation", interpolation, 1.0),
-        ("start", start, math.inf),
-        ("multiplier", multiplier, math.inf),
-    ):
-        if not 0 < value < most:
-            raise ValueError(f"{name} must be between 0 and {most:g}, got {value}. Usual are 0.8, 1 and 4.")
+    require(
+        ("decay", decay, f"be one of {', '.join(DECAYS)}", decay in DECAYS),
+        ("interpolation", interpolation, "lie between 0 and 1", 0 < interpolation < 1),
+        ("start", start, "be positive and finite", 0 < start < math.inf),
+        ("multiplier", multiplier, "be positive and finite", 0 < multiplier < math.inf),
+    )
 
     def c(gamma: Tensor) -> Tensor:
         falling = (1 - gamma) / (1 - interpolation)
@@ -302,16 +298,7 @@ def make_objective(name: str, **parameters: Any) -> Objective:
         >>> eqm.coefficients(torch.tensor([0.25, 0.5], dtype=torch.float64))[1]  # gamma 3/4 and 1/2
         tensor([4., 4.], dtype=torch.float64)
     """
-    if name not in _MAKERS:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}.")
-    maker = _MAKERS[name]
-    known = maker.__annotations__.keys() - {"return"}
-    unknown = sorted(parameters.keys() - known)
-    if unknown:
-        raise ValueError(
-            f"parameters of {name} must be among {', '.join(sorted(known))}, got {', '.join(unknown)}."
-        )
-    objective = maker(**parameters)
+    objective = _MAKERS[name](**parameters)
     object.__setattr__(objective, "parameters", dict(parameters))
     return objective
 

@@ -42,6 +42,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nag.blind.objectives import affine_update, make_objective, posterior_std
+from nag.noise.checks import require
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import EDM, Flow
 
@@ -98,14 +99,12 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         stochasticity: float = 0.0,
         spacing: str | None = None,
     ) -> None:
-        for name, value, known in (("solver", solver, SOLVERS), ("spacing", spacing, (None, *SPACINGS))):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
         most = 0 if solver == "heun" else 1
-        if not 0 <= stochasticity <= most:
-            raise ValueError(
-                f"stochasticity must be in [0, {most}] for the solver {solver!r}, got {stochasticity}. 0 is deterministic."
-            )
+        require(
+            ("solver", solver, f"be one of {', '.join(SOLVERS)}", solver in SOLVERS),
+            ("spacing", spacing, f"be None or one of {', '.join(SPACINGS)}", spacing in (None, *SPACINGS)),
+            ("stochasticity", stochasticity, f"lie in [0, {most}] with {solver}", 0 <= stochasticity <= most),
+        )
         self.objective = make_objective(**({"name": "uedm"} if objective is None else dict(objective)))
         self.order = 2 if solver == "heun" else 1
         self.spacing = spacing or ("karras" if isinstance(self.objective.process, EDM) else "trailing")
@@ -125,19 +124,10 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         return self._first is None
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lays out the levels.
-
-        Args:
-            num_inference_steps: number N of steps.
-            device: where `timesteps` go.
-        """
+        """Lays out the levels."""
         process, n = self.objective.process, num_inference_steps
-        if n < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {n}.")
-        if isinstance(process, DiscreteVP) and n > process.num_train_timesteps:
-            raise ValueError(
-                f"num_inference_steps must be at most the objective's {process.num_train_timesteps} timesteps, got {n}."
-            )
+        most = process.num_train_timesteps if isinstance(process, DiscreteVP) else n
+        require(("num_inference_steps", n, f"be at most the objective's {most} timesteps", n <= most))
         t = self._levels(n)
         alpha, sigma = process.alpha(t), process.sigma(t)
         self._check_first(float(alpha[0]))
@@ -246,10 +236,6 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         """Which call this is; the first one is found by its timestep."""
         if self._step_index is None:
             found = (self.timesteps.cpu() == torch.as_tensor(timestep).cpu()).nonzero()
-            if not len(found):
-                raise ValueError(
-                    f"timestep must be one of the scheduler's, got {timestep}. Walk over scheduler.timesteps."
-                )
             return int(found[0])
         return self._step_index
 

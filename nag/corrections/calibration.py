@@ -34,10 +34,9 @@ from nag.noise.levels import SchedulerLevels
 from nag.noise.read import read_levels, read_settings
 from nag.noise.relevel import require_calibratable
 
-__all__ = ["CONVERTER", "FILE_NAME", "Calibrated", "NoiseCalibration", "entries_of", "write_entries"]
+__all__ = ["CONVERTER", "FILE_NAME", "Calibrated", "Entries", "NoiseCalibration"]
 
 FILE_NAME = "noise_calibration.json"
-_FORMAT = "nag noise calibration"
 _MEASURE = "Measure one with `nag calibrate`."
 
 CONVERTER = cattrs.Converter(forbid_extra_keys=True)
@@ -91,14 +90,7 @@ class NoiseCalibration:
     def for_scheduler(
         cls, scheduler: Any, log_snr: Iterable[float], standard_error: Iterable[float], **measured: Any
     ) -> NoiseCalibration:
-        """A table for a scheduler whose timesteps are set.
-
-        Args:
-            scheduler: a supported diffusers scheduler.
-            log_snr: N measured levels; tensors are taken too.
-            standard_error: N standard errors.
-            measured: the other arguments of the class.
-        """
+        """A table for a scheduler whose timesteps are set."""
         levels = read_levels(scheduler)
         return cls(
             log_snr=_floats(log_snr),
@@ -159,18 +151,9 @@ class NoiseCalibration:
         return None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Adds the table to a file, in place of one for the same sampler; the file's other tables stay.
-
-        Args:
-            path: a `.json` file, or the folder in which `noise_calibration.json` is meant.
-
-        Returns:
-            The file.
-        """
-        file = _file(path)
-        others = [table for table in (_read(file) if file.exists() else []) if table._key() != self._key()]
-        write_entries(file, _FORMAT, "tables", (*others, self))
-        return file
+        """Adds the table to a file, in place of one for the same sampler; the file's other tables stay."""
+        others = [table for table in _TABLES.known(path) if table._key() != self._key()]
+        return _TABLES.write(path, (*others, self))
 
     def _key(self) -> dict[str, Any]:
         """What the table is for, without what was measured."""
@@ -179,22 +162,8 @@ class NoiseCalibration:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], scheduler: Any, **sampler: Any) -> NoiseCalibration:
-        """The table of a file that was measured for a scheduler.
-
-        Args:
-            path: a `.json` file, or the folder that holds `noise_calibration.json`.
-            scheduler: a supported scheduler whose timesteps are set.
-            sampler: as in `check`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is not one of this library's, or holds no table for this sampler.
-        """
-        file = _file(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"noise_calibration must name a file of tables, got {file}. {_MEASURE}")
-        tables = _read(file)
-        reasons = []
+        """The table of a file that was measured for a scheduler."""
+        tables, reasons = _TABLES.read(path), []
         for table in tables:
             found = table._difference(scheduler, sampler)
             if found is None:
@@ -203,7 +172,8 @@ class NoiseCalibration:
                 f"{table.scheduler} with {table.num_inference_steps} steps has {found[0]} = {found[1]}"
             )
         raise ValueError(
-            f"{file.name} must hold a table for {type(scheduler).__name__} with {_steps(scheduler, read_levels(scheduler))} "
+            f"{_TABLES.file(path).name} must hold a table for {type(scheduler).__name__} with "
+            f"{_steps(scheduler, read_levels(scheduler))} "
             f"steps and these settings, got {len(tables)} others ({'; '.join(reasons)}). {_MEASURE}"
         )
 
@@ -262,49 +232,69 @@ def _steps(scheduler: Any, levels: SchedulerLevels) -> int:
     return getattr(scheduler, "num_inference_steps", None) or len(levels)
 
 
-def _file(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    return file if file.suffix == ".json" else file / FILE_NAME
+@dataclass(frozen=True, kw_only=True)
+class Entries:
+    """A file of entries with a format and a version: a `.json`, or the one of this name in a folder.
 
+    Args:
+        name: of the file; without its ending, of the argument that names one.
+        form: what the file says that it is.
+        key: what the file calls the entries.
+        kind: their class.
+        made_by: how to come by one.
+    """
 
-def _read(file: Path) -> list[NoiseCalibration]:
-    return entries_of(file, _FORMAT, "tables", NoiseCalibration)
+    name: str
+    form: str
+    key: str
+    kind: type
+    made_by: str
 
+    def file(self, path: str | os.PathLike[str]) -> Path:
+        """The file that a path means."""
+        return Path(path) if Path(path).suffix == ".json" else Path(path) / self.name
 
-# Files of entries with a format and a version
-
-_VERSION = 2
-
-
-def entries_of(file: Path, form: str, key: str, kind: type) -> list[Any]:
-    """The entries of a file of this library."""
-    try:
-        content = read_json(file)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get("format") != form:
-        raise ValueError(f"{file} must be a file of {form}, got something else. Name another file.")
-    if content.get("version") != _VERSION:
-        raise ValueError(
-            f"{file} must have version {_VERSION}, got {content.get('version')!r}. "
-            "It was written by another version of nag: update nag, or name another file."
-        )
-    found: list[Any] = []
-    for number, values in enumerate(content.get(key, [])):
+    def read(self, path: str | os.PathLike[str]) -> list[Any]:
+        """All entries of a file."""
+        file, argument = self.file(path), Path(self.name).stem
+        if not file.is_file():
+            raise FileNotFoundError(f"{argument} must name a file of {self.key}, got {file}. {self.made_by}")
+        wanted = {"format": self.form, "version": _VERSION}
         try:
-            found.append(CONVERTER.structure(values, kind))
+            content = read_json(file)
+            found = {name: content.get(name) for name in wanted}
+            if found == wanted:
+                entries: list[Any] = CONVERTER.structure(content.get(self.key, []), list[self.kind])  # type: ignore[name-defined]
+                return entries
+            reasons = [f"{name} {value!r}" for name, value in found.items()]
+        except (ValueError, AttributeError):
+            reasons = ["something else"]
         except cattrs.BaseValidationError as error:
             reasons = cattrs.transform_error(error)
-            raise ValueError(
-                f"{key} must be as this version writes them, got number {number} of {file} with {'; '.join(reasons)}. "
-                "Delete the file and measure again."
-            ) from error
-    return found
+        raise ValueError(
+            f"{argument} must name a file of {self.form}, version {_VERSION}, got {file} with {'; '.join(reasons)}. "
+            "Name another file, or update nag; or delete this one and measure again."
+        )
+
+    def known(self, path: str | os.PathLike[str]) -> list[Any]:
+        """The entries of a file, none where there is no file."""
+        return self.read(path) if self.file(path).exists() else []
+
+    def write(self, path: str | os.PathLike[str], entries: Iterable[Any]) -> Path:
+        """Writes a file of entries, whole or not at all."""
+        content = {
+            "format": self.form,
+            "version": _VERSION,
+            self.key: [CONVERTER.unstructure(e) for e in entries],
+        }
+        file = self.file(path)
+        with written_file(file) as part, part.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=1)  # a configuration may hold -inf
+            stream.write("\n")
+        return file
 
 
-def write_entries(file: Path, form: str, key: str, entries: Iterable[Any]) -> None:
-    """Writes a file of entries, whole or not at all."""
-    content = {"format": form, "version": _VERSION, key: [CONVERTER.unstructure(one) for one in entries]}
-    with written_file(file) as part, part.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1)  # a configuration may hold -inf
-        stream.write("\n")
+_VERSION = 2
+_TABLES = Entries(
+    name=FILE_NAME, form="nag noise calibration", key="tables", kind=NoiseCalibration, made_by=_MEASURE
+)

@@ -91,14 +91,7 @@ def level_gradient(
     log_snr: float,
     class_labels: Tensor | None = None,
 ) -> Float[Tensor, "batch *shape"]:
-    """grad_u log p(t|u) by autograd, in u's dtype; works inside no_grad, inference_mode and autocast.
-
-    Args:
-        log_posterior: a regressor's, differentiable in its first argument.
-        u: `(B, *shape)`, the network's input, at least in float32.
-        log_snr: the level.
-        class_labels: `(B,)`, or None.
-    """
+    """grad_u log p(t|u) by autograd, in u's dtype; works inside no_grad, inference_mode and autocast."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(u.device.type, enabled=False):
         x = u.clone().requires_grad_(True)  # an inference tensor cannot enter a graph, its clone can
         labels = None if class_labels is None else class_labels.clone()

@@ -199,16 +199,13 @@ def require_null_branch(at: At, name: str) -> None:
 
 def require_regressor(regressor: Any, levels: SchedulerLevels, name: str) -> None:
     """Refuses to work without a regressor for the process."""
-    if regressor is None:
+    process, found = type(levels.training).__name__, "None"
+    if isinstance(regressor, NoiseLevelRegressor):
+        found = f"one for {type(regressor.process).__name__}"
+    if regressor is None or found not in ("None", f"one for {process}"):
         raise ValueError(
-            f"regressor must be given for {name}, got None. Train one with `nag finetune regressor`, or use the "
-            "mode 'classifier_free'."
-        )
-    process = type(levels.training).__name__
-    if isinstance(regressor, NoiseLevelRegressor) and type(regressor.process).__name__ != process:
-        raise ValueError(
-            f"regressor must know the states of the scheduler's process {process}, got one for "
-            f"{type(regressor.process).__name__}. Train one for this scheduler with `nag finetune regressor`."
+            f"regressor must be given for {name}, one of the scheduler's process {process}, got {found}. Train it with "
+            "`nag finetune regressor`, or use the mode 'classifier_free'."
         )
 
 

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_type_hints
-
-from nag.corrections.values import is_network, read_value, shown
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["Method", "Part", "method_names", "named_corrections", "parse_method", "parse_methods"]
 
@@ -119,12 +119,7 @@ def method_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One name with its values, or with candidates for them.
-
-    Args:
-        name: of `method_names()`.
-        values: pairs of a key and the candidates for its value; one candidate is a value.
-    """
+    """One name with its values, or with candidates for them."""
 
     name: str
     values: tuple[tuple[str, tuple[Any, ...]], ...] = ()
@@ -138,11 +133,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is switched on, in the order in which it acts; see the module's text for how it is written.
-
-    Args:
-        parts: what it is made of.
-    """
+    """What is switched on, in the order in which it acts; see the module's text for how it is written."""
 
     parts: tuple[Part, ...]
 
@@ -183,18 +174,10 @@ class Method:
         return made
 
     def arguments(self, device: Any = "cpu") -> dict[str, Any]:
-        """Keyword arguments for a pipeline; where `calibrated` is set, `noise_calibration` has to be added.
-
-        Args:
-            device: for networks that a correction asks, which are loaded here.
-        """
+        """Keyword arguments for a pipeline, of a method without candidates; to a `calibrated` one add `noise_calibration`."""
         kinds, found = _kinds(), dict[str, Any]()
         corrections = []
         for part in self.parts:
-            if any(len(values) > 1 for _, values in part.values):
-                raise ValueError(
-                    f"method must have one value for each key, got {part.label!r}. Choose one of its candidates."
-                )
             kind = kinds[part.name]
             if kind.argument is None or kind.argument == "noise_calibration":
                 continue
@@ -215,12 +198,12 @@ def parse_methods(texts: Iterable[str]) -> list[Method]:
     ['plain', 'nag:scale=0.5|1+calibrated']
     """
     methods = [parse_method(text) for text in texts]
-    if not methods:
-        raise ValueError(f"methods must name at least one, got none. Choose of {', '.join(method_names())}.")
     labels = [method.label for method in methods]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(f"methods must differ, got {', '.join(map(repr, twice))} twice. Leave one out.")
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"methods must be one or more that differ, got {', '.join(map(repr, labels)) or 'none'}. "
+            f"Choose of {', '.join(method_names())}."
+        )
     return methods
 
 
@@ -237,8 +220,6 @@ def parse_method(text: str) -> Method:
             raise ValueError(
                 f"methods must be made of {', '.join(method_names())}, got {name!r} in {text!r}."
             )
-        if name in names:
-            raise ValueError(f"methods must have each part once, got {name!r} twice in {text!r}.")
         names.append(name)
         given.append([])
         for pair in re.split(r",(?=\w+=)", rest) if rest else []:
@@ -249,32 +230,25 @@ def parse_method(text: str) -> Method:
                 )
             owner = _owner(names, key, text)
             given[owner].append((key, value))
-    arguments = [kinds[name].argument for name in names]
-    if "plain" in names and len(names) > 1:
-        raise ValueError(f"methods must have 'plain' alone, got {text!r}. Leave it out.")
-    for one in ("noise_guidance", "guidance_scale"):
-        if arguments.count(one) > 1:
-            clash = [name for name, argument in zip(names, arguments, strict=True) if argument == one]
-            raise ValueError(f"methods must have one of {', '.join(clash)}, got both in {text!r}.")
+    keys = [f"{name}:{key}" for name, pairs in zip(names, given, strict=True) for key, _ in pairs]
+    for must, wrong in (
+        ("have 'plain' alone", names if "plain" in names and len(names) > 1 else ()),
+        ("have one kind of noise guidance", names if sum(name in GUIDANCE for name in names) > 1 else ()),
+        ("have each part and give each key once", _twice(names) or _twice(keys)),
+        (
+            "leave out nothing that a part needs",
+            [key for name in names for key in _needed(name) if key not in keys],
+        ),
+    ):
+        if wrong:
+            raise ValueError(f"methods must {must}, got {', '.join(wrong)} in {text!r}.")
     parts = []
     for name, pairs in zip(names, given, strict=True):
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise ValueError(
-                f"methods must give each key once, got {', '.join(keys)} for {name!r} in {text!r}."
-            )
         values = tuple(
             (key, tuple(read_value(one, kinds[name].keys[key], f"{name}:{key}") for one in value.split("|")))
             for key, value in pairs
         )
         parts.append(Part(name=name, values=values))
-        missing = [
-            key for key, default in kinds[name].defaults.items() if default is MISSING and key not in keys
-        ]
-        if missing:
-            raise ValueError(
-                f"{name} must be given {', '.join(missing)}, got {text!r}. Write {name}:{missing[0]}=..."
-            )
     method = Method(parts=tuple(parts))
     candidates = method.candidates()
     for i, part in enumerate(parts):
@@ -287,6 +261,15 @@ def parse_method(text: str) -> Method:
         if not any(is_network(kinds[p.name].keys[key]) for p in candidate.parts for key, _ in p.values):
             candidate.arguments()
     return method
+
+
+def _twice(words: list[str]) -> list[str]:
+    return sorted({word for word in words if words.count(word) > 1})
+
+
+def _needed(name: str) -> list[str]:
+    """The keys without a default, as NAME:KEY."""
+    return [f"{name}:{key}" for key, default in _kinds()[name].defaults.items() if default is MISSING]
 
 
 def _owner(names: list[str], key: str, text: str) -> int:
@@ -308,3 +291,62 @@ def _loaded(value: Any, hint: Any, device: Any) -> Any:
     from nag.network.table import load_network
 
     return load_network(value).float().eval().requires_grad_(False).to(device)
+
+
+# Values as texts: read by the type of the field that they are for, and written again
+
+
+def is_network(hint: Any) -> bool:
+    """Whether a field holds a network, which is named by a folder here."""
+    from torch import nn
+
+    return any(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in (hint, *get_args(hint)))
+
+
+def read_value(text: str, hint: Any, where: str) -> Any:
+    """A value of a field's type."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind in kinds:
+        try:
+            return _read_one(text.strip(), kind)
+        except (ValueError, KeyError):
+            continue
+    wanted = " or ".join(_described(kind) for kind in kinds)
+    raise ValueError(f"{where} must be {wanted}, got {text!r}.")
+
+
+def _read_one(text: str, kind: Any) -> Any:
+    if kind in (int, float) and math.isfinite(number := kind(text)):
+        return number
+    if get_origin(kind) is tuple:
+        start, end = text.split("..")
+        return tuple(float(part) if part else None for part in (start, end))
+    if text.lower() != "none" and (kind is str or (isinstance(kind, type) and is_network(kind))):
+        return text
+    words: dict[Any, dict[str, Any]] = {
+        kind: {str(value): value for value in get_args(kind)},
+        types.NoneType: {"none": None},
+        bool: {"true": True, "false": False},
+    }
+    return words[kind][text.lower()]
+
+
+def _described(kind: Any) -> str:
+    if kind is types.NoneType:
+        return "none"
+    if kind is bool:
+        return "true or false"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "an interval start..end"
+    return {int: "an integer", float: "a number", str: "a word"}.get(kind, "a folder or Hub id")
+
+
+def shown(value: Any) -> str:
+    """A value as text, from which `read_value` makes it again."""
+    if isinstance(value, tuple):
+        return "..".join("" if end is None else f"{end:.10g}" for end in value)
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

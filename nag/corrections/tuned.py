@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from nag.corrections.base import Correction
-from nag.corrections.calibration import CONVERTER, NoiseCalibration, entries_of, write_entries
+from nag.corrections.calibration import CONVERTER, Entries, NoiseCalibration
 from nag.noise.read import read_settings
 
 __all__ = ["FILE_NAME", "Entry", "Sampler", "load_tuned", "read_entries", "refuse_known", "save_entry"]
 
 FILE_NAME = "noise_guidance.json"
-_FORMAT = "nag tuned noise guidance"
 _TUNE = "Find one with `nag tune`."
 
 
@@ -72,21 +71,16 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One result of a search.
-
-    Args:
-        sampler: what it is for.
-        corrections: what to use, in this order; none where nothing helped.
-        helps: the verdict.
-        reason: the verdict in words.
-        evidence: what was measured, as JSON.
-    """
+    """One result of a search."""
 
     sampler: Sampler
     corrections: tuple[Correction, ...]
     helps: bool
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)
+
+
+_ENTRIES = Entries(name=FILE_NAME, form="nag tuned noise guidance", key="entries", kind=Entry, made_by=_TUNE)
 
 
 def load_tuned(
@@ -97,25 +91,10 @@ def load_tuned(
     eta: float = 0.0,
     guidance_scale: float = 1.0,
 ) -> tuple[Correction, ...]:
-    """The corrections of a file that were tuned for a sampler; nothing is applied.
-
-    Args:
-        path: a `.json` file, or the folder that holds `noise_guidance.json`.
-        scheduler: a supported scheduler; its timesteps need not be set.
-        num_inference_steps: as for the pipeline.
-        eta: as for the pipeline.
-        guidance_scale: as for the pipeline.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not one of this library's, or holds no entry for this sampler.
-    """
-    file = _file(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"noise_guidance must name a file of tuned weights, got {file}. {_TUNE}")
+    """The corrections of a file that were tuned for a sampler, or of `noise_guidance.json` in a folder; nothing is applied."""
     wanted = Sampler.of(scheduler, num_inference_steps, eta=eta, guidance_scale=guidance_scale)
     held = []
-    for entry in read_entries(file):
+    for entry in read_entries(path):
         if entry.sampler == wanted:
             return entry.corrections
         words = str(entry.sampler)
@@ -123,53 +102,30 @@ def load_tuned(
             words += f", but {entry.sampler.difference(wanted)}"
         held.append(words)
     raise ValueError(
-        f"{file.name} must hold an entry for {wanted}, and these settings of the scheduler, got "
+        f"{_ENTRIES.file(path).name} must hold an entry for {wanted}, and these settings of the scheduler, got "
         f"{'; '.join(held) or 'none'}. {_TUNE}"
     )
 
 
 def save_entry(path: str | os.PathLike[str], entry: Entry, *, overwrite: bool = False) -> Path:
-    """Adds an entry to a file; the file's other entries stay, and it is replaced as a whole.
-
-    Args:
-        path: a `.json` file, or the folder in which `noise_guidance.json` is meant.
-        entry: the result.
-        overwrite: replace an entry of the same sampler.
-
-    Returns:
-        The file.
-
-    Raises:
-        FileExistsError: if the file holds an entry of the same sampler that may not be replaced.
-        ValueError: if the file exists and is not one of this library's, or a correction asks a network,
-            which a file cannot hold.
-    """
-    file = _file(path)
-    refuse_known(file, entry.sampler, overwrite=overwrite)
-    others = [e for e in (read_entries(file) if file.exists() else []) if e.sampler != entry.sampler]
-    write_entries(file, _FORMAT, "entries", (*others, entry))
-    return file
+    """Adds an entry to a file; the file's other entries stay, and it is replaced as a whole."""
+    refuse_known(path, entry.sampler, overwrite=overwrite)
+    return _ENTRIES.write(path, (*(e for e in _ENTRIES.known(path) if e.sampler != entry.sampler), entry))
 
 
 def refuse_known(path: str | os.PathLike[str], sampler: Sampler, *, overwrite: bool = False) -> None:
-    """Raises if a file holds an entry of a sampler that may not be replaced, or is another kind of file.
-
-    Raises:
-        FileExistsError: if it holds one, without `overwrite`.
-        ValueError: if the file exists and is not one of this library's.
-    """
-    file = _file(path)
-    known = file.exists() and any(entry.sampler == sampler for entry in read_entries(file))
-    if known and not overwrite:
+    """Raises if a file holds an entry of a sampler that may not be replaced, or is another kind of file."""
+    if any(entry.sampler == sampler for entry in _ENTRIES.known(path)) and not overwrite:
         raise FileExistsError(
-            f"output must not hold an entry for {sampler}, got {file}. Pass --overwrite to replace it, or name "
+            f"output must not hold an entry for {sampler}, got {_ENTRIES.file(path)}. Pass --overwrite to replace it, or name "
             "another file."
         )
 
 
 def read_entries(path: str | os.PathLike[str]) -> list[Entry]:
     """All entries of a file."""
-    return entries_of(_file(path), _FORMAT, "entries", Entry)
+    found: list[Entry] = _ENTRIES.read(path)
+    return found
 
 
 def correction_to_json(correction: Correction) -> dict[str, Any]:
@@ -179,11 +135,6 @@ def correction_to_json(correction: Correction) -> dict[str, Any]:
         value = getattr(correction, item.name)
         if isinstance(value, NoiseCalibration):
             value = CONVERTER.unstructure(value)
-        elif value is not None and not isinstance(value, str | int | float | tuple):
-            raise ValueError(
-                f"corrections must be of numbers and words to be saved, got {item.name} of {type(correction).__name__}. "
-                "Pass them to the pipeline."
-            )
         found[item.name] = value
     return found
 
@@ -192,10 +143,8 @@ def correction_from_json(values: dict[str, Any]) -> Correction:
     """The correction that `correction_to_json` wrote."""
     import nag.corrections
 
-    named = _tuples(values)
-    name = named.pop("correction")
-    if name not in nag.corrections.__all__:
-        raise KeyError(name)
+    named = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    name: Any = named.pop("correction")
     if isinstance(named.get("table"), dict):
         named["table"] = CONVERTER.structure(named["table"], NoiseCalibration)
     made: Correction = getattr(nag.corrections, name)(**named)
@@ -204,12 +153,3 @@ def correction_from_json(values: dict[str, Any]) -> Correction:
 
 CONVERTER.register_unstructure_hook(Correction, correction_to_json)
 CONVERTER.register_structure_hook(Correction, lambda values, _: correction_from_json(values))
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _file(path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    return file if file.suffix == ".json" else file / FILE_NAME

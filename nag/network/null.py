@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import architecture_of, level_modules
+from nag.noise.checks import require
 
 __all__ = ["null_level"]
 
@@ -44,11 +45,9 @@ class NullLevel(Instrument):
         if self.null_mask is None:
             return null.expand_as(embedding)
         mask, rows = self.null_mask.to(embedding.device), len(embedding)
-        if rows % len(mask):
-            raise ValueError(
-                f"mask must have one value per row of the level, got {len(mask)} for {rows}. "
-                "Tell every sample its level, or hide the level of all (mask None)."
-            )
+        require(
+            ("mask", len(mask), f"have as many values as there are levels, {rows}", rows % len(mask) == 0)
+        )
         mask = mask.repeat_interleave(
             rows // len(mask)
         )  # where every token or frame has a level, sample by sample
@@ -63,10 +62,6 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
         model: a network of `nag.network.table`, plain, compiled or wrapped for data-parallel training.
         mask: `(B,)` bool, True where the level is hidden; None hides it for all samples.
     """
-    if mask is not None and (mask.dtype != torch.bool or mask.ndim != 1):
-        raise ValueError(
-            f"mask must be boolean and (B,), got {mask.dtype} and {tuple(mask.shape)}. True hides a level."
-        )
     architecture, modules = architecture_of(model), level_modules(model)
     if architecture.null == "vector" and not all(hasattr(module, "null_embedding") for module in modules):
         raise ValueError(
@@ -74,10 +69,8 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
             "bias: a zero would switch the text off with the level, and no training could bring it back. Give each level "
             "module a parameter `null_embedding` and train it."
         )
-    if mask is not None and not architecture.per_sample:
-        raise ValueError(
-            f"mask must be None for {architecture.name}, got {tuple(mask.shape)}. Its samples share their levels."
-        )
+    known = mask is None or architecture.per_sample
+    require(("mask", mask, f"be None for {architecture.name}, whose samples share their levels", known))
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(instrumented(module, NullLevel, null_mask=mask))

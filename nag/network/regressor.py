@@ -33,6 +33,7 @@ from nag.network.heads import HEADS
 from nag.network.null import null_level
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import architecture_of, unwrap
+from nag.noise.checks import require
 from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow, GaussianProcess
 from nag.noise.read import read_settings, read_training
@@ -138,11 +139,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         for name, value, valid in (
             ("kind", kind, KINDS),
             ("head_type", head_type, HEADS),
-            ("features", features, ("last", "middle")),
             ("process", process, ("DiscreteVP", "Flow")),
         ):
-            if value not in valid:
-                raise ValueError(f"{name} must be one of {', '.join(valid)}, got {value!r}.")
+            require((name, value, f"be one of {', '.join(valid)}", value in valid))
         self.process = _process(process, alphas)
         ends = self.process.log_snr(
             torch.tensor([self.process.t_max, self.process.t_min], dtype=torch.float64)
@@ -174,30 +173,14 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         head_type: str = "statistics",
         hidden_size: int = 128,
     ) -> NoiseLevelRegressor:
-        """An untrained regressor for a network: borrows it (`frozen`) or starts from a copy of its weights.
-
-        Args:
-            unet: a network of `nag.network.table`.
-            scheduler: the diffusers scheduler it was trained with.
-        """
+        """An untrained regressor for a network: borrows it (`frozen`) or starts from a copy of its weights."""
         model, architecture = unwrap(unet), architecture_of(unet)
         process = read_training(scheduler)
-        if not isinstance(process, (DiscreteVP, Flow)):
-            raise ValueError(
-                f"scheduler must have a VP or flow training process, got {type(scheduler).__name__}. "
-                "Networks with EDM or VE inputs are not supported by the regressor yet."
-            )
         if kind == "encoder":
             features = "middle"
-        if architecture.features is None:
-            raise ValueError(
-                f"unet must have a last layer with one row of features per sample, got {architecture.name}. "
-                "A regressor cannot read the level there."
-            )
-        if features == "middle" and architecture.middle is None:
-            raise ValueError(
-                f"features must be 'last' for {architecture.name}, got 'middle'. It has no middle block."
-            )
+        layer = {"last": architecture.features, "middle": architecture.middle}.get(features)
+        must = f"be a layer of {architecture.name}, last or middle, with a row for each sample"
+        require(("features", features, must, layer is not None))
         regressor = cls(
             kind=kind,
             backbone_class=architecture.name,
@@ -228,10 +211,6 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
     def attach_backbone(self, unet: nn.Module) -> None:
         """Gives a `frozen` head the network it belongs to; the network is used, never changed or saved."""
-        if self.config.kind != "frozen":
-            raise ValueError(
-                f"kind must be 'frozen' to attach a backbone, got {self.config.kind!r}. It has its own."
-            )
         model = unwrap(unet)
         found = fingerprint(model)
         if found != self.config.backbone_fingerprint:
@@ -287,15 +266,9 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         return (torch.lerp(bias[low], bias[low + 1], share), torch.lerp(scale[low], scale[low + 1], share))
 
     def estimate(self, x: Tensor, class_labels: Tensor | None = None, **conditioning: Any) -> NoiseEstimate:
-        """The posterior of the log-SNR of states.
+        """The posterior of the log-SNR of states in network-input coordinates, differentiable in x.
 
-        Args:
-            x: `(B, C, H, W)`, states in network-input coordinates.
-            class_labels: `(B,)`; None stands for the null class. Ignored unless the head was trained with labels.
-            conditioning: passed on to the network (`encoder_hidden_states`, ...).
-
-        Returns:
-            Mean and variance of the log-SNR, differentiable in x where gradients are enabled.
+        Labels None stand for the null class; a head that was trained without labels is never shown any.
         """
         network = self.network
         conditioning |= self.class_conditioning(len(x), class_labels, x.device)
@@ -323,12 +296,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
     def log_posterior(
         self, x: Tensor, log_snr: Tensor, class_labels: Tensor | None = None, **conditioning: Any
     ) -> Tensor:
-        """log p(log_snr | x), a density per unit of log-SNR, `(B,)`, differentiable in x.
-
-        Args:
-            x: `(B, C, H, W)`, states in network-input coordinates.
-            log_snr: `()` or `(B,)`.
-        """
+        """log p(log_snr | x), a density per unit of log-SNR, `(B,)`, differentiable in x."""
         return self.estimate(x, class_labels, **conditioning).log_density(log_snr)
 
     def posterior_moment(self, state: Tensor | NoiseEstimate, function: Callable[[Tensor], Tensor]) -> Tensor:

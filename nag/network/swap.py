@@ -46,10 +46,7 @@ def _subclass(mixin: type[Instrument], cls: type[nn.Module]) -> type[nn.Module]:
 def instrumented(module: nn.Module, mixin: type[Instrument], **attributes: Any) -> Iterator[nn.Module]:
     """Gives one module another `__call__` for the length of a block, and leaves it exactly as it was.
 
-    Args:
-        module: any module.
-        mixin: an `Instrument` whose `__call__` calls `super().__call__`.
-        attributes: set on the module within the block; the mixin names them in `attributes`.
+    The mixin's `__call__` calls `super().__call__`, and its `attributes` name those that the module is given meanwhile.
     """
     cls = type(module)
     before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}

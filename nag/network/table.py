@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nag.files import fetch_beside, read_json, safely
-from nag.network.architecture import Architecture
-from nag.network.rows import REFUSED, ROWS
+from nag.network.rows import REFUSED, ROWS, Architecture
 
 __all__ = [
     "ARCHITECTURES",
@@ -48,26 +47,17 @@ def row_of(model: Any) -> Architecture | None:
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """Looks a network up in the table.
-
-    Raises:
-        ValueError: if its class is not in the table, or is known to have a level that cannot be hidden.
-    """
+    """Looks a network up in the table."""
     model = unwrap(model)
     names = [cls.__name__ for cls in type(model).__mro__]
-    name = next((name for name in names if name in ARCHITECTURES or name in REFUSED), None)
-    if name is None:
-        raise ValueError(
-            f"model must be a diffusers network that this library knows, got {names[0]}. It needs a row in "
-            "nag/network/rows.py: the module whose output embeds the noise level (`level_modules`), the argument that "
-            "carries the level (`timestep`) and what a pipeline writes there (`told`)."
-        )
-    reason = REFUSED[name] if name in REFUSED else ARCHITECTURES[name].refused(model)
-    if reason is not None:
+    name = next((name for name in names if name in ARCHITECTURES or name in REFUSED), "")
+    row = ARCHITECTURES.get(name)
+    reason = row.refused(model) if row is not None else REFUSED.get(name, "has no row in nag/network/rows.py")
+    if row is None or reason is not None:
         raise ValueError(
             f"model must have a noise level that can be hidden, got {names[0]}, which {reason}. Use another network."
         )
-    return ARCHITECTURES[name]
+    return row
 
 
 def level_modules(model: nn.Module) -> list[nn.Module]:
@@ -102,15 +92,7 @@ def load_network(pipeline: str) -> nn.Module:
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Separates a learned variance from the prediction.
-
-    Args:
-        output: `(B, channels, ...)` or `(B, 2 * channels, ...)`, what the network gave.
-        channels: number of channels of the state.
-
-    Returns:
-        The prediction, and the rest or None.
-    """
+    """Separates a learned variance from the prediction."""
     if output.shape[1] == channels:
         return output, None
     if output.shape[1] == 2 * channels:

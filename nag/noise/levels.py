@@ -167,11 +167,6 @@ class SchedulerLevels:
 
     def target(self, i: int | None = None, *, log_snr: Tensor | float | None = None) -> Target:
         """What the network predicts, in network-input coordinates, at the nominal level of a step or at another level."""
-        if (i is None) == (log_snr is None):
-            raise ValueError(
-                f"log_snr must be given exactly when no step i is, got i={i} and log_snr={log_snr}. "
-                "Name one level."
-            )
         if i is not None:
             alpha = self.network_alpha[i].clamp_min(_SMALLEST)
             sigma = self.network_sigma[i].clamp_min(_SMALLEST)
@@ -193,14 +188,7 @@ class SchedulerLevels:
         *,
         log_snr: Tensor | float | None = None,
     ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
-        """The clean data and the noise that a network's prediction implies at a level, in float32 at least.
-
-        Args:
-            value: `(B, *shape)`, the network's prediction.
-            model_input: `(B, *shape)`, what it was made for: `scale_model_input` of the state.
-            i: the step whose nominal level is meant.
-            log_snr: `()` or `(B,)`, another level instead of a step's.
-        """
+        """The clean data and the noise that a network's prediction implies at step i or at a level, in float32 at least."""
         wide = torch.promote_types(torch.promote_types(value.dtype, model_input.dtype), torch.float32)
         value, model_input = value.to(wide), model_input.to(wide)
         return self.target(i, log_snr=log_snr).to(model_input).x_0_and_eps(value, model_input)

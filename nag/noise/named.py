@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from nag.noise.checks import require
+
 __all__ = ["REFUSED", "SCHEDULERS", "make_scheduler"]
 
 SCHEDULERS = {
@@ -47,20 +49,14 @@ REFUSED: dict[str, str] = {
 
 
 def make_scheduler(name: str | None, scheduler: Any) -> Any:
-    """A scheduler by its short name, with the settings of another: the checkpoint's clipping and spacing stay.
-
-    Args:
-        name: one of `SCHEDULERS`; None gives a fresh copy of the other.
-        scheduler: a diffusers scheduler, usually a checkpoint's own.
-    """
+    """A scheduler by its short name, with the settings of another: the checkpoint's clipping and spacing stay. None copies it."""
     import diffusers
 
     from nag.noise.read import read_training
 
     if name is None:
         return type(scheduler).from_config(scheduler.config)
-    if name not in SCHEDULERS:
-        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
+    require(("scheduler", name, f"be one of {', '.join(SCHEDULERS)}", name in SCHEDULERS))
     made = getattr(diffusers, SCHEDULERS[name]).from_config(scheduler.config)
     own, other = (type(read_training(s)).__name__ for s in (scheduler, made))
     if own != other:

@@ -82,16 +82,7 @@ class GaussianProcess(ABC):
         return 2 * (self.alpha_dot(t) / self.alpha(t) - self.sigma_dot(t) / self.sigma(t))
 
     def corrupt(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps.
-
-        Args:
-            x_0: `(B, *shape)`, clean data.
-            t: `()` or `(B,)`, levels in [0, 1].
-            eps: `(B, *shape)`, standard normal noise.
-
-        Returns:
-            `(B, *shape)`, the noisy state.
-        """
+        """x_t = alpha_t x_0 + sigma_t eps."""
         return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * eps
 
     def g_squared(self, t: Tensor) -> Tensor:

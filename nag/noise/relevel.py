@@ -50,17 +50,8 @@ def relevel(
     """The state and the prediction of step i at its nominal level, if the input really was at the calibrated one.
 
     With the calibrated level equal to the nominal one this is the identity up to rounding. Clipping of x_0 stays
-    with the scheduler, which finds x_0_hat unchanged in what it is handed.
-
-    Args:
-        levels: the scheduler's levels.
-        i: the step.
-        calibrated_log_snr: the level of the input, a log-SNR.
-        prediction: `(B, *shape)`, the network's value (without a learned variance).
-        model_input: `(B, *shape)`, what the network saw: `scale_model_input` of the state at the *nominal* level.
-
-    Returns:
-        The state in the scheduler's coordinates and the prediction, in the dtypes of the input and the prediction.
+    with the scheduler, which finds x_0_hat unchanged in what it is handed. The prediction comes without a learned variance,
+    and the input is `scale_model_input` of the state at the *nominal* level.
     """
     x_0_hat, eps_hat = levels.x_0_and_eps(prediction, model_input, log_snr=calibrated_log_snr)
     return Relevelled(
@@ -70,13 +61,7 @@ def relevel(
 
 
 def require_calibratable(scheduler: Any) -> None:
-    """Refuses schedulers with which schedule calibration has no, or not its full, effect.
-
-    Raises:
-        ValueError: if the scheduler is not supported, needs more than (prediction, timestep, state), has timesteps that do
-            not name its levels, or discards the state that it is handed.
-        RuntimeError: if its timesteps are not set.
-    """
+    """Refuses schedulers with which schedule calibration has no, or not its full, effect."""
     levels, name = read_levels(scheduler), type(scheduler).__name__
     parameters = inspect.signature(scheduler.step).parameters if hasattr(scheduler, "step") else {}
     needed = [

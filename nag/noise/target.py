@@ -33,12 +33,7 @@ PREDICTIONS = ("eps", "x_0", "v", "velocity", "score", "edm")
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
-    """Gives a per-sample value trailing axes, so that it broadcasts against a batch.
-
-    Args:
-        t: `()` or `(B,)`, one value for all samples or one for each.
-        like: `(B, *shape)`.
-    """
+    """Gives a per-sample value trailing axes, so that it broadcasts against a batch."""
     if t.ndim == 0:
         return t
     if t.shape != like.shape[:1]:
@@ -128,12 +123,7 @@ class Target:
         return self
 
     def x_0_and_eps(self, value: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean data and the noise, each `(B, *shape)`, that a value implies: x_t = alpha x_0_hat + sigma eps_hat.
-
-        Args:
-            value: `(B, *shape)`, the network's prediction.
-            x_t: `(B, *shape)`, the state it was made for.
-        """
+        """The clean data and the noise, each `(B, *shape)`, that a value implies: x_t = alpha x_0_hat + sigma eps_hat."""
         alpha, sigma, c, d, determinant = (
             expand(k, x_t) for k in (self.alpha, self.sigma, self.c, self.d, self.determinant)
         )

@@ -33,6 +33,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nag.noise.checks import require
+
 __all__ = ["AccumulatedBound", "accumulate", "accumulated_bound", "jacobian_norm"]
 
 
@@ -81,12 +83,6 @@ def accumulate(
 ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
     """A_i and B_i; the bound is their scalar product.
 
-    Args:
-        kappa: `(N,)`, factor of the state.
-        eta: `(N,)`, factor of the field.
-        lipschitz: `(B, N)`, L_i.
-        deviation: `(B, N)`, delta_i.
-
     Example:
         >>> ones = torch.ones(3)
         >>> A, B = accumulate(2 * ones, ones, torch.zeros(1, 3), torch.ones(1, 3))
@@ -116,8 +112,7 @@ def jacobian_norm(
         generator: draws the first vectors.
         iterations: 10 leave an error of a few per cent unless singular values lie close, where it matters little.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}. 10 are usual.")
+    require(("iterations", iterations, "be at least 1", iterations >= 1))
     axes = tuple(range(1, x.ndim))
 
     def unit(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,10 +167,7 @@ def accumulated_bound(
     Returns:
         float64 numbers per sample; states in float64 on x's device. Fields get float64 states.
     """
-    if lipschitz not in ("path", "jacobian"):
-        raise ValueError(
-            f"lipschitz must be 'path' or 'jacobian', got {lipschitz!r}. Only 'path' gives a guaranteed bound."
-        )
+    require(("lipschitz", lipschitz, "be path or jacobian", lipschitz in ("path", "jacobian")))
     x_told = x_blind = x.double()
     kappa, eta, zeta = (value.double().to(x.device) for value in (kappa, eta, zeta))
     constants, deviations, distances = [], [], []

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.process import GaussianProcess
 from nag.theory.posterior import FiniteData
 from nag.theory.prior import log_normalised
@@ -109,14 +110,10 @@ def levelwise(
         sharpness: exponent of the likelihood p(x | t) in `share`; 1 is the posterior, more is sharper.
         negligible: levels whose probability (and share) is below it are left out; 0 keeps all.
     """
-    if not 0 < sharpness < math.inf:
-        raise ValueError(
-            f"sharpness must be positive and finite, got {sharpness}. 1 is the posterior itself."
-        )
-    if not 0 <= negligible < 1e-6:
-        raise ValueError(
-            f"negligible must be in [0, 1e-6), got {negligible}. It is the probability of a level."
-        )
+    require(
+        ("sharpness", sharpness, "be positive and finite", 0 < sharpness < math.inf),
+        ("negligible", negligible, "lie in [0, 1e-6)", 0 <= negligible < 1e-6),
+    )
     prior, data = oracle.prior, oracle.data
     tilt = torch.zeros_like(prior.t)
     if loss_weight is not None:
@@ -161,12 +158,6 @@ def fisher_information(
     process: GaussianProcess, t: Tensor, dimension: int, norm_squared: Tensor | float = 0.0
 ) -> Tensor:
     """What a state of a known datum says about its level t: I(t) = (a'^2 |x_0|^2 + 2 D b'^2) / b^2.
-
-    Args:
-        process: gives a_t and b_t.
-        t: levels of any shape.
-        dimension: D.
-        norm_squared: |x_0|^2, broadcast against t.
 
     Example:
         >>> from nag.noise.process import Flow

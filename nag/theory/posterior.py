@@ -42,6 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.process import GaussianProcess
 from nag.theory.prior import LevelPrior, log_normalised
 from nag.theory.targets import Prediction, coefficients
@@ -95,12 +96,12 @@ class FiniteData:
 
     def log_likelihood(self, x: Float[Tensor, "batch *shape"], t: Tensor | float) -> Float[Tensor, " batch"]:
         """Log-likelihood log p(x | t), in nats."""
-        x = self._query(x)
-        return self._log_likelihoods(x, self._level(x, t)).squeeze(1)
+        x = x.to(self.data)
+        return self._log_likelihoods(x, self._level(t)).squeeze(1)
 
     def log_marginal(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """Log-marginal log p(x) over the prior, in nats. Its negative is the marginal energy."""
-        return self._log_joint_levels(self._query(x)).logsumexp(1)
+        return self._log_joint_levels(x.to(self.data)).logsumexp(1)
 
     # The posterior of the level
 
@@ -116,11 +117,11 @@ class FiniteData:
         quadrature it is the log-*density* in t; column k is that plus the log of the node's weight. The gradients
         in x are the same. -inf where the prior has no mass.
         """
-        x = self._query(x)
+        x = x.to(self.data)
         if t is None:
             joint = self._log_joint_levels(x)
             return joint - joint.logsumexp(1, keepdim=True)
-        level = self._level(x, t)
+        level = self._level(t)
         log_ratio = self._log_likelihoods(x, level).squeeze(1) - self._log_joint_levels(x).logsumexp(1)
         return log_ratio + self.prior.log_prob(level).squeeze(1)
 
@@ -140,9 +141,7 @@ class FiniteData:
             function: `(K,)` to `(K,)` float64, applied to the levels of the prior.
             of: what the function takes, "log_snr" or "t".
         """
-        if of not in ("log_snr", "t"):
-            raise ValueError(f"of must be 'log_snr' or 't', got {of!r}. Name what the function takes.")
-        level = self.prior.t if of == "t" else self.process.log_snr(self.prior.t)
+        level = {"t": self.prior.t, "log_snr": self.process.log_snr(self.prior.t)}[of]
         return self.log_posterior(x).exp() @ function(level)
 
     # What a network that is told the level predicts
@@ -151,8 +150,8 @@ class FiniteData:
         self, x: Float[Tensor, "batch *shape"], t: Tensor | float, prediction: Prediction
     ) -> Float[Tensor, "batch *shape"]:
         """f_t(x) = E[c_t x_0 + d_t eps | x, t] for a prediction type of `nag.noise.target.PREDICTIONS`, or t -> (c, d)."""
-        x = self._query(x)
-        level = self._level(x, t)
+        x = x.to(self.data)
+        level = self._level(t)
         log_weight = -self._log_likelihoods(x, level)  # turns p(x, n | t) into p(n | x, t)
         return self._field(x, level, log_weight, *coefficients(self.process, prediction, level))
 
@@ -183,7 +182,7 @@ class FiniteData:
             prediction: one of `nag.noise.target.PREDICTIONS`, or a function t -> (c, d) such as `Objective.coefficients`.
             loss_weight: w(t), `(K,)` to `(K,)`, the weight of level t's squared error in training.
         """
-        x = self._query(x)
+        x = x.to(self.data)
         t = self.prior.t
         log_joint = self._log_joint_levels(x)
         log_w = torch.zeros_like(t) if loss_weight is None else log_normalised(loss_weight(t), "loss_weight")
@@ -204,7 +203,7 @@ class FiniteData:
             x: `(B, *shape)`.
             t: `(B, L)`.
         """
-        x = self._query(x)
+        x = x.to(self.data)
         peak, mass = x.new_full(t.shape, -torch.inf), x.new_zeros(t.shape)
         total = x.new_zeros(*t.shape, self.data[0].numel())
         for difference, _, log_joint in self._chunks(x, t):
@@ -216,30 +215,13 @@ class FiniteData:
 
     # Sums over the data, chunk by chunk. Levels are (1, L) or (B, L); L is K or 1.
 
-    def _query(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.data.shape[1:]:
-            raise ValueError(
-                f"x must have shape (B, {', '.join(map(str, self.data.shape[1:]))}), got {tuple(x.shape)}. "
-                "Queries have the shape of the data, with a batch axis in front."
-            )
-        return x.to(self.data)
-
-    def _level(self, x: Tensor, t: Tensor | float) -> Tensor:
-        level = torch.as_tensor(t, dtype=self.data.dtype, device=self.data.device)
-        if level.shape not in ((), x.shape[:1]):
-            raise ValueError(
-                f"t must have shape () or ({len(x)},), got {tuple(level.shape)}. "
-                "Give one level, or one per query."
-            )
-        return level.reshape(-1, 1)
+    def _level(self, t: Tensor | float) -> Tensor:
+        return torch.as_tensor(t, dtype=self.data.dtype, device=self.data.device).reshape(-1, 1)
 
     def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        if not bool((sigma > 0).all()):
-            raise ValueError(
-                f"t must be a level with sigma_t > 0, got t = {float(t.min())}. Start at process.t_min = "
-                f"{self.process.t_min}: without noise p(x|t) is no density."
-            )
+        must = f"be a level with noise, from {self.process.t_min} on, for else p(x|t) is no density"
+        require(("t", float(t.min()), must, bool((sigma > 0).all())))
         return alpha, sigma
 
     def _chunks(self, x: Tensor, t: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -40,6 +40,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.process import Flow, GaussianProcess
 from nag.noise.target import expand
 from nag.theory.levelwise import NEGLIGIBLE, average, check_levels, levelwise
@@ -116,10 +117,9 @@ def jensen_constant(dimension: int) -> float:
         >>> [round(jensen_constant(D) / D**0.5, 3) for D in (2, 8, 128)]
         [0.564, 0.903, 0.994]
     """
-    if dimension < 2:
-        raise ValueError(
-            f"dimension must be at least 2, got {dimension}. In one dimension E[1/t | u] diverges at t = 0."
-        )
+    require(
+        ("dimension", dimension, "be at least 2, for in one E[1/t | u] diverges at t = 0", dimension >= 2)
+    )
     return math.sqrt(2) * math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension - 1) / 2))
 
 

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nag.noise.checks import require
 from nag.noise.process import GaussianProcess
 from nag.noise.target import Target
 
@@ -43,23 +44,11 @@ _STEP = 1e-5  # of a central difference, as a share of t's distance to 0 or 1
 
 
 def coefficients(process: GaussianProcess, target: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The target's c_t and d_t.
-
-    Args:
-        process: knows the named targets.
-        target: a prediction type, or a function t -> (c, d) of t's shape.
-        t: levels of any shape.
-    """
+    """The target's c_t and d_t."""
     if isinstance(target, str):
         named = process.target(target, t)
         return named.c, named.d
-    c, d = target(t)
-    if c.shape != t.shape or d.shape != t.shape:
-        raise ValueError(
-            f"target must give c and d of t's shape {tuple(t.shape)}, got {tuple(c.shape)} and {tuple(d.shape)}. "
-            "Use functions that act on each level by itself."
-        )
-    return c, d
+    return target(t)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,11 +75,6 @@ class TargetForm:
 def target_form(process: GaussianProcess, target: Prediction, t: Tensor) -> TargetForm:
     """Slope, offset, gain and pull of a target at levels t.
 
-    Args:
-        process: gives a_t, b_t and their derivatives.
-        target: a prediction type, or a function t -> (c, d).
-        t: levels of any shape, inside the process.
-
     Example:
         >>> from nag.noise.process import Flow
         >>> form = target_form(Flow(), "velocity", torch.tensor([0.5]))
@@ -98,11 +82,8 @@ def target_form(process: GaussianProcess, target: Prediction, t: Tensor) -> Targ
         (1.0, -2.0, 1.0)
     """
     a, b = process.alpha(t), process.sigma(t)
-    if not bool((a > 0).all()):
-        raise ValueError(
-            f"t must be a level with alpha_t > 0, got alpha_t = {float(a.min())}. Stop at process.t_max = "
-            f"{process.t_max}: slope and offset divide by alpha_t."
-        )
+    must = f"be a level with signal, up to {process.t_max}, for slope and offset divide by alpha_t"
+    require(("t", float(t.max()), must, bool((a > 0).all())))
     a_dot, b_dot = process.alpha_dot(t), process.sigma_dot(t)
     c, d = coefficients(process, target, t)
     form = Target(a, b, c, d).invertible()
@@ -121,11 +102,6 @@ def target_rate(process: GaussianProcess, target: Prediction, t: Tensor) -> tupl
 
     With f_t(u) = c x_0 + d (u - a x_0)/b at u = a x_0 + b eps,  p = c' - d a'/b  and  q = d' - d b'/b. The derivatives
     of c and d are central differences (relative error about 1e-9).
-
-    Args:
-        process: gives a_t, b_t and their derivatives.
-        target: a prediction type, or a function t -> (c, d).
-        t: levels of any shape, inside the process.
     """
     room = torch.minimum(t, 1 - t).clamp_min(1e-3 * t)
     low, high = ((t + k * _STEP * room).clamp(process.t_min, process.t_max) for k in (-1, 1))

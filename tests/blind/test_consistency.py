@@ -72,7 +72,7 @@ def test_a_saved_second_level_comes_back(tmp_path):
     scheduler.set_timesteps(2)
     close(scheduler.sigmas[1], torch.tensor(1.5))
     for wrong in (0.002, 80.0, math.nan):
-        with pytest.raises(ValueError, match=f"second_sigma must lie between .* = 80.0, got {wrong}"):
+        with pytest.raises(ValueError, match=f"second_sigma.*80.0, got {wrong}"):
             ConsistencyScheduler(second_sigma=wrong)
 
 

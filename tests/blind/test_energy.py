@@ -1,5 +1,6 @@
 """Explicit energies: the field is the gradient, in training and in evaluation, never the network's raw output."""
 
+import itertools
 from contextlib import nullcontext
 
 import pytest
@@ -120,14 +121,13 @@ def test_the_field_of_an_implicit_model_is_its_output(double: UNet2DModel) -> No
 
 def test_refusals(double: UNet2DModel) -> None:
     x, labels = torch.zeros(1, 1, 8, 8).double(), torch.tensor([0])
-    text = "energy must be 'dot' or 'squared_norm', got None: an implicit model has a field but no energy"
-    for function in (explicit_energy, energy_gradient):
-        with pytest.raises(ValueError, match=text):
-            function(double, x, labels, None)
-        with pytest.raises(ValueError, match="energy must be one of dot, squared_norm, or None, got 'l2'"):
-            function(double, x, labels, "l2")
-    with pytest.raises(ValueError, match="energy must be one of dot, squared_norm, or None, got 'l2'"):
-        equilibrium_field(double, x, labels, "l2")
+    for function, kind in (
+        *itertools.product((explicit_energy, energy_gradient), (None, "l2")),
+        (equilibrium_field, "l2"),
+        (lambda *_: pipeline(double, None).energy(x, labels), None),
+    ):
+        with pytest.raises(ValueError, match=f"energy.*got {kind!r}"):
+            function(double, x, labels, kind)
 
 
 # The pipeline's fields and energies, and their composition
@@ -181,37 +181,26 @@ def test_a_single_class_asks_once(class_unet: UNet2DModel) -> None:
     assert sizes == [2, 4, 5, 3]
 
 
-def test_energy_of_an_implicit_model_is_refused(unet: UNet2DModel) -> None:
-    with pytest.raises(ValueError, match="got None: an implicit model has a field but no energy. Train one"):
-        pipeline(unet, None).energy(torch.zeros(1, 1, 8, 8))
-    assert pipeline(unet, "dot").energy(torch.zeros(2, 1, 8, 8)).shape == (2,)
-
-
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"class_labels": [[0], []]}, "class_labels must be a list of lists with at least one class each"),
-        ({"class_labels": [[0], 1]}, "class_labels must be a list of lists with at least one class each"),
-        ({"class_labels": [[0], [9]]}, r"class_labels must lie in 0 to 3, got \[0, 9\]"),
-        ({"class_labels": [[0]] * 3}, "class_labels must be for one, or for each of 2 images, got 3 lists"),
-        ({"class_labels": [0, 1, 2]}, r"class_labels.*one for each of 2 images, got .*\(3,\)"),
-        ({"class_labels": [[0]]}, "class_labels must be for one, or for each of 2 images, got 1 lists"),
+        ({"class_labels": [[0], []]}, r"class_labels.*got \[\[0\], \[\]\]"),
+        ({"class_labels": [[0], 1]}, r"class_labels.*got \[\[0\], 1\]"),
+        ({"class_labels": [[0], [9]]}, r"class_labels.*got \[0, 9\]"),
+        ({"class_labels": [[0]] * 3}, r"class_labels.*2 images, got \[\[0\], \[0\], \[0\]\]"),
+        ({"class_labels": [0, 1, 2]}, r"class_labels.*2 images, got \[0, 1, 2\]"),
+        ({"class_labels": [[0]]}, r"class_labels.*2 images, got \[\[0\]\]"),
         (
             {"class_labels": [[0], [1, 2]], "condition_weights": [1.0, 2.0]},
-            r"condition_weights must be one for each of \[1, 2\] conditions, got \[2, 2\]",
+            r"condition_weights.*got \[2, 2\]",
         ),
     ],
 )
-def test_bad_conditions(class_unet: UNet2DModel, arguments: dict, text: str) -> None:
+def test_bad_conditions(class_unet: UNet2DModel, unet: UNet2DModel, arguments: dict, text: str) -> None:
+    x = torch.zeros(2, 1, 8, 8)
     with pytest.raises(ValueError, match=text):
-        pipeline(class_unet, None).field(torch.zeros(2, 1, 8, 8), **arguments)
-
-
-def test_labels_set_no_number_of_states(class_unet: UNet2DModel) -> None:
-    with pytest.raises(ValueError, match="class_labels must be for each of 1 states, got 2"):
-        pipeline(class_unet, "dot").energy(torch.zeros(1, 1, 8, 8), [0, 1])
-
-
-def test_weights_need_classes(unet: UNet2DModel) -> None:
-    with pytest.raises(ValueError, match="condition_weights must be None for an unconditional network"):
-        pipeline(unet, None).field(torch.zeros(1, 1, 8, 8), condition_weights=[1.0])
+        pipeline(class_unet, None).field(x, **arguments)
+    with pytest.raises(ValueError, match="class_labels.*1 states, got 2"):
+        pipeline(class_unet, "dot").energy(x[:1], [0, 1])
+    with pytest.raises(ValueError, match=r"condition_weights.*got \[1.0\]"):
+        pipeline(unet, None).field(x, condition_weights=[1.0])

@@ -220,21 +220,17 @@ def test_scheduler_saves_and_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"solver": "adam"}, "solver must be one of gradient_descent, look_ahead, nesterov, got 'adam'"),
-        ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
-        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
-        ({"gradient_norm_threshold": -1.0}, "gradient_norm_threshold must be positive and finite, got -1.0"),
-        ({"objective": {"name": "flow"}}, "objective must be 'eqm', got 'flow'"),
+        ({"solver": "adam"}, "solver.*'adam'"),
+        ({"step_size": 0.0}, "step_size.*0.0"),
+        ({"momentum": 1.0}, "momentum.*1.0"),
+        ({"gradient_norm_threshold": -1.0}, "gradient_norm_threshold.*-1.0"),
+        ({"objective": {"name": "flow"}}, "objective.*'flow'"),
     ],
 )
 def test_refused_options(options: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         EquilibriumMatchingScheduler(**options)
-
-
-def test_wrong_calls() -> None:
-    scheduler = EquilibriumMatchingScheduler()
-    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
-        scheduler.set_timesteps(0)
-    with pytest.raises(ValueError, match="data_fraction must be at least 0 and below 0.999, got 1.0"):
-        scheduler.set_timesteps(5, data_fraction=1.0)
+    with pytest.raises(ValueError, match="num_inference_steps.*0"):
+        EquilibriumMatchingScheduler().set_timesteps(0)
+    with pytest.raises(ValueError, match="data_fraction.*1.0"):
+        EquilibriumMatchingScheduler().set_timesteps(5, data_fraction=1.0)

@@ -145,15 +145,9 @@ def test_posterior_std_is_that_of_the_ddpm_posterior():
 @pytest.mark.parametrize(
     ("name", "parameters", "text"),
     [
-        ("vdm", {}, "objective must be one of ddpm, adm, flow, edm, uedm, eqm, got 'vdm'"),
-        ("flow", {"shift": 3.0}, "parameters of flow must be among num_train_timesteps, got shift"),
-        (
-            "eqm",
-            {"decay": "cubic"},
-            "decay must be one of constant, linear, truncated, piecewise, got 'cubic'",
-        ),
-        ("eqm", {"interpolation": 1.0}, "interpolation must be between 0 and 1, got 1.0"),
-        ("eqm", {"multiplier": 0.0}, "multiplier must be between 0 and inf, got 0.0"),
+        ("eqm", {"decay": "cubic"}, "decay.*'cubic'"),
+        ("eqm", {"interpolation": 1.0}, "interpolation.*1.0"),
+        ("eqm", {"multiplier": 0.0}, "multiplier.*0.0"),
         ("ddpm", {"prediction": "edm"}, "prediction must be .* for DiscreteVP, got 'edm'"),
     ],
 )

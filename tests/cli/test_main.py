@@ -160,25 +160,10 @@ def test_a_model_without_a_regressor_is_refused(checkpoint, tmp_path):
 
 
 def test_errors_reach_a_user_as_one_line(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "nag.cli",
-            "finetune",
-            "denoiser",
-            "--data",
-            "d",
-            "--output_dir",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == WRONG_INPUT
-    assert done.stderr.strip().startswith("Error: model must be named once")
-    assert "Traceback" not in done.stderr
+    done = nag("finetune", "denoiser", "--data", "d", "--output_dir", tmp_path)
+    assert done.exit_code == WRONG_INPUT
+    assert done.output.strip().startswith("Error: model must be named")
+    assert len(done.output.strip().splitlines()) == 1
 
 
 def test_a_flag_that_is_given_twice_is_refused():

@@ -41,7 +41,6 @@ from nag.seams import corrected
 from tests.corrections.samplers import SCHEDULERS, STEPS, close, network, sample
 from tests.corrections.steps import (
     EVERYWHERE,
-    NEEDS,
     all_off,
     correction_classes,
     draw,
@@ -142,19 +141,6 @@ def test_the_way_to_a_file_and_back(correction: Correction) -> None:
     assert type(back) is type(correction)
     assert back.settings() == correction.settings()
     assert getattr(back, "null_pass", "whole") in ("whole", getattr(correction, "null_pass", "whole"))
-
-
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (lambda: WeakModel(network=tiny_unet()), "got network of WeakModel"),
-        (lambda: Recorder(**NEEDS[Recorder]), "got seen of Recorder"),
-        (lambda: CostCounter(), "got passes of CostCounter"),
-    ],
-)
-def test_what_no_file_can_hold_is_refused(make, text: str) -> None:
-    with pytest.raises(ValueError, match=f"corrections must be of numbers and words to be saved, {text}"):
-        correction_to_json(make())
 
 
 @torch.no_grad()
@@ -349,29 +335,45 @@ def test_levels_need_a_scheduler_that_starts_where_it_is_told(class_unet: UNet2D
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: EpsilonScaling(scale=0.0), "scale must be positive and finite, got 0.0"),
-        (lambda: EpsilonScaling(slope=math.nan), "slope must be finite, got nan"),
-        (lambda: DifferentialCorrection(scale=math.inf), "scale must be finite, got inf"),
-        (lambda: DifferentialCorrection(schedule="cosine"), "schedule must be one of constant, sigma, got 'cosine'"),
-        (lambda: WaveletCorrection(high_scale=math.nan), "high_scale must be finite, got nan"),
-        (lambda: WaveletCorrection(wavelet="harr"), "wavelet must be a discrete one of PyWavelets, got 'harr'"),
-        (lambda: SelfGuidance(scale=math.nan), "scale must be finite, got nan"),
-        (lambda: SelfGuidance(shift=0), "shift must be positive and finite, got 0"),
-        (lambda: TimeStepGuidance(scale=math.inf), "scale must be finite, got inf"),
-        (lambda: TimeStepGuidance(perturbation=-1), "perturbation must be at least 0 and finite, got -1"),
-        (lambda: TimeStepGuidance(exponent=-0.5), "exponent must be at least 0 and finite, got -0.5"),
-        (lambda: TimeShift(window=-2), "window must be at least 0 and finite, got -2"),
-        (lambda: TimeShift(cutoff=-1), "cutoff must be at least 0 and finite, got -1"),
-        (lambda: TimeShift(data_variance=math.nan), "data_variance must be at least 0 and finite, got nan"),
-        (lambda: NoiseLevelCorrection(scale=1.5), r"scale must be in \[0, 1\] and finite, got 1.5"),
-        (lambda: NoiseLevelCorrection(max_shift=0.0), "max_shift must be positive and finite, got 0.0"),
-        (lambda: WeakModel(blind=True, scale=math.nan), "scale must be finite, got nan"),
-        (lambda: WeakModel(blind=True, component="across"), "component must be one of all, along, orthogonal, got 'across'"),
-        (lambda: WeakModel(blind=True, interval=(1.0, math.inf)), r"interval must have start < end, got \(1.0, inf"),
-        (lambda: SelfGuidance(interval=(1.0, 1.0)), "interval must have start < end"),
-        (lambda: WeakModel(scale=1.0), "network must be given unless blind or unconditional is set, got None"),
+        (lambda: EpsilonScaling(scale=0.0), "scale.*0.0"),
+        (lambda: EpsilonScaling(slope=math.nan), "slope.*nan"),
+        (lambda: DifferentialCorrection(scale=math.inf), "scale.*inf"),
+        (lambda: DifferentialCorrection(schedule="cosine"), "schedule.*'cosine'"),
+        (lambda: WaveletCorrection(high_scale=math.nan), "high_scale.*nan"),
+        (lambda: WaveletCorrection(wavelet="harr"), "wavelet.*'harr'"),
+        (lambda: SelfGuidance(shift=0), "shift.*0"),
+        (lambda: TimeStepGuidance(perturbation=-1), "perturbation.*-1"),
+        (lambda: TimeStepGuidance(exponent=-0.5), "exponent.*-0.5"),
+        (lambda: TimeShift(window=-2), "window.*-2"),
+        (lambda: TimeShift(cutoff=-1), "cutoff.*-1"),
+        (lambda: TimeShift(data_variance=math.nan), "data_variance.*nan"),
+        (lambda: NoiseLevelCorrection(scale=1.5), "scale.*1.5"),
+        (lambda: NoiseLevelCorrection(max_shift=0.0), "max_shift.*0.0"),
+        (lambda: WeakModel(blind=True, component="across"), "component.*'across'"),
+        (lambda: WeakModel(scale=1.0), "network.*None"),
+        (lambda: NoiseGuidance(scale=-1.0), "noise_guidance_scale.*-1.0"),
+        (lambda: NoiseGuidance(mode="free"), "noise_guidance_mode.*'free'"),
+        (lambda: NoiseGuidance(null_pass="twice"), "null_pass.*'twice'"),
+        (lambda: NoiseGuidance(max_norm=0.0), "max_norm.*0.0"),
+        (lambda: NoiseGuidance(mode="gradient", joint=True), "joint.*True"),
+        *(
+            (lambda interval=interval: WeakModel(blind=True, interval=interval), "interval.*got")
+            for interval in ((1.0, math.inf), (1.0, 1.0), (2.0, -2.0))
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_values(make, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [Blind(), TimeStepGuidance(scale=1.0), WeakModel(blind=True), NoiseGuidance(scale=1.0)],
+    ids=lambda one: type(one).__name__,
+)
+def test_networks_without_a_row_are_refused(unet: UNet2DModel, correction: Correction) -> None:
+    step = step_of(unet, *real(unet))
+    step.question.network = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="model.*Linear"):
+        correction.check(step)

@@ -8,8 +8,7 @@ from nag.corrections import Blind, Correction, NoiseGuidance, TimeStepGuidance, 
 from nag.corrections.noise_guidance import PASSES
 from nag.network.null import null_level
 from tests.corrections.samplers import SCHEDULERS, network, plain, sample
-from tests.corrections.steps import EVERYWHERE, step_of
-from tests.oracles import CLOSE, COMPARABLE, answered, guided, real, situation
+from tests.corrections.steps import EVERYWHERE
 
 
 @pytest.mark.parametrize("name", [*SCHEDULERS, "unipc"])
@@ -22,13 +21,6 @@ def test_it_is_the_pipeline_of_a_network_without_its_level(name: str, guidance_s
         expected = sample(unet, make(), guidance_scale=guidance_scale)
     assert torch.equal(found, expected)
     assert name == "unipc" or not torch.equal(found, plain(name))
-
-
-@pytest.mark.parametrize("name", COMPARABLE)
-def test_it_is_noise_guidance_of_weight_minus_one(name: str) -> None:
-    unet, u, ask, _ = situation(name)
-    at_zero, at_one = (guided(unet, u, ask, scale=w) for w in (0.0, 1.0))
-    torch.testing.assert_close(answered(unet, u, ask, Blind()), 2 * at_zero - at_one, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +47,3 @@ def test_joint_guidance_is_class_guidance() -> None:
     both = sample(unet, SCHEDULERS["ddim"](), Blind(), joint, guidance_scale=2.0)
     blind = sample(unet, SCHEDULERS["ddim"](), Blind(), guidance_scale=3.0)
     torch.testing.assert_close(both, blind, rtol=0, atol=1e-4 * float(blind.abs().max()))
-
-
-def test_networks_without_a_row_are_refused() -> None:
-    unet = network(num_class_embeds=4)
-    step = step_of(unet, *real(unet), torch.tensor([0, 1]))
-    step.question.network = torch.nn.Linear(1, 1)
-    with pytest.raises(
-        ValueError, match="model must be a diffusers network that this library knows, got Linear"
-    ):
-        Blind().check(step)

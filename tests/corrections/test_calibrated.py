@@ -102,10 +102,3 @@ def test_a_table_belongs_to_the_corrections_that_it_was_measured_with() -> None:
             sample(UNIT, SCHEDULERS["ddim"](), *other, Calibrated(calibration), **options)
     with pytest.raises(ValueError, match="got a table for eta = 0.5 where eta is 0.0"):
         sample(UNIT, SCHEDULERS["ddim"](), *both, Calibrated(calibration), guidance_scale=2.0)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=f"noise_calibration must name a file of tables, got .*{FILE_NAME}"
-    ):
-        sample(UNIT, SCHEDULERS["ddim"](), Calibrated(tmp_path))

@@ -136,24 +136,6 @@ def test_check_compares_the_sampler_where_it_is_known() -> None:
             plain.check(scheduler, **settings)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        (),
-        (GUIDANCE, EpsilonScaling(scale=1.01)),
-        *((dataclasses.replace(GUIDANCE, **change),) for change in (
-            {"scale": 0.6}, {"mode": "corrected"}, {"interval": (None, None)}, {"joint": True}, {"max_norm": None},
-            {"project": False},
-        )),
-    ],
-)  # fmt: skip
-def test_a_table_of_other_corrections_is_refused(other: tuple[Any, ...]) -> None:
-    scheduler = start(DDIMScheduler())
-    guided = table(scheduler, corrections=(GUIDANCE.settings(),))
-    with pytest.raises(ValueError, match="got a table for corrections = .*'NoiseGuidance', 'scale': 0.5"):
-        guided.check(scheduler, corrections=[one.settings() for one in other])
-
-
 def test_corrections_survive_the_file(tmp_path: Path) -> None:
     scheduler = start(DDIMScheduler())
     settings = (GUIDANCE.settings(), EpsilonScaling(scale=1.01).settings())
@@ -184,30 +166,17 @@ def test_broken_files_are_refused_and_left_alone(tmp_path: Path) -> None:
         NoiseCalibration.load(tmp_path, scheduler)
     good = json.loads(calibration.save(file).read_text())
     missing = {k: v for k, v in good["tables"][0].items() if k != "seed"} | {"colour": "red"}
-    for text, match in (
-        ("{", "must be a file of nag noise calibration, got something else"),
-        ("[]", "must be a file of nag noise calibration, got something else"),
-        (json.dumps({"format": "another"}), "must be a file of nag noise calibration, got something else"),
-        (
-            json.dumps(good | {"version": 99}),
-            "must have version 2, got 99. It was written by another version of nag",
-        ),
-        (json.dumps(good | {"tables": [missing]}), "tables must be as .*, got number 0 of .*colour"),
+    for text, found in (
+        ("{", "something else"),
+        ("[]", "something else"),
+        (json.dumps({"format": "another"}), "'another'"),
+        (json.dumps(good | {"version": 99}), "version 99"),
+        (json.dumps(good | {"tables": [missing]}), "colour"),
     ):
+        match = f"noise_calibration must name a file of nag noise calibration.*got .*{found}"
         file.write_text(text)
         with pytest.raises(ValueError, match=match):
             NoiseCalibration.load(file, scheduler)
         with pytest.raises(ValueError, match=match):
             calibration.save(file)
         assert file.read_text() == text
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
-    calibration = table(start(DDIMScheduler()))
-    file = calibration.save(tmp_path)
-    before = file.read_text()
-    object.__setattr__(calibration, "regressor", object())  # not JSON, found only when half is written
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        calibration.save(tmp_path)
-    assert file.read_text() == before
-    assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]

@@ -14,7 +14,6 @@ from nag.corrections import (
     SelfGuidance,
     TimeShift,
     TimeStepGuidance,
-    WeakModel,
 )
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
@@ -50,24 +49,6 @@ def test_directions_see_the_plain_prediction_and_predictions_the_guided_one(clas
         guidance_scale=2.0,
     )
     close(ours, Composed(class_unet, SCHEDULERS["ddim"]()).run(), plain("ddim"))
-
-
-def test_null_branch_autoguidance_is_noise_guidance(class_unet: UNet2DModel) -> None:
-    ours = sample(class_unet, SCHEDULERS["ddpm"](), WeakModel(scale=0.7, blind=True, interval=(-2.5, None)))
-    theirs = sample(class_unet, SCHEDULERS["ddpm"](), NoiseGuidance(scale=0.7))
-    close(ours, theirs, plain("ddpm"))
-
-
-@pytest.mark.parametrize("name", ["ddim", "flow"])
-def test_class_guidance_is_the_pipelines(class_unet: UNet2DModel, name: str) -> None:
-    theirs = sample(class_unet, SCHEDULERS[name](), guidance_scale=3.0)
-    for correction in (
-        WeakModel(scale=2.0, unconditional=True),
-        WeakModel(scale=2.0, network=class_unet, unconditional=True),
-    ):
-        close(sample(class_unet, SCHEDULERS[name](), correction), theirs, plain(name))
-    nowhere = WeakModel(scale=2.0, unconditional=True, interval=(50.0, None))
-    assert torch.equal(sample(class_unet, SCHEDULERS[name](), nowhere), plain(name))
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_noise_level_correction_takes_a_regressor(class_unet: UNet2DModel) -> No
 
 def test_regressors_that_do_not_fit(unet: UNet2DModel) -> None:
     step, correction = step_of(unet, *real(unet)), NoiseLevelCorrection(scale=1.0)
-    with pytest.raises(ValueError, match="regressor must be given for NoiseLevelCorrection, got None"):
+    with pytest.raises(ValueError, match="regressor.*for NoiseLevelCorrection.*None"):
         correction.check(step)
     flow = NoiseLevelRegressor(kind="frozen", process="Flow")
-    with pytest.raises(ValueError, match="states of the scheduler's process DiscreteVP, got one for Flow"):
+    with pytest.raises(ValueError, match="regressor.*DiscreteVP.*Flow"):
         correction.check(dataclasses.replace(step, regressor=flow))

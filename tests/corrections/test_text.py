@@ -70,8 +70,6 @@ def test_candidates_are_the_product_of_their_values():
         "nag:scale=1,interval=-2.5..+dcw:scale=0.1",
         "nag:scale=1,interval=..3+dcw:scale=0.1",
     ]
-    with pytest.raises(ValueError, match=r"method must have one value for each key, got 'nag:scale=0.5\|1"):
-        method.arguments()
     assert [one.label for one in parse_method("nag:scale=0|1").candidates()] == ["nag:scale=0", "nag:scale=1"]
 
 
@@ -125,36 +123,36 @@ def test_keys_are_the_fields(name):
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("nagg:scale=1", r"methods must be made of plain, nag, .*, got 'nagg' in 'nagg:scale=1'"),
-        ("nag:scale=1+nag:scale=2", "methods must have each part once, got 'nag' twice"),
-        ("nag:scale=1+nag_corrected:scale=1", "methods must have one of nag, nag_corrected, got both"),
-        ("plain+nag:scale=1", "methods must have 'plain' alone"),
-        ("nag:scale", "methods must give values as key=value, got 'scale'"),
-        ("nag:scale=1,scale=2", "methods must give each key once, got scale, scale for 'nag'"),
-        ("nag:scale=much", "nag:scale must be a number, got 'much'"),
-        ("nag:scale=nan", "nag:scale must be a number, got 'nan'"),
-        ("nag:scale=1,interval=3", "nag:interval must be an interval start..end, got '3'"),
-        ("nag_gradient:scale=1,max_norm=big", "nag_gradient:max_norm must be a number or none, got 'big'"),
-        ("nag:scale=1,project=1", "nag:project must be true or false, got '1'"),
-        ("time_shift:window=1.5", "time_shift:window must be an integer, got '1.5'"),
-        ("nag:scale=-1", "noise_guidance_scale must be at least 0 and finite, got -1.0"),
-        ("dcw:scale=1,schedule=odd", "schedule must be one of constant, sigma, got 'odd'"),
-        ("nag", "methods must switch something on, got 'nag', which leaves sampling as it is"),
-        ("epsilon_scaling:scale=1", "methods must switch something on, got 'epsilon_scaling:scale=1'"),
-        ("self_guidance:shift=3", "methods must switch something on"),
-        ("class_guidance", "methods must switch something on, got 'class_guidance'"),
-        ("calibrated:scale=1", "calibrated must be given no keys, got 'scale'"),
-        ("autoguidance:scale=1", "autoguidance must be given network, got 'autoguidance:scale=1'"),
+        ("nagg:scale=1", "methods.*'nagg'"),
+        ("nag:scale=1+nag:scale=2", "methods.*got nag"),
+        ("nag:scale=1+nag_corrected:scale=1", "methods.*got nag, nag_corrected"),
+        ("plain+nag:scale=1", "methods.*'plain' alone"),
+        ("nag:scale", "methods.*got 'scale'"),
+        ("nag:scale=1,scale=2", "methods.*got nag:scale"),
+        ("nag:scale=much", "nag:scale.*'much'"),
+        ("nag:scale=nan", "nag:scale.*'nan'"),
+        ("nag:scale=1,interval=3", "nag:interval.*'3'"),
+        ("nag_gradient:scale=1,max_norm=big", "nag_gradient:max_norm.*a number or none.*'big'"),
+        ("nag:scale=1,project=1", "nag:project.*'1'"),
+        ("time_shift:window=1.5", "time_shift:window.*'1.5'"),
+        ("nag:scale=-1", "noise_guidance_scale.*-1.0"),
+        ("dcw:scale=1,schedule=odd", "schedule.*'odd'"),
+        *((off, "methods must switch something on") for off in (
+            "nag", "epsilon_scaling:scale=1", "self_guidance:shift=3", "class_guidance"
+        )),
+        ("calibrated:scale=1", "calibrated.*no keys.*'scale'"),
+        ("autoguidance:scale=1", "methods.*got autoguidance:network"),
+        ("autoguidance:network=none,scale=1", "network.*None"),
     ],
-)
+)  # fmt: skip
 def test_refusals(text, error):
     with pytest.raises(ValueError, match=error):
-        parse_method(text)
+        parse_method(text).arguments()
 
 
 def test_lists_of_methods():
     assert [one.label for one in parse_methods(["plain", "calibrated"])] == ["plain", "calibrated"]
-    with pytest.raises(ValueError, match="methods must name at least one, got none"):
+    with pytest.raises(ValueError, match="methods.*got none"):
         parse_methods([])
-    with pytest.raises(ValueError, match="methods must differ, got 'nag:scale=1' twice"):
+    with pytest.raises(ValueError, match="methods.*got 'nag:scale=1', 'nag:scale=1'"):
         parse_methods(["nag:scale=1", "nag:scale=1.0"])

@@ -79,6 +79,7 @@ def test_the_model_draws_the_class_that_it_is_asked_for():
     assert right > 0.7  # 0.90 on real images; chance is 0.1
 
 
+@pytest.mark.slow
 def test_the_full_regressor_is_near_the_fisher_floor():
     regressor = NoiseLevelRegressor.from_pretrained(HOME / "regressors" / "full").eval()
     levels = torch.tensor([-1.0, 0.0, 1.5, 3.0, 5.0])

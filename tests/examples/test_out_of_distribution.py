@@ -53,7 +53,7 @@ def test_the_gradient_norm_needs_no_explicit_energy(generator):
     with torch.no_grad():
         norm = equilibrium_field(pipe.unet, x).flatten(1).norm(dim=1)
     torch.testing.assert_close(ood_scores(pipe, x, "gradient_norm").float(), norm, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="energy must be 'dot' or 'squared_norm', got None"):
+    with pytest.raises(ValueError, match="energy.*got None"):
         ood_scores(pipe, x, "energy")
 
 

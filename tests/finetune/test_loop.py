@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,7 @@ from nag.finetune.stream import Draws, batches
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
+from nag.shift import images
 from nag.shift.images import load_images
 from tests.models import tiny_unet, write_parquet
 
@@ -176,32 +178,28 @@ def test_resumed_equals_uninterrupted_bit_for_bit(options, tmp_path):
     assert any((weights(tmp_path / "other")[k] != v).any() for k, v in expected.items())
 
 
-def test_a_paused_run_goes_on_as_if_it_had_not_stopped(options, tmp_path):
-    straight = replace(options, output_dir=tmp_path / "straight")
-    denoiser.run(straight)
+FAST = {
+    "draws": "batch",
+    "channels_last": True,
+    "fused_optimizer": True,
+    "logging_steps": 4,
+    "random_flip": True,
+}
+
+
+@pytest.mark.parametrize("way", [{}, FAST], ids=["plain", "fast"])
+def test_a_paused_run_goes_on_as_if_it_had_not_stopped(options, tmp_path, way):
+    options = replace(options, **way)
+    assert denoiser.run(replace(options, output_dir=tmp_path / "straight"))["step"] == 6
     paused = replace(options, output_dir=tmp_path / "paused", pause_at_step=4)
     assert denoiser.run(paused) == {"step": 4}
     assert [path.name for path in (tmp_path / "paused").iterdir()] == ["checkpoint-4"]
+    for other, text in (({"seed": 5}, "seed 0 there and 5"), ({"draws": "both"}, "draws .* and both")):
+        with pytest.raises(ValueError, match=f"resume_from_checkpoint.*{text} here"):
+            denoiser.run(replace(paused, **other, resume_from_checkpoint="latest"))
     denoiser.run(replace(paused, resume_from_checkpoint="latest"))
     torch.testing.assert_close(weights(tmp_path / "paused"), weights(tmp_path / "straight"), rtol=0, atol=0)
     assert "pause_at_step" not in (tmp_path / "paused" / "README.md").read_text()
-
-
-FAST = {"draws": "batch", "channels_last": True, "fused_optimizer": True, "logging_steps": 4}
-
-
-def test_the_fast_way_resumes_bit_for_bit_too(options, tmp_path):
-    fast = replace(options, random_flip=True, **FAST)
-    figures = denoiser.run(replace(fast, output_dir=tmp_path / "straight"))
-    assert figures["step"] == 6
-    paused = replace(fast, output_dir=tmp_path / "paused", pause_at_step=3)
-    denoiser.run(paused)
-    denoiser.run(replace(paused, resume_from_checkpoint="latest"))
-    torch.testing.assert_close(weights(tmp_path / "paused"), weights(tmp_path / "straight"), rtol=0, atol=0)
-    slow = replace(options, output_dir=tmp_path / "slow", pause_at_step=3)
-    denoiser.run(slow)
-    with pytest.raises(ValueError, match="must belong to this run, got draws sample there and batch here"):
-        denoiser.run(replace(slow, draws="batch", resume_from_checkpoint="latest"))
 
 
 def test_layout_and_fused_updates_change_rounding_only(options, tmp_path):
@@ -260,9 +258,17 @@ def test_accumulation_equals_a_larger_batch(options, tmp_path):
 
 def test_result_opens_in_diffusers_and_here(options, tmp_path):
     figures = denoiser.run(
-        replace(options, num_validation_images=4, validation_inference_steps=2, save_dtype="fp16")
+        replace(
+            options,
+            num_validation_images=4,
+            validation_inference_steps=2,
+            save_dtype="fp16",
+            checkpointing_steps=2,
+        )
     )
     assert figures["step"] == 6
+    kept = sorted(path.name for path in options.output_dir.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-6"]  # two are kept
     plain = DDPMPipeline.from_pretrained(options.output_dir)
     assert plain.unet.config.num_class_embeds == 3
     assert all(v.dtype == torch.float16 for v in weights(options.output_dir).values())
@@ -306,7 +312,7 @@ def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tm
         num_validation_images=0,
     )
     denoiser.run(second)
-    with pytest.raises(ValueError, match=r"prediction_type.*got v_prediction"):
+    with pytest.raises(ValueError, match=r"prediction_type.*'v_prediction'"):
         denoiser.run(replace(second, output_dir=tmp_path / "third", prediction_type="v_prediction"))
     for kind in ("frozen", "full", "encoder"):
         chosen = RegressorOptions(
@@ -328,28 +334,25 @@ def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tm
         assert "coverage of the 90 % interval" in (chosen.output_dir / "README.md").read_text()
 
 
-def test_a_process_stopped_by_a_signal_can_go_on(options, tmp_path):
+def test_a_run_stopped_by_a_signal_can_go_on(options, tmp_path, monkeypatch):
     """SIGTERM ends the run after the current step with a checkpoint; the resumed run equals the straight one."""
     straight = replace(options, output_dir=tmp_path / "straight")
     denoiser.run(straight)
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from nag.finetune import denoiser\n"
-        "from nag.finetune.denoiser import DenoiserOptions\n"
-        "plain = denoiser.DenoiserTask.loss\n"
-        "calls = []\n"
-        "def loss(self, *args):\n"
-        "    calls.append(0)\n"
-        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return plain(self, *args)\n"
-        "denoiser.DenoiserTask.loss = loss\n"
-        f"denoiser.run({replace(options, output_dir=tmp_path / 'stopped')!r})\n"
-    ).replace("PosixPath", "Path")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "stopped after step 3; continue with --resume_from_checkpoint latest" in done.stderr
+    before, plain, calls = signal.getsignal(signal.SIGTERM), denoiser.DenoiserTask.loss, []
+
+    def loss(self, *args):
+        calls.append(0)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, *args)
+
+    monkeypatch.setattr(denoiser.DenoiserTask, "loss", loss)
+    stopped = replace(options, output_dir=tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt, match="step 3.*--resume_from_checkpoint latest"):
+        denoiser.run(stopped)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert find_checkpoint(tmp_path / "stopped", "latest").name == "checkpoint-3"
-    denoiser.run(replace(options, output_dir=tmp_path / "stopped", resume_from_checkpoint="latest"))
+    denoiser.run(replace(stopped, resume_from_checkpoint="latest"))
     torch.testing.assert_close(weights(tmp_path / "stopped"), weights(tmp_path / "straight"), rtol=0, atol=0)
 
 
@@ -378,62 +381,46 @@ def test_images_from_folders_and_their_faults(tmp_path):
         load_images(data=folder, channels=3, resolution=8, label_column="class")
 
 
-def test_refusals_come_before_anything_is_written(options, tmp_path):
-    bad = [
-        ({"model_config_name_or_path": None}, ValueError, "model must be named once"),
+@pytest.mark.parametrize(
+    ("change", "kind", "text"),
+    [
+        ({"model_config_name_or_path": None}, ValueError, "model.*None, None"),
         ({"level_dropout": 1.5}, ValueError, "level_dropout.*got 1.5"),
-        ({"data": tmp_path}, ValueError, "data must hold images"),
+        ({"data": "empty"}, ValueError, "data must hold images"),
         (
             {"resume_from_checkpoint": "checkpoint-9"},
             FileNotFoundError,
-            "resume_from_checkpoint must name a checkpoint",
+            "resume_from_checkpoint.*checkpoint-9",
         ),
         ({"train_batch_size": 0}, ValueError, "train_batch_size.*got 0"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate.*got 0.0"),
         ({"logging_steps": 0}, ValueError, "logging_steps.*got 0"),
         ({"pause_at_step": 0}, ValueError, "pause_at_step.*got 0"),
-    ]
-    (tmp_path / "unet.json").rename(tmp_path / "config.txt")
-    options = replace(options, model_config_name_or_path=str(tmp_path / "config.txt"))
-    for change, kind, text in bad:
-        if "data" in change:
-            change = {"data": tmp_path / "model-data"}
-            (tmp_path / "model-data").mkdir()
-        with pytest.raises(kind, match=text):
-            denoiser.run(replace(options, **change))
-        assert not options.output_dir.exists()
+        ({"num_class_embeds": 2}, ValueError, r"labels.*got \(0, 1\)"),
+        ({"out_channels": 2}, ValueError, "pretrained_model_name_or_path must predict 1 channels.*got 2"),
+    ],
+)
+def test_refusals_come_before_anything_is_written(options, tmp_path, change, kind, text):
+    config = tmp_path / "config.txt"
+    config.write_text(json.dumps(TINY | {key: value for key, value in change.items() if key in TINY}))
+    change = {key: value for key, value in change.items() if key not in TINY}
+    if "data" in change:
+        change["data"] = tmp_path / "empty"
+        change["data"].mkdir()
+    with pytest.raises(kind, match=text):
+        denoiser.run(replace(options, **({"model_config_name_or_path": str(config)} | change)))
+    assert not options.output_dir.exists()
+
+
+def test_a_folder_in_use_and_too_many_images_are_refused(options, monkeypatch):
     options.output_dir.mkdir()
     (options.output_dir / "precious").touch()
     with pytest.raises(FileExistsError, match="output_dir must be empty"):
         denoiser.run(options)
     assert [p.name for p in options.output_dir.iterdir()] == ["precious"]
-
-
-def test_images_that_do_not_fit_cannot_stay_on_the_device(options, monkeypatch):
-    from nag.shift import images
-
     monkeypatch.setattr(images, "MEMORY_LIMIT", 100)
-    with pytest.raises(ValueError, match="draws must be 'sample' for 40 images, which are too many"):
-        denoiser.run(replace(options, draws="batch"))
-
-
-def test_labels_beyond_the_embedding_are_refused(options, tmp_path):
-    config = json.loads(Path(options.model_config_name_or_path).read_text()) | {"num_class_embeds": 2}
-    Path(options.model_config_name_or_path).write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="labels.*got 0 to 1"):
-        denoiser.run(options)
-
-
-def test_checkpoints_of_other_settings_are_refused(options):
-    denoiser.run(replace(options, checkpointing_steps=2))
-    with pytest.raises(ValueError, match="resume_from_checkpoint.*got seed 0 there and 5 here"):
-        denoiser.run(replace(options, seed=5, resume_from_checkpoint="latest"))
-    assert sorted(p.name for p in options.output_dir.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-
-
-def test_learned_variance_is_refused():
-    with pytest.raises(ValueError, match="must predict 1 channels, got 2"):
-        denoiser.DenoiserTask(tiny_unet(out_channels=2), DDPMScheduler(), DenoiserOptions(data=""))
+    with pytest.raises(ValueError, match="draws.*got 'batch'"):
+        denoiser.run(replace(options, draws="batch", overwrite_output_dir=True))
 
 
 def test_the_command_in_the_card_gives_the_same_options(options):
@@ -471,7 +458,6 @@ def test_two_processes_equal_one(options, tmp_path):
 def test_killed_at_a_random_step_and_resumed(options, tmp_path):
     """SIGKILL, no chance to clean up: the resumed run's weights are those of the uninterrupted one, bit for bit."""
     import random
-    import signal
     import time
 
     long = replace(options, max_train_steps=60, checkpointing_steps=5, output_dir=tmp_path / "straight")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models import transformers, unets
 from torch import nn
@@ -20,59 +20,10 @@ from tests.network.cases import give_null_vectors
 from tests.network.tiny_networks import arguments, make
 
 
-def conditional_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=8,
-        cross_attention_dim=8,
-    ).eval()
-
-
-def dit() -> DiTTransformer2DModel:
-    model = DiTTransformer2DModel(
-        sample_size=8,
-        num_layers=2,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        in_channels=1,
-        out_channels=2,
-        num_embeds_ada_norm=5,
-    )
-    for parameter in model.parameters():  # the real initialisation makes every block the identity
-        nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
-    return model.eval()
-
-
-MODELS = {
-    "UNet2DModel": (lambda: tiny_unet(num_class_embeds=4), lambda b: {"class_labels": torch.arange(b) % 4}),
-    "UNet2DConditionModel": (
-        conditional_unet,
-        lambda b: {"encoder_hidden_states": torch.randn(b, 3, 8, generator=torch.Generator().manual_seed(1))},
-    ),
-    "DiTTransformer2DModel": (dit, lambda b: {"class_labels": torch.arange(b) % 5}),
-}
-
-
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"])
 def case(request):
-    make, conditioning = MODELS[request.param]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = make()
-    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-    def call(net, timestep):
-        return net(x, torch.full((4,), timestep), **conditioning(4)).sample
-
-    return model, call
+    inputs = arguments(request.param, 4)
+    return make(request.param), lambda net, t: net(**inputs, timestep=torch.full((4,), t)).sample
 
 
 def attributes(module: nn.Module) -> dict:
@@ -89,24 +40,6 @@ def test_the_null_is_a_zero_embedding():
     with null_level(model):
         found = model(x, 5).sample
     torch.testing.assert_close(found, silenced(x, 5).sample, rtol=0, atol=0)
-
-
-@torch.no_grad()
-def test_everything_is_left_as_found_also_after_an_exception(case):
-    model, call = case
-    before, state, plain = attributes(model), copy.deepcopy(model.state_dict()), call(model, 3)
-
-    def fail() -> None:
-        with null_level(model):
-            assert list(model.state_dict()) == list(state)
-            with null_level(model, torch.tensor([True, False, False, False])):
-                raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert attributes(model) == before
-    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
-    torch.testing.assert_close(call(model, 3), plain, rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -131,10 +64,6 @@ def test_a_copy_made_meanwhile_is_plain_and_has_weights_of_its_own(case):
         parameter.zero_()
     assert call(twin, 3).abs().max() == 0
     assert call(model, 3).abs().max() > 0
-
-
-def unet_1d() -> nn.Module:
-    return make("UNet1DModel")
 
 
 class Doubling(ModelHook):
@@ -205,6 +134,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow  # a process of its own
 def test_data_parallel_wrapping_and_autocast(tmp_path):
     """In a process of its own that ends at once: gloo's group, taken down in a process that goes on, can wait forever."""
     done = subprocess.run(
@@ -235,9 +165,7 @@ def test_networks_that_divide_by_the_level_are_refused():
 
 
 def test_unknown_networks_are_named_and_told_what_row_they_need():
-    with pytest.raises(
-        ValueError, match=r"got Linear. It needs a row in nag/network/rows.py: the module whose output"
-    ):
+    with pytest.raises(ValueError, match="model.*Linear, which has no row in nag/network/rows.py"):
         architecture_of(nn.Linear(1, 1))
 
 
@@ -274,12 +202,12 @@ def test_a_network_that_modulates_without_bias_needs_a_vector():
 
 @torch.no_grad()
 def test_a_mask_without_a_level_for_each_sample():
-    model = unet_1d()
+    model = make("UNet1DModel")
     x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([True, False, True])
     with (
         null_level(model, mask),
-        pytest.raises(ValueError, match=r"one value per row of the level, got 3 for 1"),
+        pytest.raises(ValueError, match="mask.*got 3"),
     ):
         model(x, 5)
     with null_level(model, mask):
@@ -302,15 +230,6 @@ def test_subclasses_of_known_networks_are_known():
         architecture_of(Mine(**{k: v for k, v in tiny_unet().config.items() if not k.startswith("_")})).name
         == "UNet2DModel"
     )
-
-
-@pytest.mark.parametrize("mask", [torch.ones(2), torch.ones(2, 1, dtype=torch.bool)])
-def test_bad_masks(mask):
-    with (
-        pytest.raises(ValueError, match=r"mask must be boolean and \(B,\), got"),
-        null_level(tiny_unet(), mask),
-    ):
-        pass
 
 
 def test_split_output():

@@ -166,16 +166,6 @@ def test_labels_there_and_back_and_training_process(name: str, options: dict[str
         torch.testing.assert_close(together[1][i : i + 1], alone[1])
 
 
-def test_level_is_named_once() -> None:
-    levels = read_levels(make("DDIMScheduler", 4))
-    x_0, eps = pair()
-    for which in ({}, {"i": 1, "log_snr": 0.0}):
-        with pytest.raises(
-            ValueError, match=r"log_snr must be given exactly when no step i is, got i=.*Name one level\."
-        ):
-            levels.x_0_and_eps(eps, x_0, **which)
-
-
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_pure_noise_at_the_first_step_stays_finite(prediction_type: str) -> None:
     options = {

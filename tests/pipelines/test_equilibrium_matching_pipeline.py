@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor
 
 from nag.blind import EquilibriumMatchingScheduler
@@ -139,8 +139,8 @@ def test_an_interruption_leaves_the_network_as_it_was(unet: UNet2DModel) -> None
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"image": torch.zeros(1, 1, 8, 8)}, "data_fraction.*got None with one"),
-        ({"data_fraction": 0.5}, "data_fraction.*got 0.5 without one"),
+        ({"image": torch.zeros(1, 1, 8, 8)}, "data_fraction.*got None"),
+        ({"data_fraction": 0.5}, "data_fraction.*got 0.5"),
         ({"image": torch.zeros(1, 1, 4, 4), "data_fraction": 0.5}, r"image.*got \(1, 1, 4, 4\)"),
         ({"image": torch.zeros(1, 1, 8, 8), "data_fraction": -0.1}, "data_fraction.*-0.1"),
         ({"gradient_norm_threshold": 0.0}, "gradient_norm_threshold.*got 0.0"),
@@ -156,8 +156,6 @@ def test_bad_arguments(unet: UNet2DModel, settings: dict, text: str) -> None:
 
 
 def test_wrong_components(unet: UNet2DModel) -> None:
-    with pytest.raises(TypeError, match="scheduler.*got DDIMSched"):
-        EqMPipeline(unet, DDIMScheduler())
     with pytest.raises(ValueError, match="energy.*got 'l2'"):
         pipeline(unet, "l2")
     with pytest.raises(ValueError, match="divides its output by the noise level"):

@@ -61,14 +61,6 @@ def test_off_is_ddim_pipeline(unet: UNet2DModel, eta: float, several: bool, pred
         assert (ours == theirs).all()
 
 
-def test_off_gives_diffusers_pil_images(unet: UNet2DModel) -> None:
-    official = DDPMPipeline(unet, DDPMScheduler())
-    official.set_progress_bar_config(disable=True)
-    theirs = official(batch_size=2, num_inference_steps=3, generator=seeded()).images
-    ours = plain(unet, DDPMScheduler())(batch_size=2, num_inference_steps=3, generator=seeded()).images
-    assert [image.tobytes() for image in ours] == [image.tobytes() for image in theirs]
-
-
 NOT_HERE = {
     "CogVideoXDPMScheduler": "asks for timestep_back, sample",
     "DDPMWuerstchenScheduler": "asks for a timestep for each sample",
@@ -127,21 +119,12 @@ def test_a_first_timestep_that_occurs_twice(unet: UNet2DModel) -> None:
 def test_schedulers_that_need_more_are_refused(unet: UNet2DModel, name: str, reason: str) -> None:
     with pytest.raises(
         ValueError,
-        match=f"scheduler must step from a prediction, a timestep and a state.*{name}, which {reason}",
+        match=f"scheduler.*{name} {reason}",
     ):
         plain(unet, getattr(diffusers, name)())(num_inference_steps=2)
 
 
 # Class guidance
-
-
-def test_class_guidance_at_scale_one_is_off_and_costs_nothing(class_unet: UNet2DModel) -> None:
-    pipe = plain(class_unet)
-    settings = {"num_inference_steps": 4, "output_type": "latent", "class_labels": [1, 2]}
-    assert torch.equal(
-        pipe(guidance_scale=1.0, generator=seeded(), **settings).images,
-        reference(class_unet, DDIMScheduler(), 4, torch.tensor([1, 2])),
-    )
 
 
 def test_class_guidance_by_hand(class_unet: UNet2DModel) -> None:

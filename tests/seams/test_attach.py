@@ -279,9 +279,7 @@ def test_what_does_not_fit_is_refused_at_the_first_question(unet: UNet2DModel) -
     asked = []
     handle = unet.register_forward_pre_hook(lambda *_: asked.append(1))
     for mode in ("corrected", "gradient"):
-        with pytest.raises(
-            ValueError, match=f"regressor must be given for noise_guidance_mode '{mode}', got None"
-        ):
+        with pytest.raises(ValueError, match=f"regressor.*noise_guidance_mode '{mode}'.*None"):
             pipeline(unet)(num_inference_steps=2, noise_guidance_scale=1.0, noise_guidance_mode=mode)
     with pytest.raises(
         ValueError,

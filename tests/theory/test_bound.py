@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -12,7 +11,10 @@ from nag.blind.objectives import affine_update
 from nag.noise.process import Flow, VariancePreserving
 from nag.noise.target import Target
 from nag.theory import FiniteData, LevelPrior, accumulate, accumulated_bound, jacobian_norm
-from tests.theory.problems import draw
+from tests.oracles import draw
+from tests.theory.problems import digits_of
+
+DIGITS = digits_of(200)
 
 Table = tuple[Tensor, Tensor, Tensor]
 
@@ -109,30 +111,24 @@ def test_published_rows_are_the_update_of_their_target(name: str) -> None:
 # The theorem, with exact fields
 
 
-@pytest.fixture(scope="module")
-def digits() -> Tensor:
-    """200 images of 8x8, scaled to [-1, 1]."""
-    return torch.from_numpy(load_digits().data[:200]).double() / 8 - 1
-
-
-def sampler(name: str, digits: Tensor, count: int) -> tuple[FiniteData, Table, Tensor, str]:
+def sampler(name: str, count: int, data: Tensor = DIGITS) -> tuple[FiniteData, Table, Tensor, str]:
     """An oracle, an update table, the levels of the steps and the target."""
     if name == "flow":
         prior = LevelPrior.quadrature(Flow(), panels=8, t_low=0.01, t_high=0.99)
         t = 1 - torch.arange(count).double() / count
-        return FiniteData(data=digits, process=Flow(), prior=prior), flow(count), t, "velocity"
+        return FiniteData(data=data, process=Flow(), prior=prior), flow(count), t, "velocity"
     process = VariancePreserving()
     prior = LevelPrior.quadrature(process, panels=8, t_low=1e-3)
     bar = alphas(count)[:-1]
     t = process.t_from_log_snr((bar / (1 - bar)).log())
     table = ddim(count) if name == "ddim" else iddpm(count)
-    return FiniteData(data=digits, process=process, prior=prior), table, t, "eps"
+    return FiniteData(data=data, process=process, prior=prior), table, t, "eps"
 
 
 @pytest.mark.parametrize("name", ["flow", "ddim", "iddpm"])
-def test_bound_holds_along_exact_paths(name: str, digits: Tensor, generator: torch.Generator) -> None:
+def test_bound_holds_along_exact_paths(name: str, generator: torch.Generator) -> None:
     count = 25
-    oracle, (kappa, eta, zeta), t, target = sampler(name, digits, count)
+    oracle, (kappa, eta, zeta), t, target = sampler(name, count)
     x = draw(generator, 4, 64)
     result = accumulated_bound(
         x,
@@ -195,11 +191,11 @@ def test_smaller_terms_would_break_the_bound(term: str) -> None:
     assert float((A * B).sum()) < 0.5 * 15
 
 
-def test_ratio_of_samplers_is_that_of_the_paper(digits: Tensor, generator: torch.Generator) -> None:
+def test_ratio_of_samplers_is_that_of_the_paper(generator: torch.Generator) -> None:
     # DDIM's bound is orders of magnitude above that of flow matching
     medians = {}
     for name in ("flow", "ddim"):
-        oracle, (kappa, eta, zeta), t, target = sampler(name, digits, 20)
+        oracle, (kappa, eta, zeta), t, target = sampler(name, 20)
 
         def told(u: Tensor, i: int, oracle=oracle, t=t, target=target) -> Tensor:
             return oracle.prediction(u, t[i], target)
@@ -251,8 +247,8 @@ def test_jacobian_norm_of_exact_fields_and_networks(generator: torch.Generator) 
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_bound_with_jacobians(digits: Tensor, generator: torch.Generator) -> None:
-    oracle, (kappa, eta, zeta), t, target = sampler("flow", digits[:40], 8)
+def test_bound_with_jacobians(generator: torch.Generator) -> None:
+    oracle, (kappa, eta, zeta), t, target = sampler("flow", 8, DIGITS[:40])
 
     def run(lipschitz: str):
         return accumulated_bound(
@@ -275,28 +271,17 @@ def test_bound_with_jacobians(digits: Tensor, generator: torch.Generator) -> Non
 # Error texts
 
 
-def test_update_tables_that_do_not_fit_are_refused() -> None:
-    ones, x = torch.ones(3), torch.zeros(2, 4)
-
-    def run(kappa=ones, eta=ones, zeta=ones, **settings):
-        generator = torch.Generator().manual_seed(0)
-        return accumulated_bound(
-            x, kappa, eta, zeta, lambda u, i: u, lambda u: u, generator=generator, **settings
-        )
-
-    with pytest.raises(ValueError, match=r"lipschitz must be 'path' or 'jacobian', got 'global'"):
-        run(lipschitz="global")
-    with pytest.raises(ValueError, match=r"iterations must be at least 1, got 0"):
-        run(lipschitz="jacobian", iterations=0)
-    with pytest.raises(
-        FloatingPointError, match=r"states must stay finite, got a distance of .* after step 0"
-    ):
+@pytest.mark.parametrize(
+    ("settings", "factor", "kind", "text"),
+    [
+        ({"lipschitz": "global"}, 1.0, ValueError, "lipschitz.*'global'"),
+        ({"lipschitz": "jacobian", "iterations": 0}, 1.0, ValueError, "iterations.*0"),
+        ({}, math.inf, FloatingPointError, "states.*after step 0"),
+    ],
+)
+def test_settings_that_give_no_bound_are_refused(settings, factor, kind, text) -> None:
+    ones, generator = torch.ones(3), torch.Generator().manual_seed(0)
+    with pytest.raises(kind, match=text):
         accumulated_bound(
-            x,
-            ones,
-            ones,
-            ones,
-            lambda u, i: u * math.inf,
-            lambda u: u,
-            generator=torch.Generator().manual_seed(0),
-        )
+            torch.zeros(2, 4), ones, ones, ones, lambda u, i: u * factor, lambda u: u, generator=generator, **settings
+        )  # fmt: skip

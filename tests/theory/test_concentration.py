@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -22,8 +21,10 @@ from nag.theory import (
     law_of_spread,
     posterior_width,
 )
-from tests.oracles import PROCESSES, ROUNDING
-from tests.theory.problems import CASES, PATHS, draw, problem_of, targets_of
+from tests.oracles import PROCESSES, ROUNDING, draw
+from tests.theory.problems import CASES, PATHS, digits_of, problem_of, targets_of
+
+DIGITS = digits_of()
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=["-".join(case) for case in CASES])
 
@@ -96,12 +97,6 @@ def test_laws_of_a_flow() -> None:
     assert float(law_of_spread(oracle, "x_0", t, norm_squared)) == pytest.approx(0, abs=1e-15)
 
 
-@pytest.fixture(scope="module")
-def digits() -> Tensor:
-    """1797 images of 8x8, scaled to [-1, 1]."""
-    return torch.from_numpy(load_digits().data).double() / 8 - 1
-
-
 class AtLevel:
     """Exact moments of states of one level, with standard errors of their means, and the laws beside them."""
 
@@ -121,11 +116,11 @@ class AtLevel:
         self.law_spread = float(law_of_spread(oracle, target, level, squared).mean())
 
 
-def test_handwritten_digits(digits: Tensor, generator: torch.Generator) -> None:
+def test_handwritten_digits(generator: torch.Generator) -> None:
     # the table of the notes of this project: 200 draws of another seed, here 16 of every level
     prior = LevelPrior.quadrature(Flow(), panels=14, t_low=0.02, t_high=0.999)
-    oracle = FiniteData(data=digits, process=Flow(), prior=prior)
-    x_0 = digits[torch.randint(len(digits), (16,), generator=generator)]
+    oracle = FiniteData(data=DIGITS, process=Flow(), prior=prior)
+    x_0 = DIGITS[torch.randint(len(DIGITS), (16,), generator=generator)]
     share = float((x_0**2).mean())
     published = {
         0.1: (0.61e-4, 0.630),
@@ -145,17 +140,17 @@ def test_handwritten_digits(digits: Tensor, generator: torch.Generator) -> None:
             assert 0.5 < row.variance.value / row.law_noise < 1.2
     # at t = 0.1 the sharper law is nearer than t^2 / 2D, and E(z) is its law within 2 per cent
     narrow = LevelPrior.quadrature(Flow(), panels=5, t_low=0.03, t_high=0.4)
-    oracle = FiniteData(data=digits, process=Flow(), prior=narrow)
-    x_0 = digits[torch.randint(len(digits), (96,), generator=generator)]
+    oracle = FiniteData(data=DIGITS, process=Flow(), prior=narrow)
+    x_0 = DIGITS[torch.randint(len(DIGITS), (96,), generator=generator)]
     small = AtLevel(oracle, x_0, 0.1, "velocity", generator)
     assert abs(small.variance.value - small.law_fisher) < 0.5 * abs(small.variance.value - small.law_noise)
     assert small.variance.value == pytest.approx(small.law_fisher, rel=0.12)
     assert small.spread.value == pytest.approx(small.law_spread, rel=0.02)
 
 
-def test_sharper_law_in_high_dimension(digits: Tensor, generator: torch.Generator) -> None:
+def test_sharper_law_in_high_dimension(generator: torch.Generator) -> None:
     # digits doubled in size, t = 0.5: 3.63e-4 measured, t^2/2D 4.88, t^2/(2D + |x|^2) 3.59; E(z) 0.674
-    large = torch.nn.functional.interpolate(digits[:300].reshape(-1, 1, 8, 8), scale_factor=2, mode="nearest")
+    large = torch.nn.functional.interpolate(DIGITS[:300].reshape(-1, 1, 8, 8), scale_factor=2, mode="nearest")
     prior = LevelPrior.quadrature(Flow(), panels=24, t_low=0.2, t_high=0.9)
     oracle = FiniteData(data=large, process=Flow(), prior=prior)
     row = AtLevel(oracle, large[:24], 0.5, "velocity", generator)

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from nag.blind.objectives import make_objective
 from nag.noise.process import EDM, Flow
 from nag.theory import FiniteData, LevelPrior, decompose, energy_gradient, marginal_energy, target_form
-from tests.oracles import relative
-from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, draw, eqm_linear, problem_of, targets_of
+from tests.oracles import draw, relative
+from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, eqm_linear, problem_of, targets_of
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=["-".join(case) for case in CASES])
 
@@ -230,15 +230,15 @@ def test_optimal_equilibrium_field_is_not_conservative(generator: torch.Generato
 def test_a_prior_up_to_pure_noise_has_no_terms() -> None:
     prior = LevelPrior.discrete(torch.tensor([0.5, 1.0], dtype=torch.float64))
     oracle = FiniteData(data=torch.zeros(2, 3), process=Flow(), prior=prior)
-    with pytest.raises(ValueError, match=r"t must be a level with alpha_t > 0, got alpha_t = 0\.0"):
+    with pytest.raises(ValueError, match="t must.*signal.*got 1.0"):
         decompose(oracle, torch.zeros(1, 3), "velocity")
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"sharpness": 0.0}, r"sharpness must be positive and finite, got 0\.0"),
-        ({"negligible": 1e-3}, r"negligible must be in \[0, 1e-6\), got 0\.001"),
+        ({"sharpness": 0.0}, "sharpness.*0.0"),
+        ({"negligible": 1e-3}, "negligible.*0.001"),
         ({"loss_weight": lambda t: -t}, r"loss_weight must be finite, at least 0 and not all 0"),
     ],
 )

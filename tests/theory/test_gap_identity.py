@@ -6,35 +6,25 @@ With f_t = (c/a) x - lambda s_t and the blind optimum f = E[f_tau | x], the dire
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.testing import assert_close
 
 from nag.corrections.directions import corrected_null
 from nag.noise.discrete import DiscreteVP
-from nag.noise.process import EDM, Cosine, Flow, GaussianProcess, VariancePreserving
+from nag.noise.process import Flow, GaussianProcess
 from nag.noise.read import read_levels
 from nag.theory import FiniteData, LevelPrior
+from tests.oracles import draw
+from tests.theory.problems import NAMED, PATHS, digits_of, problem_of
 
-PROCESSES: dict[str, GaussianProcess] = {
-    "flow": Flow(),
-    "vp": VariancePreserving(),
-    "sigma_is_t": EDM(sigma_min=0.0, sigma_max=1.0, rho=1.0),
-    "edm": EDM(),
-    "cosine": Cosine(),
-}
-TARGETS = ("eps", "x_0", "v", "velocity", "score")
-every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
-every_target = pytest.mark.parametrize("target", TARGETS)
+DIGITS = digits_of(300)
 
-
-def draw(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+every_process = pytest.mark.parametrize("process", PATHS.values(), ids=PATHS.keys())
+every_target = pytest.mark.parametrize("target", NAMED)
 
 
 def level(t: float) -> Tensor:
@@ -60,25 +50,6 @@ def classifier_free(oracle: FiniteData, x: Tensor, t: Tensor, target: str) -> Te
 
 def cosine(left: Tensor, right: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(left, right).mean())
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A finite data set, states at levels drawn from the prior, and clocks that say something else."""
-
-    oracle: FiniteData
-    x: Tensor
-    clock: Tensor
-
-
-def problem_of(process: GaussianProcess, generator: torch.Generator, count: int = 8) -> Problem:
-    # t in [0.05, 0.95]: the two terms of the identity diverge one by one at the noisy end of a flow
-    prior = LevelPrior.discrete(torch.linspace(0.05, 0.95, 40, dtype=torch.float64))
-    oracle = FiniteData(data=draw(generator, 6, 5), process=process, prior=prior)
-    true = prior.t[torch.randint(40, (count,), generator=generator)]
-    clock = prior.t[torch.randint(40, (count,), generator=generator)] + 0.003  # no level of the grid
-    x = process.corrupt(oracle.data[torch.arange(count) % 6], true, draw(generator, count, 5))
-    return Problem(oracle, x, clock)
 
 
 # The identity
@@ -110,14 +81,6 @@ def test_gap_identity(process: GaussianProcess, target: str, generator: torch.Ge
         assert float((got.norm(dim=1) / size).max()) > 1e-3  # the gap is no rounding error
         wrong = classifier_free(oracle, x, clock, target) + oracle.posterior_gradient(x, clock)
         assert float(((wrong - gap).norm(dim=1) / size).max()) > 1e-3  # and a wrong sign is seen
-
-
-@every_process
-def test_score_target_is_exact(process: GaussianProcess, generator: torch.Generator) -> None:
-    problem = problem_of(process, generator)
-    got = classifier_free(problem.oracle, problem.x, problem.clock, "score")
-    # rounding of s_t - s; the sum over levels runs in another order
-    assert_close(got, problem.oracle.posterior_gradient(problem.x, problem.clock), rtol=1e-12, atol=1e-12)
 
 
 @every_process
@@ -176,7 +139,7 @@ def test_guided_sampler_moves_along_the_gradient(
 def test_first_order_law(name: str, target: str, generator: torch.Generator) -> None:
     # a posterior that is a point at t + delta:  exact = -delta ds_t/dt,
     # g_CF = exact - delta (lambda'/lambda) s_t + delta ((c/a)'/lambda) x, both up to delta^2
-    process = PROCESSES[name]
+    process = PATHS[name]
     data, t = draw(generator, 6, 5), 0.4
     x = process.corrupt(data, level(t).expand(6), draw(generator, 6, 5))
 
@@ -230,12 +193,6 @@ def test_parameterisations_differ_in_strength(generator: torch.Generator) -> Non
 # Repairs, on handwritten digits
 
 
-@pytest.fixture(scope="module")
-def digits() -> Tensor:
-    """300 images of 8x8, scaled to [-1, 1]."""
-    return torch.from_numpy(load_digits().data[:300]).double() / 8 - 1
-
-
 def repairs(
     oracle: FiniteData, x: Tensor, clock: Tensor, target: str = "eps"
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -268,10 +225,10 @@ def repairs(
     ],
 )
 def test_ordering_of_the_repairs(
-    true: float, clock: float, published: tuple[float, ...], digits: Tensor, generator: torch.Generator
+    true: float, clock: float, published: tuple[float, ...], generator: torch.Generator
 ) -> None:
-    oracle = FiniteData(data=digits, process=Flow(), prior=LevelPrior.quadrature(Flow(), panels=16))
-    x_0 = digits[torch.randint(300, (48,), generator=generator)]
+    oracle = FiniteData(data=DIGITS, process=Flow(), prior=LevelPrior.quadrature(Flow(), panels=16))
+    x_0 = DIGITS[torch.randint(300, (48,), generator=generator)]
     x = Flow().corrupt(x_0, level(true).expand(48), draw(generator, 48, 64))
     exact, estimates = repairs(oracle, x, level(clock).expand(48))
     error = {name: float((value - exact).norm() / exact.norm()) for name, value in estimates.items()}
@@ -317,7 +274,7 @@ HOSTS: dict[str, tuple[object, str]] = {
 
 @pytest.mark.parametrize(("scheduler", "target"), HOSTS.values(), ids=HOSTS.keys())
 def test_corrected_null_prediction_against_the_oracle(
-    scheduler: DDIMScheduler, target: str, digits: Tensor, generator: torch.Generator
+    scheduler: DDIMScheduler, target: str, generator: torch.Generator
 ) -> None:
     scheduler.set_timesteps(20)
     levels = read_levels(scheduler)
@@ -328,7 +285,7 @@ def test_corrected_null_prediction_against_the_oracle(
         prior = LevelPrior.discrete(t)
     else:
         prior = LevelPrior.quadrature(process, panels=12, t_low=0.01, t_high=0.99)
-    oracle = FiniteData(data=digits, process=process, prior=prior)
+    oracle = FiniteData(data=DIGITS, process=process, prior=prior)
 
     def loss_weight(t: Tensor) -> Tensor:
         return 1 / affine(process, target, t)[0]
@@ -338,7 +295,7 @@ def test_corrected_null_prediction_against_the_oracle(
         clock = process.t_from_log_snr(torch.tensor([log_snr], dtype=torch.float64)).expand(24)
         shift = process.t_from_log_snr(torch.tensor([log_snr - 0.15], dtype=torch.float64)).expand(24)
         u = process.corrupt(
-            digits[torch.randint(300, (24,), generator=generator)], shift, draw(generator, 24, 64)
+            DIGITS[torch.randint(300, (24,), generator=generator)], shift, draw(generator, 24, 64)
         )
         told, exact = oracle.prediction(u, clock, target), oracle.posterior_gradient(u, clock)
         lambda_ = affine(process, target, clock)[0][:, None]

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from nag.noise.process import Flow, VariancePreserving
 from nag.theory import FiniteData, LevelPrior, drift_error, target_form, target_rate
 from nag.theory.targets import coefficients
-from tests.oracles import relative, states
-from tests.theory.problems import CASES, NAMED, PATHS, SIGMA_IS_T, draw, problem_of, targets_of
+from tests.oracles import draw, relative, states
+from tests.theory.problems import CASES, NAMED, PATHS, SIGMA_IS_T, problem_of, targets_of
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=["-".join(case) for case in CASES])
 LEVELS = torch.tensor([1e-4, 0.03, 0.2, 0.5, 0.8, 0.97, 0.999], dtype=torch.float64)
@@ -206,15 +206,10 @@ def test_diagnostic_of_the_level_averages_to_zero_over_the_prior_and_needs_calib
 
 
 def test_targets_that_do_not_fit_are_refused() -> None:
-    oracle = problem_of("flow", torch.Generator().manual_seed(0)).oracle
-    with pytest.raises(
-        ValueError, match=r"target must give c and d of t's shape \(1, 40\), got \(1,\) and \(1,\)"
-    ):
-        oracle.blind(torch.zeros(2, 5), lambda t: (torch.zeros(1), torch.ones(1)))
     with pytest.raises(ValueError, match=r"prediction must be one of eps, x_0.*, got 'energy'"):
         target_form(Flow(), "energy", LEVELS)
     with pytest.raises(ValueError, match="target must not be a multiple of the state, got alpha d"):
         target_form(Flow(), lambda t: (1 - t, t), LEVELS)
-    with pytest.raises(ValueError, match=r"t must be a level with alpha_t > 0, got alpha_t = 0\.0\. Stop at"):
+    with pytest.raises(ValueError, match="t must.*signal.*got 1.0"):
         target_form(Flow(), "eps", torch.ones(1))
     assert target_form(SIGMA_IS_T, "eps", torch.ones(1)).gain.tolist() == [1.0]

@@ -19,7 +19,8 @@ from nag.theory import (
     radial_invariant,
     target_form,
 )
-from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, draw, problem_of, targets_of
+from tests.oracles import draw
+from tests.theory.problems import CASES, PATHS, SIGMA_IS_T, problem_of, targets_of
 
 every_case = pytest.mark.parametrize(("path", "name"), CASES, ids=["-".join(case) for case in CASES])
 WIDE = EDM(sigma_min=0.0, sigma_max=1e4, rho=1.0)
@@ -211,7 +212,7 @@ def test_clocks_dimensions_and_targets_that_do_not_fit_are_refused() -> None:
     for function in (jensen_gap, jensen_drift_error, lambda *a: drift_error(*a, {"eps": "eps"})):
         with pytest.raises(ValueError, match=r"t must be within \[1e-05, 0\.99999\], got levels from 1\.0"):
             function(oracle, x, 1.0)
-    with pytest.raises(ValueError, match=r"dimension must be at least 2, got 1\. In one dimension"):
+    with pytest.raises(ValueError, match="dimension.*got 1"):
         jensen_constant(1)
     half = torch.tensor(0.5)
     for process, target in ((SIGMA_IS_T, "velocity"), (Flow(), "score")):
