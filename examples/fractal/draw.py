@@ -1,7 +1,6 @@
 """Draws docs/fractal.md from docs/fractal/results.json and the prose beside this file.
 
 python examples/fractal/draw.py                # writes docs/fractal.md
-python examples/fractal/draw.py --check        # exit code 1 if the page is not what would be written
 python examples/fractal/draw.py --picture      # docs/images/fractal.png too, from the samples of training 0
 """
 
@@ -20,15 +19,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE)]
 
+from run import METHODS, RESULTS, SHOWN, Judge, text_of  # noqa: E402
+
 PAGE, IMAGE = ROOT / "docs" / "fractal.md", ROOT / "docs" / "images" / "fractal.png"
-RESULTS = ROOT / "docs" / "fractal" / "results.json"
 PANELS = ("plain", "noise guidance", "autoguidance, small network", "class guidance")
-
-
-def read() -> dict[str, Any]:
-    """All measured rows."""
-    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return found
 
 
 def rows_of(kept: dict[str, Any], method: str) -> list[dict[str, Any]]:
@@ -37,34 +31,29 @@ def rows_of(kept: dict[str, Any], method: str) -> list[dict[str, Any]]:
     return [kept[name] for name in names] if all(name in kept for name in names) else []
 
 
-def shown(values: list[float], digits: int, times: float = 1.0, sign: bool = False) -> str:
+def shown(values: list[float], digits: int, times: float, sign: str = "") -> str:
     """Mean over trainings and its standard error."""
     error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{times * statistics.mean(values):{'+' if sign else ''}.{digits}f} ± {times * error:.{digits}f}"
+    return f"{times * statistics.mean(values):{sign}.{digits}f} ± {times * error:.{digits}f}"
 
 
 def table() -> str:
     """A row for each method."""
-    from run import METHODS
-
-    kept = read()
-    plain = rows_of(kept, "plain")
-    head = ["method", "weight", "evaluations", "divergence, 1e-3 bit", "minus plain", "outliers, %"]
-    head += ["leaves misallocated, %", "error of the score, %"]
-    lines, missing = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"], []
+    kept, missing = json.loads(RESULTS.read_text(encoding="utf-8")), []
+    head = "method | evaluations | divergence, 1e-3 bit | minus plain | outliers, % | leaves misallocated, % | score error, %"
+    lines = [f"| {head} |", "| --- " * 7 + "|"]
     for method in ("truth", *METHODS):
-        rows = rows_of(kept, method)
+        rows, plain = rows_of(kept, method), rows_of(kept, "plain")
         if not rows:
             missing.append(f"{method} (`python examples/fractal/run.py --methods {json.dumps(method)}`)")
             continue
+        network = method != "truth"
         gain = [row["divergence"] - base["divergence"] for row, base in zip(rows, plain, strict=True)]
-        first, network = rows[0], method != "truth"
         cells = [
             method if network else "the truth itself, as many samples",
-            f"{first['weight']:g}" if network and first["weight"] is not None else "–",
-            f"{first['evaluations']:.0f}" if network else "–",
+            f"{rows[0]['evaluations']:.0f}" if network else "–",
             shown([row["divergence"] for row in rows], 1, 1e3),
-            shown(gain, 1, 1e3, sign=True) if method not in ("truth", "plain") else "–",
+            shown(gain, 1, 1e3, "+") if method not in ("truth", "plain") else "–",
             shown([row["outliers"] for row in rows], 2, 100),
             shown([row["coverage"] for row in rows], 2, 100),
             shown([statistics.mean(row["score_error"]) for row in rows], 2, 100) if network else "0",
@@ -73,14 +62,10 @@ def table() -> str:
     return "\n".join(lines) + (f"\n\nNot run: {'; '.join(missing)}." if missing else "")
 
 
-def commands() -> str:
+def weights() -> str:
     """Each method as text, with the divergence of its candidates."""
-    from run import METHODS, text_of
-
-    kept, lines = (
-        read(),
-        ["| method | as text | divergence of each weight, 1e-3 bit |", "| --- | --- | --- |"],
-    )
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = ["| method | as text | divergence of each weight, 1e-3 bit |", "| --- | --- | --- |"]
     for method in METHODS:
         rows, tried = rows_of(kept, method), kept.get(f"choice/{method}")
         if rows and tried:
@@ -96,7 +81,8 @@ def page() -> str:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string((HERE / "fractal.md.jinja").read_text(encoding="utf-8"))
-    return template.render(table=table, commands=commands, settings=read()["settings"])
+    settings = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"]
+    return template.render(table=table, weights=weights, settings=settings)
 
 
 def picture(models: Path) -> None:
@@ -107,53 +93,39 @@ def picture(models: Path) -> None:
     import torch
     from matplotlib import pyplot as plt
     from networks import scheduler
-    from run import SHOWN, Judge
     from safetensors.torch import load_file
     from truth import EXTENT, trees
 
-    from nag.files import written_file
-
-    kept, truth = read(), trees()
-    settings = kept["settings"]
-    labels = torch.arange(settings["num_samples"]) % 2
-    judge = Judge(truth)
+    kept, truth = json.loads(RESULTS.read_text(encoding="utf-8")), trees()
+    judge, labels = Judge(truth), torch.arange(kept["settings"]["num_samples"]) % 2
     drawn = {"the truth": truth.sample(labels, torch.Generator().manual_seed(SHOWN))}
     for method in PANELS:
         drawn[method] = load_file(models / "0" / "samples" / f"{method.replace('/', '-')}.safetensors")["x"]
     figure, axes = plt.subplots(2, 3, figsize=(15, 10), layout="constrained")
     for axis, (name, x) in zip(axes.flat, drawn.items(), strict=False):
         out = truth.log_density(x, labels) < judge.limit
-        colours = [["#1f77b4", "#d62728"][label] for label in labels[~out].tolist()]
-        axis.scatter(*x[~out].T, s=0.6, c=colours, linewidths=0)
-        axis.scatter(*x[out].T, s=2.5, c="black", linewidths=0)
+        axis.scatter(*x[~out].T, s=0.7, c=labels[~out], cmap="coolwarm", linewidths=0)
+        axis.scatter(*x[out].T, s=1.5, c="black", linewidths=0)
         axis.set_title(f"{name}: {100 * float(out.double().mean()):.1f} % outliers (black)")
-        axis.set(xlim=(-EXTENT, EXTENT), ylim=(-2.3, 2.3), aspect="equal")
-        axis.set(xticks=[], yticks=[])
-    levels = scheduler()
-    levels.set_timesteps(settings["num_inference_steps"])
-    axis = axes.flat[-1]
+        axis.set(xlim=(-EXTENT, EXTENT), ylim=(-2.3, 2.3), aspect="equal", xticks=[], yticks=[])
+    levels, axis = scheduler(), axes.flat[-1]
+    levels.set_timesteps(kept["settings"]["num_inference_steps"])
     for method in PANELS:
-        errors = torch.tensor([row["score_error"] for row in rows_of(kept, method)])
+        errors = 100 * torch.tensor([row["score_error"] for row in rows_of(kept, method)])
         mean, error = errors.mean(0), errors.std(0) / len(errors) ** 0.5
-        (line,) = axis.loglog(levels.sigmas[:-1], 100 * mean, label=method)
-        axis.fill_between(
-            levels.sigmas[:-1], 100 * (mean - error), 100 * (mean + error), alpha=0.25, color=line.get_color()
-        )
+        (line,) = axis.loglog(levels.sigmas[:-1], mean, label=method)
+        axis.fill_between(levels.sigmas[:-1], mean - error, mean + error, alpha=0.25, color=line.get_color())
     axis.invert_xaxis()
     axis.set(xlabel="sigma / alpha, in the order of sampling", title="relative squared error of the score, %")
     axis.legend()
-    with written_file(IMAGE) as part:
-        figure.savefig(part, dpi=80, format="png")
+    figure.savefig(IMAGE, dpi=80)
 
 
 def main(
-    check: Annotated[bool, arg(help="Compare and write nothing.")] = False,
     draw_picture: Annotated[bool, arg(name="picture", help="Draw the picture too.")] = False,
     models: Annotated[Path, arg(help="Folder of run.py's samples.")] = Path("outputs/fractal"),
 ) -> None:
     """Write docs/fractal.md."""
-    if check:
-        raise SystemExit(0 if PAGE.read_text(encoding="utf-8") == page() else 1)
     if draw_picture:
         picture(models)
     PAGE.write_text(page(), encoding="utf-8")
