@@ -45,7 +45,7 @@ def table() -> str:
     for method in ("truth", *METHODS):
         rows, plain = rows_of(kept, method), rows_of(kept, "plain")
         if not rows:
-            missing.append(f"{method} (`python examples/fractal/run.py --methods {json.dumps(method)}`)")
+            missing.append(method)
             continue
         network = method != "truth"
         gain = [row["divergence"] - base["divergence"] for row, base in zip(rows, plain, strict=True)]
@@ -59,7 +59,8 @@ def table() -> str:
             shown([statistics.mean(row["score_error"]) for row in rows], 2, 100) if network else "0",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + (f"\n\nNot run: {'; '.join(missing)}." if missing else "")
+    left = f"\n\nNot run: {'; '.join(missing)} (`python examples/fractal/run.py` goes on where it stopped)."
+    return "\n".join(lines) + (left if missing else "")
 
 
 def weights() -> str:
@@ -99,7 +100,8 @@ def picture(models: Path) -> None:
     kept, truth = json.loads(RESULTS.read_text(encoding="utf-8")), trees()
     judge, labels = Judge(truth), torch.arange(kept["settings"]["num_samples"]) % 2
     drawn = {"the truth": truth.sample(labels, torch.Generator().manual_seed(SHOWN))}
-    for method in PANELS:
+    panels = [method for method in PANELS if rows_of(kept, method)]
+    for method in panels:
         drawn[method] = load_file(models / "0" / "samples" / f"{method.replace('/', '-')}.safetensors")["x"]
     figure, axes = plt.subplots(2, 3, figsize=(15, 10), layout="constrained")
     for axis, (name, x) in zip(axes.flat, drawn.items(), strict=False):
@@ -108,9 +110,11 @@ def picture(models: Path) -> None:
         axis.scatter(*x[out].T, s=1.5, c="black", linewidths=0)
         axis.set_title(f"{name}: {100 * float(out.double().mean()):.1f} % outliers (black)")
         axis.set(xlim=(-EXTENT, EXTENT), ylim=(-2.3, 2.3), aspect="equal", xticks=[], yticks=[])
+    for axis in axes.flat[len(drawn) : -1]:
+        axis.set_axis_off()
     levels, axis = scheduler(), axes.flat[-1]
     levels.set_timesteps(kept["settings"]["num_inference_steps"])
-    for method in PANELS:
+    for method in panels:
         errors = 100 * torch.tensor([row["score_error"] for row in rows_of(kept, method)])
         mean, error = errors.mean(0), errors.std(0) / len(errors) ** 0.5
         (line,) = axis.loglog(levels.sigmas[:-1], mean, label=method)
@@ -118,7 +122,7 @@ def picture(models: Path) -> None:
     axis.invert_xaxis()
     axis.set(xlabel="sigma / alpha, in the order of sampling", title="relative squared error of the score, %")
     axis.legend()
-    figure.savefig(IMAGE, dpi=80)
+    figure.savefig(IMAGE, dpi=72)
 
 
 def main(

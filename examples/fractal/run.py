@@ -36,7 +36,7 @@ from nag.files import written_file  # noqa: E402
 RESULTS = ROOT / "docs" / "fractal" / "results.json"
 CHOOSING, SHOWN = 100, 200
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "plain": ("plain", ()),
+    "plain": ("plain", (0,)),
     "noise guidance": ("nag:scale={w}", (0.1, 0.25, 0.5)),
     "autoguidance, small network": ("autoguidance:network={models}/weak,scale={w}", (0.5, 1, 2)),
     "class guidance": ("class_guidance:scale={w}", (1.1, 1.5, 2)),
@@ -79,7 +79,7 @@ class Options:
     """Of the sampling."""
 
 
-def text_of(method: str, weight: float | None, models: Path) -> str:
+def text_of(method: str, weight: float, models: Path) -> str:
     """A method as `nag compare` takes it."""
     return METHODS[method][0].format(w=weight, models=models)
 
@@ -195,7 +195,7 @@ def main(options: Options) -> None:
                 tried[str(weight)] = divergence(x, few, judge.cells)
             keep(f"choice/{method}", tried)
         tried = kept[f"choice/{method}"]
-        weight = float(min(tried, key=tried.get)) if tried else None
+        weight = float(min(tried, key=tried.get))
         for seed, (pipe, (states, exact)) in enumerate(zip(pipes, forward, strict=True)):
             if f"{method}/{seed}" in kept:
                 continue

@@ -158,9 +158,7 @@ def test_the_whole_runs_and_resumes(scripts, monkeypatch, tmp_path):
     assert "Not run" not in draw.table()
     del whole["self-guidance/1"]
     options["output"].write_text(json.dumps(whole))
-    assert (
-        'Not run: self-guidance (`python examples/fractal/run.py --methods "self-guidance"`)' in draw.table()
-    )
+    assert "Not run: self-guidance (`python examples/fractal/run.py` goes on" in draw.table()
     with pytest.raises(SystemExit, match="other settings"):
         run.main(run.Options(**options | {"num_samples": 10}))
 
@@ -168,4 +166,4 @@ def test_the_whole_runs_and_resumes(scripts, monkeypatch, tmp_path):
 def test_the_page_is_what_was_measured(scripts):
     draw = scripts("draw")
     assert (ROOT / "docs" / "fractal.md").read_text(encoding="utf-8") == draw.page()
-    assert draw.table().count("\n") > 10  # and there is something to show
+    assert draw.table().count("\n") > 4  # and there is something to show
