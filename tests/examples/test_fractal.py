@@ -132,6 +132,7 @@ def test_handed_the_exact_field_the_sampler_has_no_error(scripts):
     assert cost == 5
 
 
+@pytest.mark.slow
 def test_the_whole_runs_and_resumes(scripts, monkeypatch, tmp_path):
     run, draw = scripts("run"), scripts("draw")
     monkeypatch.setattr(scripts("truth"), "CELLS", 24)
