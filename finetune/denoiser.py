@@ -194,15 +194,10 @@ class DenoiserTask:
 
     def _pipeline(self) -> Any:
         """The pipeline that is saved, with a copy of the weights in the precision that is asked for."""
-        import torch
-
-        from nag.finetune.loop import weight_dtype
+        from nag.finetune.loop import saved_copy
         from nag.finetune.training_objectives import pipeline_of
 
-        unet = type(self.model).from_config(self.model.config)
-        unet.load_state_dict(self.model.state_dict())
-        network = torch.nn.Module.to(unet, weight_dtype(self.options))
-        return pipeline_of(network, self.scheduler, self.options)
+        return pipeline_of(saved_copy(self.model, self.options), self.scheduler, self.options)
 
     def save(self, folder: Path) -> None:
         """Writes the pipeline, with a model card, and uploads it if asked."""

@@ -94,13 +94,14 @@ class DistillTask:
         heldout: ImageTable,
         options: DistillOptions,
     ) -> None:
-        from nag.finetune.training_objectives import read_network
+        from nag.finetune.training_objectives import objective_of_network
         from nag.network.table import architecture_of
 
         self.model, self.teacher, self.weak = student, teacher, weak
         self.scheduler, self.heldout, self.options = scheduler, heldout, options
-        prediction, self.process = read_network(scheduler)
-        if prediction == "x_0" and weak is None:
+        self.objective = objective_of_network(scheduler)
+        self.process = self.objective.process
+        if self.objective.prediction == "x_0" and weak is None:
             raise ValueError(
                 "weak must be another network for one that predicts x_0, got 'null'. With and without its level it predicts the "
                 "same data wherever the data is certain."
@@ -129,41 +130,32 @@ class DistillTask:
         from nag.network.null import null_level
         from nag.noise.target import expand
 
-        label, level = self._timestep(t), self.process.log_snr(t)
+        timestep, level = self.objective.timestep(t), self.process.log_snr(t)
         start, end = self.options.interval
         acts = (level >= start) & (level <= end) & ~hidden
         with torch.no_grad():
             with null_level(self.teacher, hidden):
-                told = self.teacher(u, label, **kwargs).sample.float()
+                told = self.teacher(u, timestep, **kwargs).sample.float()
             if self.weak is None:
                 with null_level(self.teacher):
-                    weak = self.teacher(u, label, **kwargs).sample.float()
+                    weak = self.teacher(u, timestep, **kwargs).sample.float()
             else:
-                weak = self.weak(u, label, **kwargs).sample.float()
+                weak = self.weak(u, timestep, **kwargs).sample.float()
         change = told - weak
         if self.options.control == "shuffled":
             change = change.roll(1, dims=0)
         weight = torch.where(acts, self.options.scale, 0.0).to(told)
         return told + expand(weight, told) * change, told
 
-    def _timestep(self, t: Tensor) -> Tensor:
-        from nag.noise.discrete import DiscreteVP
-        from nag.noise.read import read_train_timesteps
-
-        if isinstance(self.process, DiscreteVP):
-            return self.process.timestep(t).round()
-        return t * read_train_timesteps(self.scheduler)
-
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         import torch
 
-        from nag.blind.objectives import uniform_level
         from nag.network.null import null_level
 
         for network in (self.teacher, self.weak):
             if network is not None:
                 network.to(images.device)
-        eps, t = draws.normal(images.shape[1:]), uniform_level(self.process, draws.uniform())
+        eps, t = draws.normal(images.shape[1:]), self.objective.level(draws.uniform())
         hidden, dropped = (
             draws.uniform() < share for share in (self.options.level_dropout, self.options.class_dropout)
         )
@@ -176,7 +168,7 @@ class DistillTask:
             kwargs["class_labels"] = torch.where(dropped, self.null_class, labels)
         wanted, _ = self.target(u, t, hidden, kwargs)
         with null_level(model, hidden):
-            value = model(u, self._timestep(t), **kwargs).sample.float()
+            value = model(u, self.objective.timestep(t), **kwargs).sample.float()
         return (value - wanted).square().mean(dim=tuple(range(1, value.ndim)))
 
     def _mixed(
@@ -198,14 +190,12 @@ class DistillTask:
         """1 - |s - target|^2 / |target - f|^2 on held-out images, over all levels and between those of `BINS`."""
         import torch
 
-        from nag.blind.objectives import uniform_level
-
         images, generator = self.heldout.tensor(), torch.Generator().manual_seed(self.options.seed + 1)
         device = next(self.model.parameters()).device
         sums = dict[str, tuple[float, float]]()
         for first in range(0, len(images), 64):
             x_0 = images[first : first + 64]
-            t = uniform_level(self.process, torch.rand(len(x_0), generator=generator))
+            t = self.objective.level(torch.rand(len(x_0), generator=generator))
             u = self.process.corrupt(x_0, t, torch.randn(x_0.shape, generator=generator)).to(device)
             kwargs = {}
             if self.null_class is not None:
@@ -213,7 +203,7 @@ class DistillTask:
             shown = torch.zeros(len(x_0), dtype=torch.bool, device=device)
             with torch.no_grad():
                 wanted, told = self.target(u, t.to(device), shown, kwargs)
-                value = self.model(u, self._timestep(t.to(device)), **kwargs).sample.float()
+                value = self.model(u, self.objective.timestep(t.to(device)), **kwargs).sample.float()
             axes = tuple(range(1, u.ndim))
             rest, whole = (v.square().sum(axes).cpu() for v in (value - wanted, wanted - told))
             bins = torch.bucketize(self.process.log_snr(t), torch.tensor(BINS, dtype=t.dtype))
@@ -231,10 +221,8 @@ class DistillTask:
 
     def save(self, folder: Path) -> None:
         """Writes the student as a pipeline, or its adapter, with a model card, and uploads it if asked."""
-        import torch
-
         from nag.files import written_whole
-        from nag.finetune.loop import weight_dtype
+        from nag.finetune.loop import saved_copy
         from nag.finetune.merge import save_adapter
         from nag.finetune.model_card import upload, write_model_card
         from nag.pipelines import UNet2DPipeline
@@ -244,9 +232,7 @@ class DistillTask:
             if options.lora_rank:
                 save_adapter(self.model, part, options.pretrained_model_name_or_path or "")
             else:
-                unet = type(self.teacher).from_config(self.teacher.config)
-                unet.load_state_dict(self.model.state_dict())
-                network = torch.nn.Module.to(unet, weight_dtype(options))
+                network = saved_copy(self.model, options)
                 UNet2DPipeline(unet=network, scheduler=self.scheduler).save_pretrained(part)
             write_model_card(
                 part,

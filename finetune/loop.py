@@ -21,7 +21,7 @@ from nag.finetune.stream import Draws, batches, mix
 from nag.noise.checks import require
 from nag.shift.images import ImageTable, load_images
 
-__all__ = ["Task", "check_output_dir", "images_of", "train", "weight_dtype"]
+__all__ = ["Task", "check_output_dir", "images_of", "saved_copy", "train", "weight_dtype"]
 
 
 def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: Any) -> ImageTable:
@@ -49,6 +49,13 @@ def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: An
 def weight_dtype(options: TrainingOptions) -> torch.dtype:
     """The precision that `--save_dtype` names."""
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.save_dtype]
+
+
+def saved_copy(model: Any, options: TrainingOptions) -> Any:
+    """A copy of a diffusers network, in the precision that is asked for."""
+    copy = type(model).from_config(model.config)
+    copy.load_state_dict(model.state_dict())
+    return nn.Module.to(copy, weight_dtype(options))
 
 
 class Task(Protocol):

@@ -82,21 +82,21 @@ def save_adapter(network: Any, folder: Path, model: str) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
+    from nag.network.regressor import fingerprint
+
     weights = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(network).items()}
     save_file(weights, folder / ADAPTER)
     (config,) = network.peft_config.values()
-    content = {"rank": config.r, "model": model, "network": _bare_fingerprint(network)}
+    content = {"rank": config.r, "model": model, "network": fingerprint(_bare(network))}
     (folder / "adapter.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _bare_fingerprint(network: Any) -> str:
-    """The fingerprint of a network without its LoRA."""
-    from nag.network.regressor import fingerprint
-
+def _bare(network: Any) -> Any:
+    """A copy of a network without its LoRA."""
     bare = type(network).from_config(network.config)
     state = {k.replace(".base_layer", ""): v for k, v in network.state_dict().items() if "lora_" not in k}
     bare.load_state_dict(state)
-    return fingerprint(bare)
+    return bare
 
 
 def with_adapter(network: Any, folder: str) -> Any:
@@ -130,10 +130,7 @@ def with_adapter(network: Any, folder: str) -> Any:
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
-    bare = type(network).from_config(network.config)
-    state = {k.replace(".base_layer", ""): v for k, v in adapted.state_dict().items() if "lora_" not in k}
-    bare.load_state_dict(state)
-    return bare
+    return _bare(adapted)
 
 
 def run(options: MergeOptions) -> None:

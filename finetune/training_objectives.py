@@ -155,6 +155,20 @@ def read_network(scheduler: Any) -> tuple[str, Any]:
     return levels.prediction, levels.training
 
 
+def objective_of_network(scheduler: Any, name: str | None = None) -> Objective:
+    """The regression objective that the network of a VP or flow scheduler was trained for."""
+    prediction, process = read_network(scheduler)
+    known, kind = isinstance(process, (DiscreteVP, Flow)), type(scheduler).__name__
+    require(("scheduler", kind, "have a VP or flow training process without an --objective", known))
+    return Objective(
+        name=name or ("flow" if isinstance(process, Flow) else "ddpm"),
+        process=process,
+        prediction=prediction,
+        num_train_timesteps=int(read_train_timesteps(scheduler)),
+        learned_variance=name == "adm",
+    )
+
+
 def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
     """The regression objective of the options, or that of the scheduler's network where they name none."""
     name = options.objective
@@ -171,16 +185,7 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
     if name == "uedm":
         weighted = options.uedm_weight == "edm"
         return make_objective("uedm", sigma_data=options.sigma_data, weighted=weighted)
-    prediction, process = read_network(scheduler)
-    known, kind = isinstance(process, (DiscreteVP, Flow)), type(scheduler).__name__
-    require(("scheduler", kind, "have a VP or flow training process without an --objective", known))
-    return Objective(
-        name=name or ("flow" if isinstance(process, Flow) else "ddpm"),
-        process=process,
-        prediction=prediction,
-        num_train_timesteps=int(read_train_timesteps(scheduler)),
-        learned_variance=name == "adm",
-    )
+    return objective_of_network(scheduler, name)
 
 
 def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:

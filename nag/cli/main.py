@@ -37,7 +37,11 @@ def one_of(commands: dict[str, Any]) -> Any:
     found: list[Any] = []
     for name, place in commands.items():
         if isinstance(place, dict):
-            made = subcommand(name, constructor=one_of(place), description="Train a denoiser or a regressor.")
+            made = subcommand(
+                name,
+                constructor=one_of(place),
+                description="Train a denoiser, a regressor or a student; merge checkpoints.",
+            )
         else:
             made = subcommand(name, constructor=getattr(import_module(place[0]), place[1]))
         found.append(Annotated[Any, made])
