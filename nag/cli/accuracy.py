@@ -9,9 +9,11 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from nag.cli.options import ModelOptions
+from nag.cli.options import ModelOptions, free_for
 
 __all__ = ["AccuracyOptions", "run"]
+
+FILES = ("accuracy.json", "accuracy.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,8 @@ def run(options: AccuracyOptions) -> None:
 
     model, data, output_dir = options.model, options.data, options.output_dir
     num_images, seed, batch_size = options.num_images, options.seed, options.batch_size
-    targets = [output_dir / "accuracy.json", output_dir / "accuracy.png"]
-    for target in targets:
-        if target.exists() and not options.overwrite:
-            raise FileExistsError(
-                f"output_dir must not hold {target.name}, got {output_dir}. Pass --overwrite."
-            )
+    free_for(output_dir, FILES, overwrite=options.overwrite)
+    targets = [output_dir / name for name in FILES]
     results = {}
     for regressor in options.regressors or (None,):
         bench = load_bench(model, data, num_images, regressor=regressor, device=options.device)

@@ -22,6 +22,7 @@ __all__ = [
     "at_least",
     "candidates",
     "feature_network",
+    "free_for",
     "fresh_seeds",
     "plain",
     "sampling",
@@ -114,6 +115,13 @@ def at_least(options: ModelOptions, **bounds: int) -> None:
     for name, least in bounds.items():
         if getattr(options, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(options, name)}. Raise it.")
+
+
+def free_for(folder: Path, files: Sequence[str], *, overwrite: bool) -> None:
+    """Refuses a folder that holds one of some files, unless they may be replaced."""
+    for name in files:
+        if (folder / name).exists() and not overwrite:
+            raise FileExistsError(f"output_dir must not hold {name}, got {folder}. Pass --overwrite.")
 
 
 def fresh_seeds(name: str, seeds: tuple[int, ...], used: Sequence[int]) -> None:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nag.cli.options import ModelOptions, Scheduler, candidates, plain
+from nag.cli.options import ModelOptions, Scheduler, candidates, free_for, plain
+from nag.corrections.text import FROM_ONE
 
 if TYPE_CHECKING:
     from nag.quality.weak_check import LevelScreen
@@ -50,19 +51,11 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
     from nag.files import written_file
     from nag.noise.named import make_scheduler
     from nag.quality.bench import held_out_images, open_bench
-    from nag.quality.weak_check import draw, screen, shares
+    from nag.quality.weak_check import draw, rank_correlation, screen, shares
     from nag.shift.calls import classes_of
 
-    for name in FILES:
-        if (options.output_dir / name).exists() and not options.overwrite:
-            raise FileExistsError(
-                f"output_dir must not hold {name}, got {options.output_dir}. Pass --overwrite."
-            )
-    texts = [
-        text if ":scale=" in text or ",scale=" in text or "guidance_scale=" in text else _with_scale(text)
-        for text in options.weak
-    ]
-    methods = candidates(*texts)
+    free_for(options.output_dir, FILES, overwrite=options.overwrite)
+    methods = candidates(*map(_with_scale, options.weak))
     bench = open_bench(
         options.model,
         options.data,
@@ -111,8 +104,6 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
         "mean": found,
     }
     if options.comparison is not None:
-        from nag.quality.weak_check import rank_correlation
-
         summary["rank_correlation"] = rank_correlation(found, options.comparison)
         print(
             f"rank correlation with the distances of {options.comparison}: {summary['rank_correlation']:+.2f}"
@@ -126,6 +117,8 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
 
 
 def _with_scale(text: str) -> str:
-    """The text of a weak model with some weight: which one does not matter here."""
-    key = "guidance_scale=2" if text.startswith(("class_interval", "domain_guidance")) else "scale=1"
+    """The text of a weak model with some weight, if it has none: which one does not matter here."""
+    if any(word in text for word in (":scale=", ",scale=", "guidance_scale=")):
+        return text
+    key = "guidance_scale=2" if text.startswith(FROM_ONE) else "scale=1"
     return f"{text}{',' if ':' in text else ':'}{key}"
