@@ -38,14 +38,11 @@ def named_corrections() -> dict[str, tuple[str, str, dict[str, Any]]]:
     found: dict[str, tuple[str, str, dict[str, Any]]] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source = path.read_text(encoding="utf-8")
-        classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-        for node in classes if "\n    texts: ClassVar = {" in source else ():
-            for item in node.body:
-                if (
-                    isinstance(item, ast.AnnAssign)
-                    and ast.unparse(item.target) == "texts"
-                    and item.value is not None
-                ):
+        if "\n    texts: ClassVar = {" not in source:
+            continue  # parsing costs, and `nag --help` waits for it
+        for node in (one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)):
+            for item in (one for one in node.body if isinstance(one, ast.AnnAssign)):
+                if ast.unparse(item.target) == "texts" and item.value is not None:
                     for name, fixed in ast.literal_eval(item.value).items():
                         found[name] = (f"nag.corrections.{path.stem}", node.name, fixed)
     return found

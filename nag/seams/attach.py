@@ -21,7 +21,7 @@ from nag.corrections.tuned import FILE_NAME as TUNED_FILE
 from nag.corrections.tuned import load_tuned
 from nag.files import REGRESSOR_FOLDER, hide_from_download, written_whole
 from nag.network.regressor import NoiseLevelRegressor
-from nag.seams.run import corrected, denoisers
+from nag.seams.run import beside_checkpoint, corrected, denoisers
 
 __all__ = ["Attached", "attach", "detach", "sampler_of", "split_arguments"]
 
@@ -274,24 +274,14 @@ def split_arguments(pipe: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, 
             f"noise_calibration and corrections must be left out with noise_guidance={str(noise_guidance)!r}, got "
             f"{calibration!r} and {parts}. What was tuned together is used together."
         )
-    path = _tuned_file(pipe) if noise_guidance == "tuned" else noise_guidance
+    path = noise_guidance
+    if path == "tuned":
+        path = beside_checkpoint(pipe, "noise_guidance", "tuned", TUNED_FILE, "Make one with `nag tune`")
     steps = rest.get("num_inference_steps")
     if steps is None:
         plain = getattr(type(pipe), "plain_class", type(pipe))
         steps = inspect.signature(plain.__call__).parameters["num_inference_steps"].default
     return rest, list(load_tuned(path, pipe.scheduler, int(steps), **sampler_of(pipe, rest)))
-
-
-def _tuned_file(pipe: Any) -> Path:
-    """What `nag tune` wrote beside the checkpoint, also after it was loaded."""
-    known = getattr(pipe, "noise_guidance_path", None)
-    beside = Path(str(getattr(pipe, "name_or_path", "")), TUNED_FILE)
-    if known is None and not beside.is_file():
-        raise ValueError(
-            f"noise_guidance must lie beside the checkpoint to be found by 'tuned', got no {TUNED_FILE} in "
-            f"{getattr(pipe, 'name_or_path', '')!r}. Make one with `nag tune`, or give its path."
-        )
-    return known or beside
 
 
 def _push(pipe: Any, folder: Path, **kwargs: Any) -> None:

@@ -32,7 +32,7 @@ from nag.seams.layouts import layout_of
 from nag.seams.listening import heard, is_heard, tapped
 from nag.seams.question import AskedQuestion, Unheard, split_prediction
 
-__all__ = ["Diverged", "Run", "corrected", "denoisers", "first_question"]
+__all__ = ["Diverged", "Run", "beside_checkpoint", "corrected", "denoisers", "first_question"]
 
 _log = logging.getLogger("nag")
 _DENOISER = re.compile(r"(unet|transformer|prior|decoder|denoiser|dit)(_\d+)?")
@@ -494,14 +494,21 @@ def _found(one: Correction, pipe: Any) -> Correction:
     """A correction; a calibration "auto" by the file beside the pipeline's checkpoint."""
     if not (isinstance(one, Calibrated) and one.table == "auto"):
         return one
-    known = getattr(pipe, "noise_calibration_path", None)
-    beside = Path(str(getattr(pipe, "name_or_path", "")), CALIBRATION_FILE)
+    fix = "Measure one with `nag calibrate`"
+    return replace(one, table=beside_checkpoint(pipe, "noise_calibration", "auto", CALIBRATION_FILE, fix))
+
+
+def beside_checkpoint(pipe: Any, argument: str, word: str, file: str, fix: str) -> Path:
+    """The file that an argument's word means: found when the pipeline was loaded, or beside its checkpoint since."""
+    known: Path | None = getattr(pipe, f"{argument}_path", None)
+    folder = getattr(pipe, "name_or_path", "")
+    beside = Path(str(folder), file)
     if known is None and not beside.is_file():
         raise ValueError(
-            f"noise_calibration must lie beside the checkpoint to be found by 'auto', got no {CALIBRATION_FILE} in "
-            f"{getattr(pipe, 'name_or_path', '')!r}. Measure one with `nag calibrate`, or give its path."
+            f"{argument} must lie beside the checkpoint to be found by {word!r}, got no {file} in {folder!r}. {fix}, or give "
+            "its path."
         )
-    return replace(one, table=known or beside)
+    return known or beside
 
 
 def _reached(output: Any, x: Tensor) -> Any:
