@@ -1,6 +1,6 @@
-"""Options that both trainings share: one list of fields serves the command, the checkpoint and the model card.
+"""Options that all trainings share: one list of fields serves the command, the checkpoint and the model card.
 
-The text below a field is its help; flags bear the names of diffusers' own training scripts.
+The text below a field is its help, its class the group; flags bear the names of diffusers' own training scripts.
 """
 
 from __future__ import annotations
@@ -13,21 +13,11 @@ __all__ = ["TrainingOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """What both trainings share."""
+class DataOptions:
+    """The images that are learned from."""
 
     data: str
     """Images: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub."""
-    pretrained_model_name_or_path: str | None = None
-    """Pipeline to start from: a folder or a Hub id."""
-    revision: str | None = None
-    """Revision on the Hub."""
-    variant: str | None = None
-    """Variant of the weights, such as fp16."""
-    output_dir: Path = Path("output")
-    """Folder for the result, its checkpoints and logs."""
-    overwrite_output_dir: bool = False
-    """Write into a folder that is not empty."""
     dataset_config_name: str | None = None
     """Configuration of the Hub dataset."""
     split: str = "train"
@@ -46,12 +36,50 @@ class TrainingOptions:
     """Crop the middle square after resizing the short side, else squash."""
     random_flip: bool = False
     """Mirror half of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What is trained from, where it goes, and how a run is stopped and gone on with."""
+
+    pretrained_model_name_or_path: str | None = None
+    """Pipeline to start from: a folder or a Hub id."""
+    revision: str | None = None
+    """Revision on the Hub."""
+    variant: str | None = None
+    """Variant of the weights, such as fp16."""
+    output_dir: Path = Path("output")
+    """Folder for the result, its checkpoints and logs."""
+    overwrite_output_dir: bool = False
+    """Write into a folder that is not empty."""
+    save_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of the saved weights."""
+    seed: int = 0
+    """Seed of all randomness."""
+    checkpointing_steps: int = 500
+    """Write checkpoint-STEP every so many steps; 0: only on interruption."""
+    checkpoints_total_limit: int | None = 2
+    """Keep so many checkpoints."""
+    pause_at_step: int | None = None
+    """End with a checkpoint after this step; --resume_from_checkpoint latest goes on."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder, or 'latest'."""
+    logging_steps: int = 1
+    """Read the loss every so many steps; rarely, a GPU need not wait."""
+    report_to: str | None = None
+    """Tracker: tensorboard, wandb, ..."""
+    logging_dir: str = "logs"
+    """Folder of the tracker, inside the output folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """Steps, rates and averages."""
+
     train_batch_size: int = 64
     """Batch per process and accumulation step."""
     gradient_accumulation_steps: int = 1
     """Batches per optimizer step."""
-    dataloader_num_workers: int = 0
-    """Worker processes that load images."""
     max_train_steps: int = 1000
     """Optimizer steps."""
     learning_rate: float = 0.0001
@@ -78,6 +106,12 @@ class TrainingOptions:
     """Inverse gamma of the average's warm-up."""
     ema_power: float = 0.75
     """Power of the average's warm-up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions:
+    """Time against memory and precision."""
+
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision."""
     gradient_checkpointing: bool = False
@@ -95,27 +129,22 @@ class TrainingOptions:
     draws: Literal["sample", "batch"] = "sample"
     """Random numbers: a generator per sample, the same on one process or several; or one per batch on the
     device, where the images then stay too: faster."""
-    logging_steps: int = 1
-    """Read the loss every so many steps; rarely, a GPU need not wait."""
-    checkpointing_steps: int = 500
-    """Write checkpoint-STEP every so many steps; 0: only on interruption."""
-    checkpoints_total_limit: int | None = 2
-    """Keep so many checkpoints."""
-    pause_at_step: int | None = None
-    """End with a checkpoint after this step; --resume_from_checkpoint latest goes on."""
-    resume_from_checkpoint: str | None = None
-    """A checkpoint folder, or 'latest'."""
-    seed: int = 0
-    """Seed of all randomness."""
-    report_to: str | None = None
-    """Tracker: tensorboard, wandb, ..."""
-    logging_dir: str = "logs"
-    """Folder of the tracker, inside the output folder."""
+    dataloader_num_workers: int = 0
+    """Worker processes that load images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions:
+    """Uploads."""
+
     push_to_hub: bool = False
     """Upload the result to the Hub."""
     hub_model_id: str | None = None
     """Name on the Hub. None: the output folder's name."""
     hub_private_repo: bool = False
     """Make the Hub repository private."""
-    save_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Precision of the saved weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(HubOptions, SpeedOptions, OptimizerOptions, RunOptions, DataOptions):
+    """What every training shares; fields stand in groups, as the help shows them."""

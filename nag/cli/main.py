@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import field, fields, make_dataclass
 from importlib import import_module
-from typing import Annotated, Any, Union
+from importlib.metadata import version
+from typing import Annotated, Any, Union, get_type_hints
 
 import tyro
-from tyro.conf import OmitSubcommandPrefixes, PositionalMetavarFromFieldName, subcommand
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, PositionalMetavarFromFieldName, subcommand
 
 __all__ = ["COMMANDS", "INTERRUPTED", "WRONG_INPUT", "main"]
 
@@ -32,25 +36,69 @@ COMMANDS: dict[str, Any] = {
 """The module of every command, whose `run` takes an instance of the class of its options."""
 
 
-def one_of(commands: dict[str, Any]) -> Any:
-    """The options of one of some commands, as a type for tyro."""
+def one_of(commands: dict[str, Any], words: Sequence[str]) -> Any:
+    """The options of one of some commands, as a type for tyro; flags are grouped where the words name the command."""
     found: list[Any] = []
     for name, place in commands.items():
         if isinstance(place, dict):
             made = subcommand(
                 name,
-                constructor=one_of(place),
+                constructor=one_of(place, words),
                 description="Train a denoiser, a regressor or a student; merge checkpoints.",
             )
         else:
-            made = subcommand(name, constructor=getattr(import_module(place[0]), place[1]))
+            options = getattr(import_module(place[0]), place[1])
+            made = subcommand(
+                name,
+                constructor=grouped(options) if name in words else options,
+                description=inspect.getdoc(options),
+            )
         found.append(Annotated[Any, made])
     return Union[tuple(found)]  # noqa: UP007
+
+
+def grouped(options: type) -> type:
+    """Options with a field for every class that declares some, a group of flags in the help; `joined` makes the plain ones."""
+    texts, owner = dict[str, str](), dict[str, type]()
+    for part in reversed(options.__mro__[:-1]):
+        (node,) = ast.parse(inspect.getsource(part)).body
+        assert isinstance(node, ast.ClassDef)
+        for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                owner.setdefault(item.target.id, part)
+                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                    texts[item.target.id] = " ".join(str(after.value.value).split())
+    hints, groups = get_type_hints(options, include_extras=True), dict[str, list[Any]]()
+    for one in fields(options):
+        help_text = {"help": texts[one.name]} if one.name in texts else {}
+        made: Any = field(
+            default=one.default, default_factory=one.default_factory, kw_only=True, metadata=help_text
+        )
+        title = owner[one.name].__name__.removesuffix("Options").lower()
+        groups.setdefault(title, []).append((one.name, hints[one.name], made))
+
+    first, *others = groups
+    own = [title for title in others if title == options.__name__.removesuffix("Options").lower()]
+    order = [first, *own, *(title for title in others if title not in own)]
+    kinds = [
+        (title, Annotated[make_dataclass(title, groups[title]), OmitArgPrefixes], field(kw_only=True))
+        for title in order
+    ]
+
+    def joined(self: Any) -> Any:
+        return options(
+            **{name: value for title in order for name, value in vars(getattr(self, title)).items()}
+        )
+
+    return make_dataclass(options.__name__, kinds, namespace={"joined": joined})
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs `nag`; wrong input ends with a message and exit code 2, an interruption with 130."""
     words = sys.argv[1:] if words is None else words
+    if list(words) == ["--version"]:
+        print(f"nag {version('noise-awareness-guidance')}")
+        return
     flags = [word.partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     twice = next((flag for flag in flags if flags.count(flag) > 1), None)
     if twice is not None:  # the last one alone would count
@@ -59,14 +107,15 @@ def main(words: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(WRONG_INPUT)
-    options = tyro.cli(
-        one_of(COMMANDS),
+    found = tyro.cli(
+        one_of(COMMANDS, words),
         prog="nag",
         description="Noise Awareness Guidance for diffusers: measure and correct the noise shift of diffusion samplers.",
         args=words,
         use_underscores=True,
         config=(OmitSubcommandPrefixes, PositionalMetavarFromFieldName),
     )
+    options = found.joined() if hasattr(found, "joined") else found
     try:
         sys.modules[type(options).__module__].run(options)
     except (ValueError, TypeError, OSError, RuntimeError) as error:

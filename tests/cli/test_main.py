@@ -65,6 +65,30 @@ def test_every_flag_has_help_and_every_command_an_example(words):
     assert empty == []
 
 
+def test_flags_stand_in_groups():
+    """By the class that declares them: what is common first, then the command's own."""
+    title = re.compile(r"^[╭─ ]*((?:[a-z]+ )?(?:arguments|options))(?: ─.*| *)$", re.M)
+    found = [text.strip() for text in title.findall(nag("shift", "--help").output)]
+    assert found == ["positional arguments", "options", "model options", "shift options", "sampler options"]
+    text = nag("finetune", "distill", "--help").output
+    assert [text.strip() for text in title.findall(text)][1:4] == [
+        "data options",
+        "distill options",
+        "run options",
+    ]
+
+
+def test_kebab_case_is_understood(monkeypatch):
+    seen = []
+    monkeypatch.setattr(shift, "run", seen.append)
+    assert nag("shift", "m", "--data", "d", "--num-samples", 7, "--no-overwrite").exit_code == 0
+    assert (seen[0].num_samples, seen[0].overwrite) == (7, False)
+
+
+def test_version():
+    assert re.fullmatch(r"nag \d+\.\d+.*\n", nag("--version").output)
+
+
 def test_finetune_bears_the_names_of_diffusers_scripts():
     text = nag("finetune", "denoiser", "--help").output
     for flag in ("--train_batch_size", "--max_train_steps", "--resume_from_checkpoint", "--mixed_precision"):
