@@ -223,8 +223,8 @@ class DistillTask:
         """Writes the student as a pipeline, or its adapter, with a model card, and uploads it if asked."""
         from nag.files import written_whole
         from nag.finetune.loop import saved_copy
-        from nag.finetune.merge import save_adapter
         from nag.finetune.model_card import upload, write_model_card
+        from nag.network.merged import save_adapter
         from nag.pipelines import UNet2DPipeline
 
         options, self.figures = self.options, self.explained()
@@ -291,9 +291,9 @@ def run(options: DistillOptions) -> dict[str, Any]:
     import torch
 
     from nag.finetune.loop import check_output_dir, images_of, train
-    from nag.finetune.merge import add_adapter
     from nag.finetune.stream import mix
     from nag.load import NAGPipeline
+    from nag.network.merged import add_adapter
     from nag.network.table import architecture_of, load_network
 
     if options.pretrained_model_name_or_path is None:

@@ -9,6 +9,7 @@ from .dcw import DifferentialCorrection as DifferentialCorrection
 from .dcw import WaveletCorrection as WaveletCorrection
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
 from .history_guidance import HistoryGuidance as HistoryGuidance
+from .merged import Merged as Merged
 from .noise_guidance import NoiseGuidance as NoiseGuidance
 from .noise_level_correction import NoiseLevelCorrection as NoiseLevelCorrection
 from .recorder import CostCounter as CostCounter

@@ -6,8 +6,9 @@ Every sampler does two things per step: it asks its network, once or several tim
     value   = the pipeline's own arithmetic of these rows  (class guidance and the like)
     x       = scheduler.step(value, t, x)
 
-and a correction may act at four places of it, none of which changes the network, the scheduler or the pipeline:
+and a correction may act at five places of it, none of which leaves a trace in the network, the scheduler or the pipeline:
 
+    weights     for the whole run: the network answers with other weights
     level       before the first question: the log-SNR at which the state really is. The network is told that level, and
                 state and prediction are put back to the nominal one before `scheduler.step` (`nag.noise.relevel`). Or HIDDEN:
                 the network is told none.
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -282,7 +284,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 
 
 class Correction:
-    """Base of the corrections: the identity at each of the four places; checks the numbers and words it is made of."""
+    """Base of the corrections: the identity at each of the five places; checks the numbers and words it is made of."""
 
     texts: ClassVar[dict[str, dict[str, Any]]] = {}
     """Its names on the command line, each with the values that the name fixes; a literal, for it is read without an import."""
@@ -317,6 +319,10 @@ class Correction:
 
     def check(self, at: At) -> None:
         """Refuses, at the first question of a run, what this correction cannot work with."""
+
+    def weights(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Within the block, which lasts as long as the run, the network has the weights that it is asked with."""
+        return nullcontext()
 
     def level(self, at: At) -> Level:
         """The log-SNR at which the state really is, `()` or `(B,)`; HIDDEN for none; None for the nominal one."""

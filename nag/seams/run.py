@@ -176,6 +176,8 @@ class Run:
         with ExitStack() as stack:
             for module in self.modules.values():
                 stack.enter_context(heard(module, self.asked))
+                for one in self.corrections:
+                    stack.enter_context(one.weights(unwrap(module)))
             for name, part in pipe.components.items() if self.sets_level else ():
                 if "controlnet" in name and isinstance(part, nn.Module) and not is_heard(part):
                     stack.enter_context(heard(part, self.asked_beside))

@@ -23,6 +23,7 @@ from nag.corrections import (
     DifferentialCorrection,
     EpsilonScaling,
     HistoryGuidance,
+    Merged,
     NoiseGuidance,
     NoiseLevelCorrection,
     Recorder,
@@ -122,6 +123,7 @@ NON_DEFAULT: list[Correction] = [
         scale=0.5, mode="gradient", interval=(None, 3.0), project=False, max_norm=None, null_pass="whole"
     ),
     HistoryGuidance(scale=1.5, decay=0.5, t_min=0.1, t_max=0.9, cutoff=0.1, sharpness=20.0, parallel=0.0),
+    Merged(network="student", strength=0.5),
     NoiseGuidance(scale=0.5, joint=True, every=2, reuse="line"),
     NoiseLevelCorrection(scale=0.5, interval=(-1.0, None), max_shift=0.3),
     ScoreRescaling(k=0.9, s=0.5),
