@@ -1,0 +1,134 @@
+"""Runs the comparisons of docs/one_pass.md, one `nag compare` per study; a stop loses at most one cell.
+
+    python examples/one_pass/run.py --models outputs/one_pass --data_dir data --output_dir outputs/one_pass_runs
+    python examples/one_pass/run.py ... ddim_20 dpm++_20         # only these
+    python examples/one_pass/draw.py                             # docs/one_pass.md from docs/one_pass/*.json
+
+What a study has measured goes to docs/one_pass/STUDY.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from nag.files import read_json, written_file
+
+ROOT = Path(__file__).resolve().parents[2]
+FASHION = Path("examples") / "fashion_mnist"  # seen from ROOT, where the commands run
+RESULTS = ROOT / "docs" / "one_pass"
+
+COMMON: dict[str, Any] = {
+    "data": FASHION / "data" / "calibration.parquet",
+    "reference": "{data}/fashion_mnist_16/test.parquet",
+    "features": FASHION / "model" / "classifier",
+    "scheduler_config": ["timestep_spacing=trailing", "clip_sample=false"],
+    "num_samples": 2500,
+    "seeds": [101, 102, 103, 104],
+    "tune_samples": 1000,
+    "mixed_precision": "bf16",
+    "resamples": 30,
+}
+STUDENT = "merged:network={models}/student_0,strength=0.2|0.35|0.5|0.75"
+SECOND = "merged:network={models}/student_1,strength=0.2|0.35|0.5|0.75"
+RIVALS = [
+    "dcw_wavelet:scale=-0.01|-0.005|-0.0025",
+    "epsilon_scaling:scale=0.99|0.995|0.998",
+    "higs:scale=0.5|1|2",
+    "merged:network={models}/neon,strength=-2|-1|-0.5",
+]
+EXACT = "autoguidance:network={models}/weak_0,scale=0.5|1|2"
+NAG = "nag:scale=1|2|3,interval=-2.5..4"
+CONTROLS = [
+    "merged:network={models}/longer,strength=1",
+    "merged:network={models}/shuffled,strength=0.5|1",
+]
+FEWER = {"seeds": [101, 102], "tune_samples": 500}
+CURVE = [
+    f"merged:network={{models}}/student_0,strength={value}" for value in (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+]
+SAMPLERS = ("ddim", "dpm++", "euler", "heun", "ddpm")
+STUDIES: dict[str, dict[str, Any]] = {
+    **{
+        f"{name}_20": {"schedulers": [name], "steps": [20], "corrections": [STUDENT, *RIVALS, EXACT]}
+        for name in SAMPLERS
+    },
+    "controls": {"schedulers": ["ddim"], "steps": [20], "corrections": [SECOND, *CONTROLS, NAG]},
+    "second": {"schedulers": ["dpm++"], "steps": [20], "corrections": [SECOND]},
+    "curve": {
+        "schedulers": ["ddim", "dpm++", "heun"],
+        "steps": [20],
+        "corrections": CURVE,
+        "seeds": [105],
+        "num_samples": 5000,
+    },
+    **{
+        f"{name}_{budget}": FEWER
+        | {"schedulers": [name], "steps": [budget], "corrections": [STUDENT, RIVALS[0], EXACT]}
+        for budget in (10, 50, 100)
+        for name in ("ddim", "dpm++")
+    },
+    "more_steps": {
+        "schedulers": ["ddim", "dpm++"],
+        "steps": [40, 80],
+        "corrections": [],
+        "seeds": [101, 102],
+    },
+    "others": FEWER
+    | {
+        "schedulers": ["ddim"],
+        "steps": [20],
+        "corrections": [
+            "merged:network={models}/student_null,strength=0.35|0.5|0.75|1",
+            "merged:network={models}/student_lora,strength=0.35|0.5|0.75|1",
+        ],
+    },
+}
+
+
+def command(study: str, output: Path, models: Path, data: Path) -> list[str]:
+    """The call of `nag compare` for a study."""
+    flags = COMMON | STUDIES[study] | {"output_dir": output / study}
+    flags["corrections"] = ["plain", *flags["corrections"]]
+    words = ["-m", "nag.cli", "compare", str(FASHION / "model"), "--no_shift"]
+    for name, value in flags.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return [word.replace("{models}", str(models)).replace("{data}", str(data)) for word in words]
+
+
+def without_seconds(value: Any) -> Any:
+    """The results without absolute times, which mean nothing on another machine; their ratios stay."""
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if key != "seconds"}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+def main(
+    studies: Annotated[Positional[tuple[str, ...]], arg(help="Studies to run; default: all.")] = (),
+    models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/one_pass"),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16.")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="Cells and reports.")] = Path("outputs/one_pass_runs"),
+    show: Annotated[bool, arg(help="Print the commands and run nothing.")] = False,
+) -> None:
+    """Run the comparisons of docs/one_pass.md."""
+    unknown = sorted(set(studies) - set(STUDIES))
+    if unknown:
+        raise SystemExit(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
+    for study in studies or STUDIES:
+        words = command(study, output_dir, models, data_dir)
+        print("nag " + " ".join(words[2:]), flush=True)
+        if not show:
+            subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
+            found = without_seconds(read_json(ROOT / output_dir / study / "compare.json"))
+            with written_file(RESULTS / f"{study}.json") as part:
+                part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, use_underscores=True)

@@ -1,0 +1,124 @@
+"""Trains what docs/one_pass.md compares: weak networks, students of their guidance, and controls; a stop loses little.
+
+    python examples/one_pass/train.py --data_dir data --output_dir outputs/one_pass      # all: about two hours on one core
+    python examples/one_pass/train.py --data_dir data --output_dir outputs/one_pass weak_0 student_0
+
+Fashion-MNIST is expected in `fashion_mnist_16`, made by examples/fashion_mnist/prepare.py. Each model is one call of
+`nag finetune`, with the flags below; what is trained already is left as it is.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+EXAMPLES = Path(__file__).resolve().parent.parent
+MODEL = EXAMPLES / "fashion_mnist" / "model"
+COMMON: dict[str, object] = {
+    "draws": "batch",
+    "fused_optimizer": None,
+    "checkpoints_total_limit": 1,
+    "resume_from_checkpoint": "latest",
+}
+WEAK: dict[str, object] = {
+    "model_config_name_or_path": EXAMPLES / "evidence" / "unet_16_small.json",
+    "no_clip_sample": None,
+    "timestep_spacing": "trailing",
+    "level_dropout": 0.15,
+    "max_train_steps": 1500,
+    "train_batch_size": 128,
+    "learning_rate": 0.002,
+    "lr_warmup_steps": 100,
+    "ema_max_decay": 0.998,
+    "mixed_precision": "bf16",
+    "num_validation_images": 0,
+}
+TUNED: dict[str, object] = {
+    "pretrained_model_name_or_path": MODEL,
+    "train_batch_size": 96,
+    "max_train_steps": 1000,
+    "learning_rate": 5e-4,
+    "lr_warmup_steps": 50,
+    "ema_max_decay": 0.99,
+}
+STUDENT = TUNED | {"scale": 2}
+PLAIN: dict[str, object] = TUNED | {"level_dropout": 0.15, "num_validation_images": 0}
+
+# name: (kind, flags of `nag finetune KIND`); {output} is the folder of all models, {data} that of the data sets
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "weak_0": ("denoiser", WEAK | {"seed": 0}),
+    "student_0": ("distill", STUDENT | {"weak": "{output}/weak_0", "seed": 0}),
+    "neon": ("denoiser", PLAIN | {"data": "{output}/own_samples.parquet", "max_train_steps": 200, "seed": 0}),
+    "weak_1": ("denoiser", WEAK | {"seed": 1}),
+    "student_1": ("distill", STUDENT | {"weak": "{output}/weak_1", "seed": 1}),
+    # controls of student_0: as long without any guidance; changes of the same size that belong to other images
+    "longer": ("denoiser", PLAIN | {"seed": 0}),
+    "shuffled": ("distill", STUDENT | {"weak": "{output}/weak_0", "control": "shuffled", "seed": 0}),
+    # other weak models and forms
+    "student_null": ("distill", STUDENT | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
+    "student_lora": (
+        "distill",
+        STUDENT | {"weak": "{output}/weak_0", "lora_rank": 16, "learning_rate": 2e-3, "seed": 0},
+    ),
+}
+
+
+def sample_own(path: Path, count: int = 3000) -> None:
+    """Samples of the embedded model for its fine-tuning on itself: DDIM, 20 steps, all classes alike."""
+    import torch
+    from datasets import Dataset, Features, Image, Value
+
+    from nag import NAGPipeline
+    from nag.files import written_file
+    from nag.noise.named import make_scheduler
+
+    pipe = NAGPipeline.from_pretrained(MODEL)
+    settings = {"timestep_spacing": "trailing", "clip_sample": False}
+    pipe.scheduler = make_scheduler("ddim", pipe.scheduler, **settings)
+    pipe.set_progress_bar_config(disable=True)
+    images, labels, generator = [], [], torch.Generator().manual_seed(5)
+    for _ in range(0, count, 250):
+        classes = torch.arange(250) % 10
+        images += pipe(
+            batch_size=250, class_labels=classes, num_inference_steps=20, generator=generator
+        ).images
+        labels += classes.tolist()
+    features = Features({"image": Image(), "label": Value("int64")})
+    with written_file(path) as part:
+        Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(part)
+
+
+def main(
+    names: Annotated[Positional[tuple[str, ...]], arg(help="Models to train; default: all.")] = (),
+    data_dir: Annotated[Path, arg(help="Holds fashion_mnist_16.")] = Path("data"),
+    output_dir: Annotated[Path, arg(help="One folder per model.")] = Path("outputs/one_pass"),
+) -> None:
+    """Train the models of docs/one_pass.md."""
+    unknown = sorted(set(names) - set(MODELS))
+    if unknown:
+        raise SystemExit(f"names must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
+    for name in names or MODELS:
+        kind, flags = MODELS[name]
+        folder = output_dir / name
+        if (folder / "README.md").exists():
+            continue
+        flags = {"data": data_dir / "fashion_mnist_16" / "train.parquet"} | COMMON | flags
+        if name == "neon" and not (output_dir / "own_samples.parquet").exists():
+            sample_own(output_dir / "own_samples.parquet")
+        words = [sys.executable, "-m", "nag.cli", "finetune", kind, "--output_dir", folder]
+        for flag, value in flags.items():
+            words += [
+                f"--{flag}",
+                *([] if value is None else str(value).replace("{output}", str(output_dir)).split()),
+            ]
+        print(" ".join(map(str, words)), flush=True)
+        subprocess.run([*map(str, words)], check=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, use_underscores=True)
