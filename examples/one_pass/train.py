@@ -75,11 +75,11 @@ def sample_own(path: Path, count: int = 3000) -> None:
 
     from nag import NAGPipeline
     from nag.files import written_file
-    from nag.noise.named import make_scheduler
+    from nag.quality.bench import configured_schedulers
 
     pipe = NAGPipeline.from_pretrained(MODEL)
     settings = {"timestep_spacing": "trailing", "clip_sample": False}
-    pipe.scheduler = make_scheduler("ddim", pipe.scheduler, **settings)
+    (pipe.scheduler,) = configured_schedulers(["ddim"], pipe.scheduler, settings).values()
     pipe.set_progress_bar_config(disable=True)
     images, labels, generator = [], [], torch.Generator().manual_seed(5)
     for _ in range(0, count, 250):

@@ -1,4 +1,4 @@
-"""`nag tune`: weight, interval and form of noise guidance for one sampler, found, confirmed and saved beside the model."""
+"""`nag tune`: what helps one sampler, and how much of it, found, confirmed and saved beside the model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from nag.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from nag.corrections import Correction
     from nag.corrections.tuned import Entry, Sampler
     from nag.quality.bench import Bench
     from nag.quality.meter import Meter
@@ -45,8 +46,23 @@ class TuneOptions(SamplerOptions, FeatureOptions):
     """Sampling steps."""
     scheduler_config: tuple[str, ...] = ()
     """Settings of the scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
-    forms: tuple[Literal["classifier_free", "corrected", "gradient", "calibrated"], ...] = ()
-    """What is tried; the last alone and with noise guidance. Empty: all that model and scheduler allow, without gradient."""
+    forms: tuple[
+        Literal[
+            "classifier_free",
+            "corrected",
+            "gradient",
+            "calibrated",
+            "student",
+            "higs",
+            "epsilon_scaling",
+            "dcw_wavelet",
+        ],
+        ...,
+    ] = ()
+    """What is tried; calibrated alone and with the best of the others. Empty: all that model and scheduler allow, without
+    gradient."""
+    student: str | None = None
+    """What `nag finetune distill` has made, whose strength is sought. None: student/ beside the model, if there is one."""
     reference: Path | None = None
     """Images that samples are compared with: a folder or a parquet file. None: --data. Every second one serves the
     search, the others the confirmation."""
@@ -207,8 +223,18 @@ def _confirmed(
         }
         if helps:
             table = [Calibrated(meter.table(best.candidate))] if best.candidate.calibrated else []
-            chosen = (best.candidate.guidance, *table)
+            chosen = (*(_beside(one, options) for one in best.candidate.corrections if one.on), *table)
     return Entry(sampler=sampler, corrections=chosen, helps=helps, reason=reason, evidence=evidence)
+
+
+def _beside(one: Correction, options: TuneOptions) -> Correction:
+    """A correction whose network is named as it lies beside the model, so that both can be moved together."""
+    from nag.corrections import Merged
+
+    model = Path(options.model).resolve()
+    if isinstance(one, Merged) and Path(str(one.network)).is_relative_to(model):
+        return replace(one, network=str(Path(str(one.network)).relative_to(model)))
+    return one
 
 
 def row(trial: Trial) -> str:
@@ -239,32 +265,43 @@ def _space(bench: Bench, options: TuneOptions) -> Space:
     """What can be searched on this model and scheduler; what was asked for must be possible."""
     from nag.corrections import NoiseGuidance
     from nag.corrections.base import PURE_NOISE
+    from nag.corrections.text import parse_method
     from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
-    from nag.quality.tune import Space
+    from nag.quality.tune import OTHERS, Space
 
     scheduler = make_scheduler(None, bench.pipeline.scheduler)
     scheduler.set_timesteps(options.steps)
     levels = read_levels(scheduler)
 
-    def allowed(form: str) -> bool:
-        if form == "calibrated":
-            arguments: dict[str, Any] = {"noise_calibration": [None] * len(levels)}
-        else:
-            arguments = {"corrections": [NoiseGuidance(scale=1.0, mode=form, interval=(None, None))]}
-        reason = bench.why_not(scheduler, arguments, steps=options.steps)
+    beside = Path(options.model, "student")
+    student = options.student or (str(beside) if beside.is_dir() else "")
+
+    def why_not(form: str) -> str | None:
         if form == "calibrated" and bench.regressor is None:
-            reason = (
+            return (
                 "regressor must be given for the form 'calibrated', got None. Train one with "
                 "`nag finetune regressor` and pass --regressor."
             )
-        if reason is not None and options.forms:
-            raise ValueError(reason)
-        return reason is None
+        if form == "student" and not student:
+            return "student must be given for the form 'student', got None. Make one with `nag finetune distill`."
+        if form == "calibrated":
+            arguments: dict[str, Any] = {"noise_calibration": [None] * len(levels)}
+        elif form in OTHERS:
+            text, _, high, _ = OTHERS[form]
+            arguments = parse_method(text.format(student=student, value=high)).arguments()
+        else:
+            arguments = {"corrections": [NoiseGuidance(scale=1.0, mode=form, interval=(None, None))]}
+        return bench.why_not(scheduler, arguments, steps=options.steps)
 
-    forms = [
-        form for form in options.forms or ("classifier_free", "corrected", "calibrated") if allowed(form)
-    ]
+    every = ("classifier_free", "corrected", "calibrated", *OTHERS)
+    forms = list[str]()
+    for form in options.forms or every:
+        reason = why_not(form)
+        if reason is None:
+            forms.append(form)
+        elif options.forms:
+            raise ValueError(reason)
     if not forms:
         raise ValueError(
             "forms must leave something to search for this model, got none that it can do. A network that predicts "
@@ -274,8 +311,10 @@ def _space(bench: Bench, options: TuneOptions) -> Space:
     return Space(
         num_inference_steps=options.steps,
         log_snr=tuple(sorted(usable)),
-        modes=tuple(form for form in forms if form != "calibrated"),
+        modes=tuple(form for form in forms if form != "calibrated" and form not in OTHERS),
         calibrates="calibrated" in forms,
+        others=tuple(form for form in forms if form in OTHERS),
+        student=str(Path(student).resolve()) if Path(student).is_dir() else student,
     )
 
 

@@ -282,14 +282,11 @@ def _owner(names: list[str], key: str, text: str) -> int:
 
 
 def _loaded(value: Any, hint: Any, device: Any) -> Any:
-    """The network of a pipeline's folder or Hub id; an adapter's folder and every other value as it is."""
-    if value is None or not is_network(hint):
+    """The network of a pipeline's folder or Hub id, where the field does not take that itself; every other value as it is."""
+    if value is None or not is_network(hint) or str in get_args(hint):
         return value
-    from nag.network.merged import is_adapter
     from nag.network.table import load_network
 
-    if str in get_args(hint) and is_adapter(value):
-        return value
     return load_network(value).float().eval().requires_grad_(False).to(device)
 
 

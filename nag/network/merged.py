@@ -14,6 +14,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def merged(network: nn.Module, other: nn.Module | str, strength: float) -> dict[
         ValueError: if a weight has another name or shape, or is not in memory, or an adapter is for another network.
     """
     if isinstance(other, str):
-        other = with_adapter(network, other) if is_adapter(other) else load_network(other)
+        files = Path(other).rglob("*.safetensors")
+        stamp = max((path.stat().st_mtime_ns for path in files), default=0)
+        other = with_adapter(network, other) if is_adapter(other) else _opened(other, stamp)
     own, others, found = network.state_dict(), other.state_dict(), dict[str, Tensor]()
     for name in sorted(own.keys() ^ others.keys()):
         raise ValueError(f"other must be of the same architecture, got {name!r} in only one of both.")
@@ -62,6 +65,12 @@ def merged(network: nn.Module, other: nn.Module | str, strength: float) -> dict[
             mixed = torch.lerp(value.to(exact), others[name].to(value.device, exact), strength)
             found[name] = mixed.to(value.dtype)
     return found
+
+
+@lru_cache(maxsize=1)
+def _opened(place: str, stamp: int) -> nn.Module:
+    """The network of a pipeline, kept as long as its files are as old: a run of many calls reads it once."""
+    return load_network(place)
 
 
 def set_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

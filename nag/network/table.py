@@ -80,7 +80,7 @@ def load_network(pipeline: str) -> nn.Module:
     index = fetch_beside(pipeline, "model_index.json")
     parts = read_json(index) if index is not None else {}
     for name, part in parts.items():
-        if isinstance(part, list) and part[1] in {*ARCHITECTURES, *REFUSED}:
+        if not name.startswith("_") and part[1] in {*ARCHITECTURES, *REFUSED}:
             cls = getattr(diffusers, part[1])
             options: dict[str, Any] = {"subfolder": name}
             model: nn.Module = safely(pipeline, options, lambda: cls.from_pretrained(pipeline, **options))  # noqa: B023

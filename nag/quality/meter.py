@@ -23,8 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nag.corrections import NoiseGuidance
+from nag.corrections import Correction, NoiseGuidance
 from nag.corrections.calibration import NoiseCalibration
+from nag.corrections.text import parse_method
 from nag.files import written_file
 from nag.noise.measured import Measured
 from nag.noise.read import read_levels
@@ -45,14 +46,30 @@ TABLE_SAMPLES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A way to sample: plainly, with noise guidance, on a calibrated schedule, or both."""
+    """A way to sample: plainly, with noise guidance, with another correction, on a calibrated schedule, or with some of these.
+
+    Args:
+        num_inference_steps: of the sampler.
+        guidance: off by default.
+        other: a correction as text, "" for none; see `nag.corrections.text`.
+        calibrated: whether on a calibrated schedule.
+    """
 
     num_inference_steps: int
     guidance: NoiseGuidance = NoiseGuidance()
+    other: str = ""
     calibrated: bool = False
+
+    @property
+    def corrections(self) -> list[Correction]:
+        """What acts, besides the calibrated schedule."""
+        others = parse_method(self.other).arguments()["corrections"] if self.other else []
+        return [self.guidance, *others]
 
     def __str__(self) -> str:
         parts = ["calibrated"] if self.calibrated else []
+        if self.other:
+            parts.append(self.other)
         if self.guidance.scale:
             span = " to ".join("open" if end is None else f"{end:.2f}" for end in self.guidance.interval)
             parts.append(f"NAG {self.guidance.mode} w={self.guidance.scale:.3g} on {span}")
@@ -173,7 +190,7 @@ class Meter:
         table = {"noise_calibration": self.table(candidate)} if candidate.calibrated else {}
         return {
             "num_inference_steps": candidate.num_inference_steps,
-            "corrections": [candidate.guidance],
+            "corrections": candidate.corrections,
             **self.bench.arguments,
             **table,
         }
@@ -186,7 +203,7 @@ class Meter:
                 num_samples=TABLE_SAMPLES,
                 batch_size=TABLE_SAMPLES,
                 seed=int(np.random.SeedSequence([self.seed, len(self.sizes)]).generate_state(1)[0]),
-                corrections=[candidate.guidance],
+                corrections=candidate.corrections,
                 **self.bench.arguments,
             )
         return self._tables[candidate]

@@ -1,4 +1,4 @@
-"""Searching a weight, an interval and a form of noise guidance for one sampler, and deciding whether to use it.
+"""Searching what helps one sampler, and how much of it, and deciding whether to use it.
 
 A candidate that costs c network evaluations per sample is compared with plain sampling that takes so many steps that it
 costs the same, on the same initial noise:
@@ -48,6 +48,13 @@ COMBINED, FACTORS = (
 )  # guidances that are tried on a calibrated schedule, and parts of their weight
 COMBINED_SHARE = 0.3  # of the time, kept for these
 PENALTY = 10.0  # Frechet distances of plain sampling per share of recall lost beyond what is allowed
+OTHERS: dict[str, tuple[str, float, float, tuple[float, ...]]] = {
+    "student": ("merged:network={student},strength={value:.4g}", 0.05, 1.25, (0.2, 0.5)),
+    "higs": ("higs:scale={value:.4g}", 0.1, 4.0, (1.0,)),
+    "epsilon_scaling": ("epsilon_scaling:scale={value:.6g}", 0.98, 1.02, (0.995,)),
+    "dcw_wavelet": ("dcw_wavelet:scale={value:.4g}", -0.02, 0.02, (-0.005,)),
+}
+"""What costs no evaluation more: its text, the range of its number, and where to begin."""
 MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -103,33 +110,43 @@ class Space:
         log_snr: levels of its steps, each once, rising, without that of pure noise.
         modes: of noise guidance; may be empty.
         calibrates: whether its schedule can be calibrated.
+        others: names of `OTHERS`.
+        student: folder or Hub id of what "student" goes towards.
     """
 
     num_inference_steps: int
     log_snr: tuple[float, ...]
     modes: tuple[str, ...]
     calibrates: bool = False
+    others: tuple[str, ...] = ()
+    student: str = ""
 
     def starts(self) -> list[dict[str, Any]]:
-        """The first points: each form, from a log-SNR of -2.5 up."""
+        """The first points: what costs nothing more, then each form of guidance from a log-SNR of -2.5 up."""
         first = min(sum(level < -2.5 for level in self.log_snr), len(self.log_snr) - 1)
-        return [
+        free = [{"mode": name, name: value} for name in self.others for value in OTHERS[name][3]]
+        return free + [
             {"weight": weight, "mode": mode, "first_step": first, "guided_share": 1.0}
             for mode in self.modes
             for weight in STARTS
         ]
 
-    def suggest(self, trial: Any) -> NoiseGuidance:
-        """Noise guidance at a point: an interval of whole steps, with ends midway between their levels."""
+    def suggest(self, trial: Any) -> Candidate:
+        """What a point stands for. Guidance acts in an interval of whole steps, with ends midway between their levels."""
+        mode = trial.suggest_categorical("mode", (*self.modes, *self.others))
+        if mode in OTHERS:
+            text, low, high, _ = OTHERS[mode]
+            other = text.format(student=self.student, value=trial.suggest_float(mode, low, high))
+            return Candidate(num_inference_steps=self.num_inference_steps, other=other)
         weight = trial.suggest_float("weight", *WEIGHTS, log=True)
-        mode = trial.suggest_categorical("mode", self.modes)
         first = trial.suggest_int("first_step", 0, len(self.log_snr) - 1)
         share = trial.suggest_float("guided_share", 0.0, 1.0)
         last = first + max(1, math.ceil(share * (len(self.log_snr) - first))) - 1
         start = None if first == 0 else (self.log_snr[first - 1] + self.log_snr[first]) / 2
         at_end = last == len(self.log_snr) - 1
         end = None if at_end else (self.log_snr[last] + self.log_snr[last + 1]) / 2
-        return NoiseGuidance(scale=weight, mode=mode, interval=(start, end))
+        guidance = NoiseGuidance(scale=weight, mode=mode, interval=(start, end))
+        return Candidate(num_inference_steps=self.num_inference_steps, guidance=guidance)
 
 
 def open_study(path: Path | None = None, name: str = "search") -> optuna.Study:
@@ -186,17 +203,17 @@ class Search:
             self._ask("calibrated", Candidate(num_inference_steps=steps, calibrated=True))
         for number, point in enumerate(self.space.starts()[: self.max_trials]):
             self._ask("guided", number, point)
-        wanted = self.space.calibrates + (self.max_trials if self.space.modes else 0)
+        wanted = self.space.calibrates + (self.max_trials if self.space.modes or self.space.others else 0)
         done = sum(trial.stage != "combined" for trial in self.trials())
         self._optimize(wanted - done, COMBINED_SHARE * self.time_left() if self.space.calibrates else 0.0)
         if self.space.calibrates:
             best = [t for t in self.trials() if t.stage == "guided" and t.readings][:COMBINED]
             for factor in FACTORS:
                 for trial in best:
-                    guidance = replace(
-                        trial.candidate.guidance, scale=factor * trial.candidate.guidance.scale
-                    )
-                    self._ask("combined", replace(trial.candidate, guidance=guidance, calibrated=True))
+                    guidance = trial.candidate.guidance
+                    if guidance.on or factor == 1:
+                        guidance = replace(guidance, scale=factor * guidance.scale)
+                        self._ask("combined", replace(trial.candidate, guidance=guidance, calibrated=True))
             self._optimize(len(self.study.get_trials(states=(TrialState.WAITING,))))
         return self.trials()
 
@@ -244,11 +261,9 @@ class Search:
 
     def _measure(self, trial: Any) -> float:
         """Measures a candidate up to the rung where the better half leaves it behind."""
-        asked, steps = trial.user_attrs.get("asked"), self.space.num_inference_steps
-        if isinstance(asked, str):
-            candidate = cattrs.structure(json.loads(asked), Candidate)
-        else:
-            candidate = Candidate(num_inference_steps=steps, guidance=self.space.suggest(trial))
+        asked = trial.user_attrs.get("asked")
+        told = isinstance(asked, str)
+        candidate = cattrs.structure(json.loads(asked), Candidate) if told else self.space.suggest(trial)
         cost = self.meter.cost(candidate)  # first: a dear one needs more time to be confirmed
         if not self._time():
             raise _TimeIsUp

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nag.corrections.base import HIDDEN, At, Correction, overrides
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.calibration import Calibrated
+from nag.corrections.merged import Merged
 from nag.network.table import row_of, unwrap
 from nag.noise.relevel import relevel
 from nag.seams.asking import Call, output_with, rows_of
@@ -493,7 +494,10 @@ class Run:
 
 
 def _found(one: Correction, pipe: Any) -> Correction:
-    """A correction; a calibration "auto" by the file beside the pipeline's checkpoint."""
+    """A correction; a calibration "auto" and weights in a folder beside the pipeline's checkpoint by their paths."""
+    if isinstance(one, Merged) and isinstance(one.network, str):
+        beside = Path(str(getattr(pipe, "name_or_path", "")), one.network)
+        return replace(one, network=str(beside)) if beside.is_dir() else one
     if not (isinstance(one, Calibrated) and one.table == "auto"):
         return one
     fix = "Measure one with `nag calibrate`"

@@ -1,6 +1,7 @@
 """`nag tune` on a tiny checkpoint: what it writes is what the pipeline then does, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
 from nag.cli.tune import TuneOptions, run
+from nag.corrections import Merged
 from nag.corrections.tuned import FILE_NAME, read_entries
 from nag.quality.bench import load_pipeline
 from nag.quality.tune import Search, Trial
@@ -62,6 +64,35 @@ def test_tuning_writes_what_the_pipeline_then_uses(folder, tmp_path, capsys):
         run(chosen)
     again = run(replace(chosen, overwrite=True))  # from its journal
     assert again == entry
+
+
+def test_a_student_lies_beside_its_model(folder, tmp_path, monkeypatch):
+    """Its strength is found, written with the student's name alone, and used wherever both are moved."""
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    with pytest.raises(ValueError, match="student must be given for the form 'student', got None"):
+        run(options(folder, tmp_path, model=str(model), forms=("student",)))
+    pipe = load_pipeline(str(model), None, "cpu")
+    for weight in pipe.unet.parameters():
+        weight.data *= 1.1
+    pipe.save_pretrained(model / "student")
+    monkeypatch.setattr(
+        "nag.quality.tune.decide", lambda found, allowed: (True, "use it: whatever was found.")
+    )
+    monkeypatch.setattr(Trial, "difference", -1.0)
+    found = run(options(folder, tmp_path, model=str(model), forms=("student",), max_recall_loss=1.0))
+    (one,) = found.corrections
+    assert (type(one).__name__, one.network) == ("Merged", "student")
+    (tmp_path / "moved").mkdir()
+    moved = load_pipeline(str(shutil.move(model, tmp_path / "moved")), None, "cpu")
+    settings = {"class_labels": [0, 1], "num_inference_steps": STEPS, "output_type": "latent"}
+    tuned, by_hand = (
+        moved(generator=torch.Generator().manual_seed(0), **settings, **arguments).images
+        for arguments in (
+            {"noise_guidance": tmp_path / FILE_NAME},
+            {"corrections": [Merged(network=pipe.unet, strength=one.strength)]},
+        )
+    )
+    assert torch.equal(tuned, by_hand)
 
 
 def test_no_verdict_without_a_trial(folder, tmp_path, monkeypatch):

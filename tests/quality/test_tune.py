@@ -19,8 +19,10 @@ LEVELS = tuple(-9.0 + 0.75 * i for i in range(STEPS))
 class OracleMeter:
     """Plain sampling has FD 3 - steps / 100; guidance gains most at a known weight and interval; FD is biased by 100/N."""
 
-    def __init__(self, gain: float = 1.0, heavy: float = math.inf, noise: float = 0.02) -> None:
-        self.gain, self.heavy, self.noise = gain, heavy, noise
+    def __init__(
+        self, gain: float = 1.0, heavy: float = math.inf, noise: float = 0.02, student: float = 0.0
+    ) -> None:
+        self.gain, self.heavy, self.noise, self.student = gain, heavy, noise, student
         self.reads: list[tuple[Candidate, int]] = []
         self.stop_after = math.inf
 
@@ -52,6 +54,9 @@ class OracleMeter:
             off = math.log(guidance.scale / BEST_WEIGHT)
             start = -9.0 if guidance.interval[0] is None else guidance.interval[0]
             frechet -= self.gain * (1 - off**2 / 2 - (start - BEST_START) ** 2 / 50)
+        for name, at, gain in (("merged:network=s,strength=", 0.4, self.student), ("higs:scale=", 1.0, 0.3)):
+            if candidate.other.startswith(name):
+                frechet -= gain * (1 - 4 * (float(candidate.other.removeprefix(name)) - at) ** 2)
         frechet -= 0.1 * candidate.calibrated
         seed = zlib.crc32(f"{candidate} {rung}".encode())
         error = torch.randn((), generator=torch.Generator().manual_seed(seed)).item()
@@ -153,6 +158,22 @@ def test_a_stopped_search_goes_on(tmp_path, stop_after):
     assert path.read_text().startswith("{")  # JSON, line by line
 
 
+def test_what_costs_nothing_more_is_searched_too():
+    """The student's strength where it is better than guidance, guidance where that is better."""
+    others = space(others=("student", "higs"), student="s", calibrates=True)
+    best = searched(OracleMeter(student=2.0), space=others)[0]
+    name, _, strength = best.candidate.other.rpartition("=")
+    assert name == "merged:network=s,strength"
+    assert float(strength) == pytest.approx(0.4, abs=0.15)
+    assert best.cost == best.plain_steps == STEPS
+    assert (
+        best.candidate.calibrated
+    )  # which gains 0.1 in this oracle, also for what has no weight of guidance
+    best = searched(OracleMeter(student=0.2), space=others)[0]
+    assert best.candidate.other == ""
+    assert best.candidate.guidance.scale == pytest.approx(BEST_WEIGHT, rel=0.5)
+
+
 def test_time_that_is_up_ends_the_search():
     meter, left = OracleMeter(), [10.0]
 
@@ -167,9 +188,9 @@ def test_time_that_is_up_ends_the_search():
 @pytest.mark.parametrize(("first", "share", "steps"), [(4, 0.5, 8), (0, 1.0, 20), (19, 0.0, 1)])
 def test_an_interval_holds_whole_steps(first, share, steps):
     point = {"weight": 1.0, "mode": "classifier_free", "first_step": first, "guided_share": share}
-    guidance = space().suggest(optuna.trial.FixedTrial(point))
-    assert OracleMeter().guided_steps(Candidate(num_inference_steps=STEPS, guidance=guidance)) == steps
-    start, end = guidance.interval
+    candidate = space().suggest(optuna.trial.FixedTrial(point))
+    assert OracleMeter().guided_steps(candidate) == steps
+    start, end = candidate.guidance.interval
     assert start is None if first == 0 else LEVELS[first - 1] < start < LEVELS[first]
     assert (end is None) == (first + steps == STEPS)
 
