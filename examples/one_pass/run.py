@@ -50,14 +50,31 @@ CONTROLS = [
     "merged:network={models}/shuffled,strength=0.5|1",
 ]
 FEWER = {"seeds": [101, 102], "tune_samples": 500}
+ONCE = {"seeds": [101], "tune_samples": 500}
 CURVE = [
     f"merged:network={{models}}/student_0,strength={value}" for value in (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 ]
-SAMPLERS = ("ddim", "dpm++", "euler", "heun", "ddpm")
+WEAK_MODELS = [
+    "null_autoguidance:scale=1|2|3,interval=-2.5..4",
+    "autoguidance:network={models}/weak_0,scale=0.5|1|2",
+    "autoguidance:network={models}/weak_1,scale=0.5|1|2",
+    "blind_autoguidance:network={models}/weak_0,scale=0.25|0.5|1",
+    "autoguidance:network={models}/neon,scale=0.5|1|2",
+    "class_interval:guidance_scale=1.1|1.25|1.5",
+    "perturbed_attention:scale=0.25|0.5|1",
+    "block_drop:scale=0.25|0.5|1",
+]
+SAMPLERS = ("ddim", "dpm++", "heun", "ddpm", "euler")
 STUDIES: dict[str, dict[str, Any]] = {
+    "ddim_20": {"schedulers": ["ddim"], "steps": [20], "corrections": [STUDENT, *RIVALS, EXACT]},
     **{
-        f"{name}_20": {"schedulers": [name], "steps": [20], "corrections": [STUDENT, *RIVALS, EXACT]}
-        for name in SAMPLERS
+        f"{name}_20": {"schedulers": [name], "steps": [20], "corrections": [STUDENT, RIVALS[0], RIVALS[-1]]}
+        for name in SAMPLERS[1:]
+    },
+    **{
+        f"{name}_20_others": ONCE
+        | {"schedulers": [name], "steps": [20], "corrections": [*RIVALS[1:3], EXACT]}
+        for name in SAMPLERS[1:]
     },
     "controls": {"schedulers": ["ddim"], "steps": [20], "corrections": [SECOND, *CONTROLS, NAG]},
     "second": {"schedulers": ["dpm++"], "steps": [20], "corrections": [SECOND]},
@@ -74,6 +91,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         for budget in (10, 50, 100)
         for name in ("ddim", "dpm++")
     },
+    "weak_models": ONCE | {"schedulers": ["ddim"], "steps": [20], "corrections": WEAK_MODELS},
     "more_steps": {
         "schedulers": ["ddim", "dpm++"],
         "steps": [40, 80],
