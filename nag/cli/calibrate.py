@@ -39,7 +39,7 @@ def run(options: CalibrateOptions) -> None:
     """Measures a calibration for every scheduler, step count and correction, and saves it."""
     from nag.corrections.calibration import FILE_NAME, NoiseCalibration
     from nag.noise.named import make_scheduler
-    from nag.quality.bench import load_bench, scheduler_line
+    from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
     from nag.seams.attach import sampler_of
 
     if options.output_dir is None and not Path(options.model).is_dir():
@@ -53,7 +53,9 @@ def run(options: CalibrateOptions) -> None:
             f"corrections must be those that act beside a table, got {list(options.corrections)}. Leave 'calibrated' out."
         )
     bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
-    schedulers = [make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)]
+    settings = read_assignments(options.scheduler_config)
+    named = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
+    schedulers = list(named.values())
     asked = [
         (scheduler, steps, {**bench.arguments, **method.arguments(bench.pipeline.device)})
         for scheduler, steps, method in itertools.product(schedulers, options.steps, methods)

@@ -69,8 +69,6 @@ class CompareOptions(SamplerOptions, FeatureOptions):
     """Seed of tuning, calibration and shift; must not be one of --seeds."""
     tune_samples: int = 500
     """Samples per candidate."""
-    scheduler_config: tuple[str, ...] = ()
-    """Settings of every scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
     judge: str | None = None
     """Regressor that measures the shift, better an independent one. None: --regressor."""
     calibration_samples: int = 512

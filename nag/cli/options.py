@@ -71,6 +71,8 @@ class SamplerOptions(ModelOptions):
     """Class guidance; 1 is off. None: the pipeline's own, off for pixel models."""
     eta: float = 0.0
     """Stochasticity of DDIM."""
+    scheduler_config: tuple[str, ...] = ()
+    """Settings of every scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
 
 
 @dataclass(frozen=True, kw_only=True)

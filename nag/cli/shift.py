@@ -40,7 +40,7 @@ class ShiftOptions(SamplerOptions):
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """Measures the shifts and writes report.html, shift.png and shift.json."""
     from nag.noise.named import make_scheduler
-    from nag.quality.bench import load_bench, scheduler_line
+    from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
     from nag.shift import ReportRun, forward_reference, measure_shift, record, write_report
     from nag.shift.page import check_output
     from nag.shift.report import FILES
@@ -48,9 +48,8 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     methods = candidates("plain", *options.corrections)
     bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
-    schedulers = {
-        name: make_scheduler(name, bench.pipeline.scheduler) for name in options.schedulers or (None,)
-    }
+    settings = read_assignments(options.scheduler_config)
+    schedulers = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
     for name, scheduler in schedulers.items():

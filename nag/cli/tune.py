@@ -44,23 +44,9 @@ class TuneOptions(SamplerOptions, FeatureOptions):
     scheduler: Scheduler = None
     steps: int = 20
     """Sampling steps."""
-    scheduler_config: tuple[str, ...] = ()
-    """Settings of the scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
-    forms: tuple[
-        Literal[
-            "classifier_free",
-            "corrected",
-            "gradient",
-            "calibrated",
-            "student",
-            "higs",
-            "epsilon_scaling",
-            "dcw_wavelet",
-        ],
-        ...,
-    ] = ()
-    """What is tried; calibrated alone and with the best of the others. Empty: all that model and scheduler allow, without
-    gradient."""
+    forms: tuple[str, ...] = ()
+    """What is tried, of classifier_free, corrected, gradient, calibrated (alone, and with the best of the others), student, higs,
+    epsilon_scaling, dcw_wavelet. Empty: all that model and scheduler allow, without gradient."""
     student: str | None = None
     """What `nag finetune distill` has made, whose strength is sought. None: student/ beside the model, if there is one."""
     reference: Path | None = None
