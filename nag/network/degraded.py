@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -50,30 +50,34 @@ class _ValuesAlone(Instrument):
         return (output + hidden_states if self.residual_connection else output) / self.rescale_output_factor
 
 
-class _Silent(Instrument):
-    """The last layer of a residual branch, which says 0."""
+class _Skipped(Instrument):
+    """A block without its residual branch, which is not computed."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.zeros_like(super().__call__(*args, **kwargs))  # type: ignore[misc]
+    def __call__(self: Any, x: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        if isinstance(self, Transformer2DModel):
+            return Transformer2DModelOutput(sample=x) if return_dict else (x,)
+        shortcut = getattr(self, "conv_shortcut", None)
+        scale = "rescale_output_factor" if isinstance(self, Attention) else "output_scale_factor"
+        return (x if shortcut is None else shortcut(x)) / getattr(self, scale, 1.0)
 
 
-def _attention(name: str, module: nn.Module) -> list[nn.Module]:
+def _attention(name: str, module: nn.Module) -> nn.Module | None:
     """The self-attention of a transformer's block, or that of a U-net's block over its positions."""
     found: Any = module.attn1 if isinstance(module, BasicTransformerBlock) else module
     known = found is not module or name.split(".")[-2:-1] == ["attentions"]
     own = isinstance(found, Attention) and not found.is_cross_attention and found.added_kv_proj_dim is None
-    return [found] if known and own and found.spatial_norm is None else []
+    return found if known and own and found.spatial_norm is None else None
 
 
-def _block(name: str, module: nn.Module) -> list[nn.Module]:
-    """The last layers of the residual branches of a block."""
+def _block(name: str, module: nn.Module) -> nn.Module | None:
+    """The module itself, if its output is its input and a residual."""
     if isinstance(module, ResnetBlock2D):
-        return [module.conv2]
-    if isinstance(module, Transformer2DModel):
-        return [module.proj_out]
-    if isinstance(module, BasicTransformerBlock):
-        return [one for one in (module.attn1, module.attn2, module.ff) if one is not None]
-    return [found.to_out[0] for found in _attention(name, module) if found.residual_connection]  # type: ignore
+        found = module.upsample is None and module.downsample is None
+    elif isinstance(module, Attention):
+        found = module.residual_connection and _attention(name, module) is not None
+    else:
+        found = isinstance(module, Transformer2DModel | BasicTransformerBlock)
+    return module if found else None
 
 
 def degraded_modules(model: nn.Module, how: str, part: str = "middle") -> list[nn.Module]:
@@ -84,28 +88,28 @@ def degraded_modules(model: nn.Module, how: str, part: str = "middle") -> list[n
         how: "attention" or "block".
         part: "middle" for the middle block of a U-net, or for the middle one of all blocks found; or "all".
     """
-    model = unwrap(model)
-    found = dict[str, list[nn.Module]]()
+    model, find = unwrap(model), _attention if how == "attention" else _block
+    found = dict[str, nn.Module]()
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{block}.") for block in found)
-        layers = [] if inside else (_attention if how == "attention" else _block)(name, module)
-        found |= {name: layers} if layers else {}
+        one = None if inside else find(name, module)
+        found |= {} if one is None else {name: one}
     if not found:
         what = "self-attention" if how == "attention" else "residual blocks"
         raise ValueError(
             f"network must have {what} to weaken, as diffusers' U-nets and its basic transformer blocks do, got "
             f"{type(model).__name__} without. Use another weak model."
         )
-    if part == "middle":
-        inner = {name: layers for name, layers in found.items() if name.startswith("mid_block.")}
-        found = inner or dict([list(found.items())[len(found) // 2]])
-    return [module for layers in found.values() for module in layers]
+    if part == "all":
+        return list(found.values())
+    inner = [one for name, one in found.items() if name.startswith("mid_block.")]
+    return inner or [list(found.values())[len(found) // 2]]
 
 
 @contextmanager
 def degraded(model: nn.Module, how: str, part: str = "middle") -> Iterator[None]:
     """Within the block the network is weakened; see `degraded_modules`."""
-    mixin = _ValuesAlone if how == "attention" else _Silent
+    mixin = _ValuesAlone if how == "attention" else _Skipped
     with ExitStack() as stack:
         for module in degraded_modules(model, how, part):
             stack.enter_context(instrumented(module, mixin))
