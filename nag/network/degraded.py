@@ -6,8 +6,8 @@
                    (skip-layer guidance, as in diffusers' pipeline for Stable Diffusion 3)
 
 in the middle of the network or everywhere. Known are the blocks of diffusers' U-nets and the transformers that are made of its
-`BasicTransformerBlock`; joint attention to image and text has no map for the image alone. diffusers' own `LayerSkipConfig` does not
-take U-nets apart and leaves its registry behind.
+`BasicTransformerBlock`; joint attention to image and text has no map for the image alone. diffusers' own `LayerSkipConfig` knows no
+residual blocks of U-nets and leaves its registry behind.
 
 References:
     Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, Ahn 2024, arXiv 2403.17377 (identity map).
@@ -53,9 +53,10 @@ class _ValuesAlone(Instrument):
 class _Skipped(Instrument):
     """A block without its residual branch, which is not computed."""
 
-    def __call__(self: Any, x: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        x = [*args, *kwargs.values()][0]
         if isinstance(self, Transformer2DModel):
-            return Transformer2DModelOutput(sample=x) if return_dict else (x,)
+            return Transformer2DModelOutput(sample=x) if kwargs.get("return_dict", True) else (x,)
         shortcut = getattr(self, "conv_shortcut", None)
         scale = "rescale_output_factor" if isinstance(self, Attention) else "output_scale_factor"
         return (x if shortcut is None else shortcut(x)) / getattr(self, scale, 1.0)
@@ -64,9 +65,10 @@ class _Skipped(Instrument):
 def _attention(name: str, module: nn.Module) -> nn.Module | None:
     """The self-attention of a transformer's block, or that of a U-net's block over its positions."""
     found: Any = module.attn1 if isinstance(module, BasicTransformerBlock) else module
-    known = found is not module or name.split(".")[-2:-1] == ["attentions"]
+    if found is module and name.split(".")[-2:-1] != ["attentions"]:
+        return None
     own = isinstance(found, Attention) and not found.is_cross_attention and found.added_kv_proj_dim is None
-    return found if known and own and found.spatial_norm is None else None
+    return found if own and found.spatial_norm is None else None
 
 
 def _block(name: str, module: nn.Module) -> nn.Module | None:
@@ -74,7 +76,7 @@ def _block(name: str, module: nn.Module) -> nn.Module | None:
     if isinstance(module, ResnetBlock2D):
         found = module.upsample is None and module.downsample is None
     elif isinstance(module, Attention):
-        found = module.residual_connection and _attention(name, module) is not None
+        found = _attention(name, module) is not None and module.residual_connection
     else:
         found = isinstance(module, Transformer2DModel | BasicTransformerBlock)
     return module if found else None
