@@ -5,8 +5,8 @@ The teacher f stays as it is, and the student s, a copy of it, learns what guida
     loss = | s(u, t, c) - f - W(t) (f - f_weak) |^2,          W(t) = w inside the interval of log-SNR, else 0,
 
 averaged over pixels. There is no noise in the target, unlike in a denoising loss, so few samples are enough. f_weak is the
-teacher without its level (`--weak null`), or a smaller or earlier network. Samples with hidden level keep the teacher's own
-null prediction, so that the student has a null branch too.
+teacher without its level (`--weak null`), or a smaller or earlier network (`nag.finetune.weak`). Samples with hidden level
+keep the teacher's own null prediction, so that the student has a null branch too.
 
 States are noisy images, and with `--trajectories` also what the guided teacher reaches from noise, in a share of the batch:
 a student sees states there that noisy images are not.
@@ -46,11 +46,16 @@ BINS = (-2.5, 0.0, 2.5)  # log-SNR between which the explained share is told apa
 class DistillOptions(TrainingOptions):
     """Distil guidance by a weak model into a network, so that its only pass is guided.
 
-    nag finetune distill --pretrained_model_name_or_path MODEL --weak SMALL_MODEL --scale 2 --data IMAGES
+    nag finetune distill --pretrained_model_name_or_path MODEL --weak train --scale 2 --data IMAGES
     """
 
     weak: str = "null"
-    """The weak model: null (the network without its level), or a pipeline's folder or Hub id."""
+    """The weak model: null (the network without its level), train (one of half the width, trained first, into the folder weak
+    of the output), snapshot (the earliest that `denoiser --snapshots` left in MODEL), or a pipeline's folder or Hub id."""
+    weak_train_steps: int = 1500
+    """--weak train: steps of that training."""
+    weak_learning_rate: float = 0.001
+    """--weak train: its peak learning rate."""
     scale: float = 2.0
     """w of the guidance that is distilled."""
     interval: tuple[float, float] = (-math.inf, math.inf)
@@ -114,6 +119,7 @@ class DistillTask:
     def signature(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed."""
         names = ["weak", "scale", "level_dropout", "class_dropout", "lora_rank", "control"]
+        names += ["weak_train_steps", "weak_learning_rate"]
         names += ["trajectories", "trajectory_steps", "trajectory_share"]
         found = {name: getattr(self.options, name) for name in names}
         return found | {"interval": [str(end) for end in self.options.interval]}
@@ -292,9 +298,10 @@ def run(options: DistillOptions) -> dict[str, Any]:
 
     from nag.finetune.loop import check_output_dir, images_of, train
     from nag.finetune.stream import mix
+    from nag.finetune.weak import weak_network
     from nag.load import NAGPipeline
     from nag.network.merged import add_adapter
-    from nag.network.table import architecture_of, load_network
+    from nag.network.table import architecture_of
 
     if options.pretrained_model_name_or_path is None:
         raise ValueError("pretrained_model_name_or_path must name the pipeline to distil, got None.")
@@ -306,9 +313,6 @@ def run(options: DistillOptions) -> dict[str, Any]:
         variant=options.variant,
     )
     teacher = pipeline.unet.float().eval().requires_grad_(False)
-    weak = None
-    if options.weak != "null":
-        weak = load_network(options.weak).float().eval().requires_grad_(False)
     student = copy.deepcopy(teacher).requires_grad_(True)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     if options.lora_rank:
@@ -321,8 +325,10 @@ def run(options: DistillOptions) -> dict[str, Any]:
             f"held_out_samples must be between 1 and {len(table) - 1}, got {count}. They are taken from the data."
         )
     heldout = table.subset(range(len(table) - count, len(table)))
+    table = table.subset(range(len(table) - count))
+    weak = None if options.weak == "null" else weak_network(options, teacher, pipeline.scheduler, table)
     task = DistillTask(student, teacher, weak, pipeline.scheduler, heldout, options)
-    return train(task, table.subset(range(len(table) - count)), options, checkpoint) | task.figures
+    return train(task, table, options, checkpoint) | task.figures
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ nag/seams/attach.py | pipe.__class__ = pipe.plain_class | pass | seams/test_atta
 nag/seams/listening.py | del vars(owner)[name] | pass | seams/test_laws.py
 nag/network/swap.py | module.__class__ = cls | pass | network/test_null.py
 nag/network/null.py | null, embedding) | embedding, null) | network/test_null.py
+nag/network/degraded.py | output + hidden_states | output | network/test_degraded.py
 nag/network/regressor.py | + self.variance.log() | - self.variance.log() | network/test_regressor.py
 finetune/training_objectives.py | end(upper), wanted | end(lower), wanted | finetune/test_training_objectives.py
 nag/shift/density.py | len(values) ** -0.2 | len(values) ** 0.2 | shift/test_density.py

@@ -27,7 +27,8 @@ class WeakCheckOptions(ModelOptions):
 
     weak: tuple[str, ...] = ("null_autoguidance",)
     """Weak models: null_autoguidance (the network without its level), autoguidance:network=MODEL (a smaller or earlier one),
-    blind_autoguidance:network=MODEL (that one without its level), class_interval (the network without its class)."""
+    blind_autoguidance:network=MODEL (that one without its level), class_interval (the network without its class),
+    perturbed_attention and block_drop (the network without its middle self-attention, or without its middle block)."""
     scheduler: Scheduler = None
     steps: int = 20
     """Sampling steps, at whose levels is asked."""
@@ -70,8 +71,8 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
         found = method.arguments(pipe.device).get("corrections", [])
         if len(found) != 1 or not isinstance(found[0], WeakModel):
             raise ValueError(
-                f"weak must name one weak model each, got {text!r}. Write null_autoguidance, autoguidance:network=MODEL or "
-                "class_interval."
+                f"weak must name one weak model each, got {text!r}. Write null_autoguidance, autoguidance:network=MODEL, "
+                "class_interval, perturbed_attention or block_drop."
             )
         weak[text] = found[0]
     classes = classes_of(pipe) is not None

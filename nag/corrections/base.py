@@ -294,7 +294,7 @@ class Correction:
     ranges: ClassVar[Mapping[str, str]] = {}
     """The range of a number among its fields, where finite is not enough: "positive", "at least 0", "at least 1" or "in [0, 1]"."""
 
-    options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    options: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     """What a word among its fields may be."""
 
     public: ClassVar[Mapping[str, str]] = {}
@@ -304,7 +304,7 @@ class Correction:
         for name in (item.name for item in fields(self)):  # type: ignore[arg-type]
             value, known, shown = getattr(self, name), self.options.get(name), self.public.get(name, name)
             if known is not None and value not in known:
-                raise ValueError(f"{shown} must be one of {', '.join(known)}, got {value!r}.")
+                raise ValueError(f"{shown} must be one of {', '.join(map(str, known))}, got {value!r}.")
             if isinstance(value, int | float) and not isinstance(value, bool):
                 wanted = self.ranges.get(name, "")
                 if not (math.isfinite(value) and _RANGES[wanted](value)):

@@ -8,6 +8,8 @@
     f(u, t, no class)                        class guidance           g = w + 1, here within an interval of levels
     f(u, no t, c)                            the null branch          w of noise guidance
     network(u, no t, c)                      composed: an early snapshot without its level
+    f(u, t, c), each position by itself      perturbed attention      w
+    f(u, t, c) without its middle block      block drop               w (`nag.network.degraded`)
 
 All are read at one level and one input, so the difference is a multiple of the difference in eps_hat, whatever the network
 predicts. Where the posterior over data is a point, a state at another level predicts the same data and another length of
@@ -24,10 +26,12 @@ References:
     Domain Guidance: A Simple Transfer Approach for a Pre-trained Diffusion Model, Zhong 2025, arXiv 2504.01521.
     Applying Guidance in a Limited Interval, Kynkäänniemi 2024, arXiv 2404.07724, eq. 5 (class interval).
     Mitigating Noise Shift in Denoising Generative Models with Noise Awareness Guidance, Zhong 2025, arXiv 2510.12497.
+    Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, Ahn 2024, arXiv 2403.17377.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -39,6 +43,7 @@ from nag.corrections.base import EVERYWHERE, At, Correction, Interval
 from nag.corrections.directions import along
 from nag.corrections.noise_guidance import require_null_branch
 from nag.corrections.reuse import REUSES, reused
+from nag.network.degraded import DEGRADED, PARTS, degraded, degraded_modules
 from nag.network.table import architecture_of, unwrap
 
 __all__ = ["COMPONENTS", "WeakModel"]
@@ -57,6 +62,9 @@ class WeakModel(Correction):
         blind: hide its level from it.
         unconditional: ask it without prompt and class: with the null class of its table of classes, or with the pipeline's own
             negative prompt. The sampler's own network so asked *is* class guidance, and the pipeline's own stays off.
+        degraded: weaken whom it asks: "attention" for the identity as the map of self-attention, "block" for blocks without their
+            residual branch; None does not.
+        part: what of it is weakened: "middle" for the middle block, or "all".
         component: "all"; "along" for the part of the difference along eps_hat; "orthogonal" for the rest.
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
         every: ask at every so many steps of the interval only; `reuse` says what the steps between get.
@@ -69,26 +77,40 @@ class WeakModel(Correction):
         "blind_autoguidance": {"blind": True, "unconditional": False, "component": "all"},
         "domain_guidance": {"blind": False, "unconditional": True, "component": "all"},
         "class_interval": {"network": None, "blind": False, "unconditional": True, "component": "all"},
+        "perturbed_attention": {
+            "network": None,
+            "blind": False,
+            "unconditional": False,
+            "degraded": "attention",
+        },
+        "block_drop": {"network": None, "blind": False, "unconditional": False, "degraded": "block"},
     }
 
     scale: float = 0.0
     network: nn.Module | None = field(default=None, repr=False)
     blind: bool = False
     unconditional: bool = False
+    degraded: str | None = None
+    part: str = "middle"
     component: str = "all"
     interval: Interval = EVERYWHERE
     every: int = 1
     reuse: str = "hold"
 
     ranges: ClassVar = {"every": "at least 1"}
-    options: ClassVar = {"component": COMPONENTS, "reuse": REUSES}
+    options: ClassVar = {
+        "component": COMPONENTS,
+        "degraded": (None, *DEGRADED),
+        "part": PARTS,
+        "reuse": REUSES,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network is None and not (self.blind or self.unconditional):
+        if self.network is None and not (self.blind or self.unconditional or self.degraded):
             raise ValueError(
-                "network must be given unless blind or unconditional is set, got None. The sampler's own network, asked the same "
-                "question, answers the same."
+                "network must be given unless blind, unconditional or degraded is set, got None. The sampler's own network, "
+                "asked the same question, answers the same."
             )
 
     @property
@@ -99,14 +121,16 @@ class WeakModel(Correction):
         """Refuses a weak model that cannot answer for these states."""
         if self.blind:
             require_null_branch(at, "WeakModel(blind=True)")
+        if self.degraded is not None:
+            degraded_modules(self._asked(at), self.degraded, self.part)
         if self.network is not None:
             self._check_other(self.network, unwrap(at.network))
-        elif self.unconditional and not self.blind and at.question.several:
+        elif self.unconditional and not (self.blind or self.degraded) and at.question.several:
             raise ValueError(
                 "guidance_scale of the pipeline must be 1 with WeakModel(unconditional=True), got class guidance. "
                 "Set the scale in WeakModel alone."
             )
-        elif self.unconditional and not self.blind and _nothing_to_leave_out(at):
+        elif self.unconditional and not (self.blind or self.degraded) and _nothing_to_leave_out(at):
             raise ValueError(
                 "class_labels or a prompt must be given for WeakModel(unconditional=True), got neither. "
                 "Asked without what it is not told, the network answers the same."
@@ -124,6 +148,14 @@ class WeakModel(Correction):
                     "It answers for the same states."
                 )
 
+    def weak(self, at: At, **changes: Any) -> Tensor:
+        """f_weak, `(B, C, *shape)`, by one evaluation, after that of f; changes are those of `At.ask`."""
+        with nullcontext() if self.degraded is None else degraded(self._asked(at), self.degraded, self.part):
+            return at.ask(network=self.network, unconditional=self.unconditional, null=self.blind, **changes)
+
+    def _asked(self, at: At) -> nn.Module:
+        return at.network if self.network is None else self.network
+
     def direction(self, at: At) -> Tensor | None:
         """w (f - f_weak), or its component, `(B, C, *shape)`."""
         if (self.blind and at.pure_noise) or not at.acts(self.interval):
@@ -132,7 +164,7 @@ class WeakModel(Correction):
 
     def _fresh(self, at: At) -> Tensor:
         told = at.told
-        weak = at.ask(network=self.network, unconditional=self.unconditional, null=self.blind)
+        weak = self.weak(at)
         if self.component == "all":
             return self.scale * (told - weak)
         exact = torch.promote_types(told.dtype, torch.float32)

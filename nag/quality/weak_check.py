@@ -103,8 +103,7 @@ class Asked(Correction):
         target = at.levels.prediction_from(x_0, (u - alpha * x_0) / sigma, at.i).to(told)
         rest = (target - told).flatten(1).double()
         for name, one in self.weak.items():
-            weak = at.ask(u=u, network=one.network, unconditional=one.unconditional, null=one.blind)
-            change = (told - weak).flatten(1).double()
+            change = (told - one.weak(at, u=u)).flatten(1).double()
             sums = torch.stack([(change * rest).sum(1), change.square().sum(1), rest.square().sum(1)]).cpu()
             key = (name, states, level)
             self.found[key] = torch.cat([self.found[key], sums], dim=1) if key in self.found else sums

@@ -128,6 +128,14 @@ class Guided(ByHand):
         return told + 1.5 * (told - self.ask(u, t, torch.tensor([3, 3])))
 
 
+class WithoutMiddle(ByHand):
+    def value(self, i, t, u, told):
+        self.unet.mid_block.forward = lambda x, *_: x
+        weak = self.ask(u, t)
+        del self.unet.mid_block.forward
+        return told + 1.5 * (told - weak)
+
+
 METHODS: dict[str, tuple[Callable[[], Correction], type[ByHand]]] = {
     "epsilon scaling": (lambda: EpsilonScaling(scale=1.02, slope=0.003), Scaled),
     "differential correction": (lambda: DifferentialCorrection(scale=0.02), Differential),
@@ -139,6 +147,7 @@ METHODS: dict[str, tuple[Callable[[], Correction], type[ByHand]]] = {
     "autoguidance": (lambda: WeakModel(scale=0.6, network=network(1, num_class_embeds=4)), Weaker),
     "null branch": (lambda: WeakModel(scale=0.4, blind=True), Null),
     "domain guidance": (lambda: WeakModel(scale=1.0, network=network(2), unconditional=True), Ancestor),
+    "block drop": (lambda: WeakModel(scale=1.5, degraded="block"), WithoutMiddle),
     "class guidance": (lambda: WeakModel(scale=1.5, unconditional=True), Guided),
 }
 

@@ -83,6 +83,7 @@ def test_candidates_are_the_product_of_their_values():
         "time_shift:window=20|40,cutoff=200",
         "autoguidance:network=some/folder+1,scale=1",
         "null_autoguidance:scale=-0.5,component=along",
+        "perturbed_attention:scale=2,part=all",
     ],
 )
 def test_a_label_gives_the_method_again(text):

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention
 
 from nag.corrections import NoiseGuidance, SelfGuidance, TimeStepGuidance, WeakModel
+from nag.network.degraded import degraded
 from nag.network.null import null_level
 from nag.noise.process import VarianceExploding
 from nag.noise.read import read_levels
@@ -137,6 +139,27 @@ def test_composed_it_asks_an_ancestor_without_class_and_level(class_unet: UNet2D
     torch.testing.assert_close(ours.direction(step), expected, rtol=1e-5, atol=1e-6)
 
 
+# Weakened from within
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["attention", "block"])
+@pytest.mark.parametrize("other", [False, True])
+def test_whom_it_asks_is_weakened_for_one_answer(class_unet: UNet2DModel, how: str, other: bool) -> None:
+    network = tiny_unet(seed=1, num_class_embeds=4) if other else class_unet
+    u, ask = real(class_unet)
+    labels = torch.tensor([0, 2])
+    step = step_of(class_unet, u, ask, labels)
+    with degraded(network, how, "all"):
+        weak = network(u, ask["timestep"], class_labels=labels).sample
+    expected = 0.5 * (class_unet(u, ask["timestep"], class_labels=labels).sample - weak)
+    ours = WeakModel(scale=0.5, network=network if other else None, degraded=how, part="all")
+    ours.check(step)
+    torch.testing.assert_close(ours.direction(step), expected, rtol=1e-5, atol=1e-6)
+    assert float(expected.abs().max()) > 1e-4
+    assert type(network.mid_block.attentions[0]) is Attention
+
+
 # Refusals
 
 
@@ -174,6 +197,18 @@ def test_without_a_class_there_is_no_class_guidance(unet: UNet2DModel) -> None:
         unet,
         "class_labels or a prompt must be given .* got neither",
     )
+
+
+def test_a_network_without_attention_cannot_lose_it() -> None:
+    bare = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    correction = WeakModel(scale=1.0, degraded="attention")
+    refused(
+        correction,
+        tiny_unet(add_attention=False, **bare),
+        "network must have self-attention .* got UNet2DModel",
+    )
+    with pytest.raises(ValueError, match="degraded must be one of None, attention, block, got 'dropout'"):
+        WeakModel(degraded="dropout")
 
 
 def test_x_0_networks_have_no_difference_by_level(unet: UNet2DModel) -> None:

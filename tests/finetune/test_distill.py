@@ -1,15 +1,20 @@
 """Distilled guidance: its target by hand, what is written and opened again, its strength, and its adapter."""
 
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
+from nag.files import read_json
 from nag.finetune import distill, merge
+from nag.finetune.denoiser import DenoiserTask
 from nag.finetune.distill import DistillOptions, DistillTask, guided_states
 from nag.finetune.merge import MergeOptions
+from nag.finetune.weak import half_width
 from nag.network.null import null_level
 from nag.shift.images import load_images
 from tests.models import seeded, tiny_checkpoint, tiny_unet
@@ -121,6 +126,83 @@ def test_a_run_is_written_resumed_and_opened_by_diffusers(checkpoint, changes, t
     assert torch.equal(weights(unet_of(straight.output_dir)), weights(unet_of(paused.output_dir)))
     pipe = DDIMPipeline.from_pretrained(straight.output_dir)
     assert not torch.equal(weights(pipe.unet), weights(unet_of(checkpoint / "model")))
+
+
+# The weak network
+
+
+def test_half_the_width_is_that_of_the_evidence():
+    """Whose small network was made by hand; and where groups and heads allow less than half, the next width."""
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    full, half = (
+        UNet2DModel(**{k: v for k, v in read_json(examples / name).items() if k != "_class_name"}).config
+        for name in ("fashion_mnist/unet_16.json", "evidence/unet_16_small.json")
+    )
+    found = half_width(full)
+    changed = {"block_out_channels", "attention_head_dim"}
+    assert {key: tuple(found[key]) if key == "block_out_channels" else found[key] for key in changed} == {
+        key: tuple(half[key]) if key == "block_out_channels" else half[key] for key in changed
+    }
+    assert {key for key in full if found[key] != full[key]} == changed
+    for widths, groups, head, expected in (
+        ((8, 24), 8, 8, [8, 16]),
+        ((24, 48), 4, 12, [12, 24]),
+        ((16, 24), 4, None, [8, 12]),
+    ):
+        config = tiny_unet(block_out_channels=widths, norm_num_groups=groups, attention_head_dim=head).config
+        found = half_width(config)
+        assert found["block_out_channels"] == expected
+        assert UNet2DModel(**found)(torch.zeros(1, 1, 8, 8), 1).sample.shape == (1, 1, 8, 8)
+
+
+def test_one_command_trains_the_weak_network_too(checkpoint, monkeypatch, tmp_path):
+    """The student is that of the weak network named by its folder; a stop within either training changes nothing."""
+    both = options_of(checkpoint, weak="train", weak_train_steps=3)
+    distill.run(both)
+    weak = DDIMPipeline.from_pretrained(both.output_dir / "weak")
+    assert tuple(weak.unet.config.block_out_channels) == (4, 8)
+    assert weak.scheduler.config.timestep_spacing == "trailing"  # the teacher's
+    named = replace(both, weak=str(both.output_dir / "weak"), output_dir=tmp_path / "named")
+    distill.run(named)
+    assert torch.equal(weights(unet_of(named.output_dir)), weights(unet_of(both.output_dir)))
+
+    stopped = replace(both, output_dir=tmp_path / "stopped", checkpointing_steps=1)
+    plain = DenoiserTask.loss
+
+    def failing(task, model, images, labels, draws):
+        if draws.step == 2:
+            raise KeyboardInterrupt
+        return plain(task, model, images, labels, draws)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoiserTask, "loss", failing)
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(stopped)
+    resumed = replace(stopped, resume_from_checkpoint="latest")
+    assert (stopped.output_dir / "weak" / "checkpoint-2").exists()
+    distill.run(replace(resumed, pause_at_step=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoiserTask, "loss", failing)  # which is not asked again
+        distill.run(resumed)
+    for part in ("", "weak"):
+        assert torch.equal(
+            weights(unet_of(stopped.output_dir / part)), weights(unet_of(both.output_dir / part))
+        )
+
+
+def test_the_earliest_snapshot_lies_beside_the_checkpoint(checkpoint):
+    options = options_of(checkpoint, weak="snapshot")
+    with pytest.raises(ValueError, match="weak must be another than 'snapshot' .* got .*model"):
+        distill.run(options)
+    for step, source in ((10, "model"), (2, "weak")):
+        shutil.copytree(checkpoint / source, checkpoint / "model" / f"snapshot-{step}")
+    distill.run(options)
+    named = replace(options, weak=str(checkpoint / "weak"), output_dir=checkpoint / "named")
+    distill.run(named)
+    assert torch.equal(weights(unet_of(options.output_dir)), weights(unet_of(named.output_dir)))
+
+
+# Strength
 
 
 def merged(checkpoint, other, strength):

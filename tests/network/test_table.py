@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nag.network.degraded import DEGRADED, PARTS, degraded, degraded_modules
 from nag.network.null import null_level
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules
 from tests.network.cases import give_null_vectors
@@ -100,6 +101,22 @@ def test_the_level_matters_and_is_hidden_completely(case):
         hidden = [call(model, inputs | told(name, model, which)) for which in (0, 1)]
     torch.testing.assert_close(hidden[0], hidden[1], rtol=0, atol=0)
     assert_differ(plain[0], hidden[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", DEGRADED)
+def test_every_network_is_weakened_or_refused(case, how):
+    name, model = case
+    try:
+        degraded_modules(model, how)
+    except ValueError as error:
+        assert f"got {name.split(':')[0]} " in str(error)  # noqa: PT017
+        return
+    inputs = arguments(name, 3) | told(name, model)
+    plain = call(model, inputs)
+    for part in PARTS:
+        with degraded(model, how, part):
+            assert_differ(call(model, inputs), plain)
 
 
 def test_nothing_else_is_hidden(case):

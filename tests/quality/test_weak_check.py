@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from nag.cli import weak_check
 from nag.cli.weak_check import WeakCheckOptions
 from nag.corrections import WeakModel
+from nag.network.degraded import degraded
 from nag.network.null import null_level
 from nag.pipelines import UNet2DPipeline
 from nag.quality.weak_check import rank_correlation, screen
@@ -29,6 +30,7 @@ WEAK = {
     "null": WeakModel(blind=True, scale=1.0),
     "other": WeakModel(network=network(seed=5, num_class_embeds=4), scale=1.0),
     "no class": WeakModel(unconditional=True, scale=1.0),
+    "no block": WeakModel(degraded="block", scale=1.0),
 }
 
 
@@ -52,6 +54,8 @@ def by_hand(ahead, steps=5):
             "other": other(u, t, class_labels=LABELS).sample,
             "no class": unet(u, t, class_labels=torch.full((5,), 3)).sample,
         }
+        with degraded(unet, "block"):
+            answers["no block"] = unet(u, t, class_labels=LABELS).sample
         rest = (u.double() - squared.sqrt() * IMAGES) / (1 - squared).sqrt() - told
         for name, weak in answers.items():
             change = told - weak
@@ -85,7 +89,7 @@ def test_it_is_the_regression_on_the_difference():
     )
     expected = by_hand(ahead=2)
     levels = sorted({row.log_snr for row in rows})
-    assert len(rows) == len(expected) == 3 * (5 + 3)
+    assert len(rows) == len(expected) == 4 * (5 + 3)
     for row in rows:
         weight, gain = expected[row.weak, row.states, levels.index(row.log_snr)]
         assert row.weight.value == pytest.approx(float(weight), rel=2e-3, abs=1e-4)
@@ -122,6 +126,8 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
                 "null_autoguidance",
                 f"blind_autoguidance:network={folder / 'model'}",
                 "class_interval",
+                "perturbed_attention",
+                "block_drop:part=all",
             ),
             num_images=8,
             steps=4,
@@ -137,7 +143,9 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
     assert same == pytest.approx(
         [value for key, value in found.items() if key[0] == "null_autoguidance"], rel=1e-4
     )
-    assert "class_interval: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "class_interval: " in told
+    assert "perturbed_attention: " in told
 
 
 @pytest.mark.parametrize("weak", ["plain", "epsilon_scaling:scale=1.01", "calibrated"])
