@@ -135,6 +135,7 @@ class At:
         rows: samples that went through a network since the last step, `ask` and the pipeline's own calls together.
         sampler: what is known of `eta`, `guidance_scale` and the `corrections` of the list, for tables that depend on them.
         memory: what the correction that is acting keeps from step to step.
+        own_weights: within this block the networks have their own weights, also in a run with others.
     """
 
     i: int
@@ -151,6 +152,7 @@ class At:
     rows: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    own_weights: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def levels(self) -> SchedulerLevels:
@@ -231,13 +233,14 @@ class At:
 
         u = self.u if u is None else u
         config = getattr(regressor, "config", None)
-        if getattr(config, "kind", None) == "frozen" and regressor.network is unwrap(self.network):
-            if self.question.conditioning():
-                _, features = self.question.ask(u=u, null=True, head=regressor)
-                return regressor.estimate_from_features(features)
-        elif config is not None and self.question.conditioning():
-            return regressor.estimate(u, self.question.class_labels, **self.question.conditioning())
-        return regressor.estimate(u, self.question.class_labels)
+        with self.own_weights():  # of which a frozen regressor reads the features
+            if getattr(config, "kind", None) == "frozen" and regressor.network is unwrap(self.network):
+                if self.question.conditioning():
+                    _, features = self.question.ask(u=u, null=True, head=regressor)
+                    return regressor.estimate_from_features(features)
+            elif config is not None and self.question.conditioning():
+                return regressor.estimate(u, self.question.class_labels, **self.question.conditioning())
+            return regressor.estimate(u, self.question.class_labels)
 
     def x_0_and_eps(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The clean data and the noise, each `(B, C, *shape)`, that a prediction for this step implies."""

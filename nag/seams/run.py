@@ -25,6 +25,8 @@ from nag.corrections.base import HIDDEN, At, Correction, overrides
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.calibration import Calibrated
 from nag.corrections.merged import Merged
+from nag.corrections.noise_guidance import NoiseGuidance
+from nag.network.merged import with_weights
 from nag.network.table import row_of, unwrap
 from nag.noise.relevel import relevel
 from nag.seams.asking import Call, output_with, rows_of
@@ -156,6 +158,14 @@ class Run:
             raise ValueError(
                 f"corrections must hold at most one that sets the level, got {', '.join(setters)}. Choose one."
             )
+        self.merges = any(overrides(one, "weights") for one in self.corrections)
+        if self.merges and getattr(getattr(self.regressor, "config", None), "kind", None) == "frozen":
+            for one in self.corrections:
+                if isinstance(one, NoiseGuidance) and one.mode != "classifier_free":
+                    raise ValueError(
+                        f"regressor must not be of kind 'frozen' for noise_guidance_mode {one.mode!r} with merged weights, got "
+                        "one: it reads features of its own. Use kind 'full' or 'encoder'."
+                    )
         self.sets_level, self.busy, self.drawn_with = bool(setters), False, None
         self.heard_steps = self.heard_questions = self.unheard = 0
         self.finite: list[tuple[int, Tensor]] = []
@@ -174,6 +184,10 @@ class Run:
         self.layout = layout_of(pipe)
         self._step_signature = inspect.signature(self.scheduler.step)
         self._restart()
+        networks = [unwrap(module) for module in self.modules.values()] if self.merges else []
+        self._own = [
+            (one, {n: w.data for n, w in one.state_dict(keep_vars=True).items()}) for one in networks
+        ]
         with ExitStack() as stack:
             for module in self.modules.values():
                 stack.enter_context(heard(module, self.asked))
@@ -210,6 +224,13 @@ class Run:
             if any(overrides(one, place) for place in places):
                 at.memory = memory
                 yield one
+
+    @contextmanager
+    def _own_weights(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for network, weights in self._own:
+                stack.enter_context(with_weights(network, weights))
+            yield
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
@@ -415,6 +436,7 @@ class Run:
             timestep=timesteps[min(i, len(timesteps) - 1)],
             last=i == len(timesteps) - 1,
             sampler=self._sampler(),
+            own_weights=self._own_weights,
         )
 
     def _seen(self, call: Call) -> At:

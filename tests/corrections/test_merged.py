@@ -1,12 +1,16 @@
 """Sampling with merged weights is plain sampling of the merged network, at its cost, and leaves nothing behind."""
 
+import copy
+
 import pytest
+import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from nag.corrections import CostCounter, EpsilonScaling
-from nag.corrections.merged import Merged
+from nag.corrections import CostCounter, EpsilonScaling, Merged, NoiseGuidance, Recorder
 from nag.corrections.text import parse_method
 from nag.network.merged import merged, set_weights
+from nag.network.regressor import NoiseLevelRegressor
+from nag.pipelines import UNet2DPipeline
 from nag.seams import corrected
 from tests.models import seeded, tiny_unet
 
@@ -66,3 +70,34 @@ def test_another_architecture_is_refused_before_anything_is_asked(pipe):
     ):
         raise AssertionError
     assert type(pipe.unet).__name__ == "UNet2DModel"
+
+
+def test_a_frozen_regressor_reads_the_weights_that_it_was_trained_on():
+    """Its estimates of a merged run are those of the same states by a copy of network and head that nobody touches."""
+    pipe, other = UNet2DPipeline(tiny_unet(), DDIMScheduler()), tiny_unet(seed=3)
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    regressor = NoiseLevelRegressor.from_unet(pipe.unet, DDIMScheduler(), hidden_size=8).eval()
+    alone = copy.deepcopy(regressor)
+    states, found = [], []
+
+    def seen(at, u):
+        states.append(u.clone())
+        found.append(at.posterior(regressor, u).log_snr)
+
+    with corrected(pipe, Merged(network=other, strength=1.0), Recorder(seen=seen)):
+        images(pipe)
+    assert len(found) == 3
+    for u, one in zip(states, found, strict=True):
+        torch.testing.assert_close(one, alone.estimate(u).log_snr, rtol=0, atol=1e-6)
+    assert not torch.equal(states[1], states[2])
+
+
+def test_guidance_by_a_frozen_regressor_is_refused_with_merged_weights(pipe):
+    regressor = NoiseLevelRegressor.from_unet(pipe.unet, DDIMScheduler(), hidden_size=8)
+    both = [Merged(network=tiny_unet(seed=3), strength=0.5), NoiseGuidance(scale=1.0, mode="gradient")]
+    with (
+        pytest.raises(ValueError, match="regressor must not be of kind 'frozen' .*'gradient'"),
+        corrected(pipe, *both, regressor=regressor),
+    ):
+        raise AssertionError
