@@ -35,8 +35,8 @@ COMMON: dict[str, Any] = {
     "mixed_precision": "bf16",
     "resamples": 30,
 }
-STUDENT = "merged:network={models}/student_0,strength=0.2|0.35|0.5|0.75"
-SECOND = "merged:network={models}/student_1,strength=0.2|0.35|0.5|0.75"
+STUDENT = "merged:network={models}/student_0,strength=0.5|0.75|1|1.2"
+SECOND = "merged:network={models}/student_1,strength=0.5|0.75|1|1.2"
 RIVALS = [
     "dcw_wavelet:scale=-0.01|-0.005|-0.0025",
     "epsilon_scaling:scale=0.99|0.995|0.998",
@@ -52,7 +52,7 @@ CONTROLS = [
 FEWER = {"seeds": [101, 102], "tune_samples": 500}
 ONCE = {"seeds": [101], "tune_samples": 500}
 CURVE = [
-    f"merged:network={{models}}/student_0,strength={value}" for value in (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+    f"merged:network={{models}}/student_0,strength={value}" for value in (0.25, 0.5, 0.75, 1, 1.2, 1.5)
 ]
 WEAK_MODELS = [
     "null_autoguidance:scale=1|2|3,interval=-2.5..4",
@@ -103,8 +103,8 @@ STUDIES: dict[str, dict[str, Any]] = {
         "schedulers": ["ddim"],
         "steps": [20],
         "corrections": [
-            "merged:network={models}/student_null,strength=0.35|0.5|0.75|1",
-            "merged:network={models}/student_lora,strength=0.35|0.5|0.75|1",
+            "merged:network={models}/student_null,strength=0.5|0.75|1|1.2",
+            "merged:network={models}/student_lora,strength=0.5|0.75|1|1.2",
         ],
     },
 }
