@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MODEL, DATA = HERE / "fashion_mnist" / "model", HERE / "fashion_mnist" / "data"
-STUDENT = f"merged:network={MODEL / 'student'},strength=0.75"
+STUDENT = f"merged:network={MODEL / 'student'},strength=1"
 NAMES = {"plain": "plain", "calibrated": "calibrated", "nag": "noise guidance", "merged": "student, one pass"}
 
 
@@ -147,7 +147,10 @@ def main() -> None:
             schedulers=("ddim",),
             steps=(20,),
             scheduler_config=("timestep_spacing=trailing", "clip_sample=false"),
-            corrections=("plain", "nag:scale=2,interval=-2.5..4", STUDENT),
+            corrections=("plain", "calibrated", "nag:scale=2,interval=-2.5..4", STUDENT),
+            regressor=str(head),
+            num_images=200,
+            calibration_samples=256,
             num_samples=options.num_compared,
             seeds=(101,),
             mixed_precision="bf16",

@@ -51,9 +51,7 @@ CONTROLS = [
 ]
 FEWER = {"seeds": [101, 102], "tune_samples": 500}
 ONCE = {"seeds": [101], "tune_samples": 500}
-CURVE = [
-    f"merged:network={{models}}/student_0,strength={value}" for value in (0.25, 0.5, 0.75, 1, 1.2, 1.5)
-]
+CURVE = [f"merged:network={{models}}/student_0,strength={value}" for value in (0.25, 0.5, 0.75, 1, 1.2, 1.5)]
 WEAK_MODELS = [
     "null_autoguidance:scale=1|2|3,interval=-2.5..4",
     "autoguidance:network={models}/weak_0,scale=0.5|1|2",
