@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from nag.finetune import distill, merge
-from nag.finetune.distill import DistillOptions, DistillTask, guided_states
+from nag.finetune.distill import DistillOptions, DistillTask
+from nag.finetune.guided import guided_states
 from nag.finetune.merge import MergeOptions
 from nag.network.null import null_level
 from nag.shift.images import load_images
