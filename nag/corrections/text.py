@@ -282,13 +282,13 @@ def _owner(names: list[str], key: str, text: str) -> int:
 
 
 def _loaded(value: Any, hint: Any, device: Any) -> Any:
-    """The network of a pipeline's folder or Hub id; an adapter's folder and every other value as it is."""
+    """The network of a pipeline's folder or Hub id; the folder of an adapter or a head and every other value as it is."""
     if value is None or not is_network(hint):
         return value
-    from nag.network.merged import is_adapter
+    from nag.files import fetch_beside
     from nag.network.table import load_network
 
-    if str in get_args(hint) and is_adapter(value):
+    if str in get_args(hint) and fetch_beside(value, "model_index.json") is None:
         return value
     return load_network(value).float().eval().requires_grad_(False).to(device)
 

@@ -156,6 +156,7 @@ class Run:
                 f"corrections must hold at most one that sets the level, got {', '.join(setters)}. Choose one."
             )
         self.sets_level, self.busy, self.drawn_with = bool(setters), False, None
+        self.listens = any(one.listens for one in self.corrections)
         self.heard_steps = self.heard_questions = self.unheard = 0
         self.finite: list[tuple[int, Tensor]] = []
 
