@@ -4,7 +4,8 @@ The network f stays as it is. A head h on the features z of its last layer (`nag
 
     loss = g(t) | h(z, t) - (f - f_weak) |^2,          g(t) = 1 / E |f - f_weak|^2 per unit of log-SNR,
 
-averaged over pixels, at levels within the interval; g is measured once, on held-out images, before the first step. There is no
+averaged over pixels, at levels within the interval; g is measured once, on held-out images, before the first step, so that a head
+that says nothing has the loss 1. There is no
 noise in the target. f_weak and the states are those of `nag.finetune.guided`.
 """
 
@@ -55,7 +56,7 @@ class DirectionTask(GuidanceTask):
         return kept[0], split_output(told - weak, u.shape[1])[0]
 
     def weight(self, t: Tensor) -> Tensor:
-        """g(t), `(B,)`."""
+        """g(t), `(B,)`; measured at the first call, with the size of the head's output."""
         import torch
 
         edges = torch.arange(-8.0, 9.0)
@@ -64,6 +65,7 @@ class DirectionTask(GuidanceTask):
             found = torch.full((len(edges) + 1,), float(power.mean()))
             for k in (bins := torch.bucketize(levels.float(), edges)).unique():
                 found[k] = power[bins == k].mean()
+            self.model.size.fill_(power.mean().sqrt())
             self.weights = 1 / found.clamp_min(torch.finfo(found.dtype).tiny)
         return self.weights.to(t.device)[torch.bucketize(self.process.log_snr(t).float(), edges.to(t.device))]
 
@@ -73,8 +75,9 @@ class DirectionTask(GuidanceTask):
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         u, t, kwargs, _ = self.batch(images, labels, draws)
         features, change = self.change(u, t, kwargs)
+        weight = self.weight(t)
         found = model(features, self.process.log_snr(t), u.shape).float()
-        return self.weight(t) * (found - change).square().flatten(1).mean(1)
+        return weight * (found - change).square().flatten(1).mean(1)
 
     def explained(self) -> dict[str, float]:
         """1 - |h - d|^2 / |d|^2 and <h, d> / |h| |d|, d = f - f_weak, on held-out images, over all levels and by level."""

@@ -3,9 +3,9 @@
 A weak model f_weak costs a second pass. A few convolutions on the features z of the pass that sampling makes, the input of the
 network's last layer, regress the difference instead, for about a fiftieth of a pass:
 
-    h(z, t) = conv3x3[ SiLU( (1 + scale(t)) conv3x3[z] + shift(t) ) ]   ~   f - f_weak,        0 before training.
+    h(z, t) = size conv3x3[ SiLU( (1 + scale(t)) conv3x3[z] + shift(t) ) ]   ~   f - f_weak,        0 before training.
 
-scale and shift are linear in cos(pi k s), k < 8, with s = sigmoid(log_snr / 4). Tokens `(B, L, C)` are normalised and laid out as
+size is the root mean square of f - f_weak; scale and shift are linear in cos(pi k s), k < 8, with s = sigmoid(log_snr / 4). Tokens `(B, L, C)` are normalised and laid out as
 an image `(B, C, H/p, W/p)`, and what comes out is shuffled to pixels; a state that is a sequence itself is an image one row high.
 
 References:
@@ -69,6 +69,8 @@ class DirectionHead(ModelMixin, ConfigMixin):
         self.last = nn.Conv2d(hidden, channels * patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self.register_buffer("size", torch.ones(()))
+        self._seen: Any = None
 
     @classmethod
     def of(cls, network: nn.Module, **settings: Any) -> Self:
@@ -96,13 +98,18 @@ class DirectionHead(ModelMixin, ConfigMixin):
         return head.eval().requires_grad_(False)
 
     def require(self, network: nn.Module) -> None:
-        """Refuses another network than the one that it was trained on."""
-        found = fingerprint(network)
+        """Refuses another network than the one that it was trained on; weights that it has seen are not read again."""
+        model = unwrap(network)
+        seen = (id(model), [(p.data_ptr(), p._version) for p in model.parameters()])
+        if seen == self._seen:
+            return
+        found = fingerprint(model)
         if found != self.config.network:
             raise ValueError(
                 f"head must be one of the network that samples, {found}, got one of {self.config.network}. Train one with "
                 "`nag finetune direction`."
             )
+        self._seen = seen
 
     def forward(self, features: Tensor, log_snr: Tensor, shape: Sequence[int]) -> Tensor:
         """f - f_weak, of the state's shape `(B, C, H, W)` or `(B, L, C)`, at levels `(B,)`."""
@@ -121,5 +128,5 @@ class DirectionHead(ModelMixin, ConfigMixin):
         place = torch.sigmoid(log_snr.to(features.device, torch.float32) / 4)[:, None]
         shift, scale = self.level((waves * place).cos().to(features))[..., None, None].chunk(2, dim=1)
         value = self.last(functional.silu((1 + scale) * self.first(features) + shift))
-        found: Tensor = functional.pixel_shuffle(value, patch)
+        found: Tensor = functional.pixel_shuffle(value * self.size, patch)
         return found if len(shape) > 3 else found.squeeze(2).transpose(1, 2)

@@ -16,7 +16,8 @@ def head_of(unet, seed=0, **settings) -> DirectionHead:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = DirectionHead.of(unet, hidden=4, **settings)
-        torch.nn.init.normal_(head.last.weight, std=0.1)
+        torch.nn.init.normal_(head.last.weight, std=0.05)
+        head.size.fill_(2.0)
     return head.requires_grad_(False)
 
 
@@ -26,7 +27,7 @@ def test_its_formula_by_hand():
     waves = torch.stack([torch.cos(torch.pi * k * torch.sigmoid(level / 4)) for k in range(8)], dim=1)
     shift, scale = (waves @ head.level.weight.T + head.level.bias)[..., None, None].split(4, dim=1)
     inner = functional.conv2d(z, head.first.weight, head.first.bias, padding=1) * (1 + scale) + shift
-    wanted = functional.conv2d(inner * inner.sigmoid(), head.last.weight, padding=1)
+    wanted = 2 * functional.conv2d(inner * inner.sigmoid(), head.last.weight, padding=1)
     torch.testing.assert_close(head(z, level, (3, 1, 8, 8)), wanted)
     assert float((wanted[0] - wanted[1]).abs().max()) > 1e-3
 
@@ -72,6 +73,10 @@ def test_another_network_is_refused_by_name():
         ValueError, match=f"head must be .* {fingerprint(other)}, got one of {fingerprint(unet)}"
     ):
         head.require(other)
+    with torch.no_grad():
+        unet.conv_out.weight[0] += 1
+    with pytest.raises(ValueError, match="head must be"):
+        head.require(unet)
 
 
 def test_features_of_another_size_are_refused():
