@@ -5,8 +5,7 @@ The network f stays as it is. A head h on the features z of its last layer (`nag
     loss = g(t) | h(z, t) - (f - f_weak) |^2,          g(t) = 1 / E |f - f_weak|^2 per unit of log-SNR,
 
 averaged over pixels, at levels within the interval; g is measured once, on held-out images, before the first step, so that a head
-that says nothing has the loss 1. There is no
-noise in the target. f_weak and the states are those of `nag.finetune.guided`.
+that says nothing has the loss 1. There is no noise in the target. f_weak and the states are those of `nag.finetune.guided`.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ class DirectionOptions(GuidanceOptions):
     nag finetune direction --pretrained_model_name_or_path MODEL --interval -2.5 inf --data IMAGES --output_dir MODEL/direction
     """
 
+    learning_rate: float = 1e-2
+    """Peak learning rate."""
     hidden_size: int = 16
     """Width of the head."""
 

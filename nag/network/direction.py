@@ -3,9 +3,11 @@
 A weak model f_weak costs a second pass. A few convolutions on the features z of the pass that sampling makes, the input of the
 network's last layer, regress the difference instead, for about a fiftieth of a pass:
 
-    h(z, t) = size conv3x3[ SiLU( (1 + scale(t)) conv3x3[z] + shift(t) ) ]   ~   f - f_weak,        0 before training.
+    h(z, t) = size conv3x3[ SiLU( (1 + scale) conv3x3[z] + shift ) ]   ~   f - f_weak,        0 before training.
 
-size is the root mean square of f - f_weak; scale and shift are linear in cos(pi k s), k < 8, with s = sigmoid(log_snr / 4). Tokens `(B, L, C)` are normalised and laid out as
+size is the root mean square of f - f_weak. scale and shift are a small perceptron of the level, cos(pi k s) for k < 8 with
+s = sigmoid(log_snr / 4), and of the mean of z over the image: how far a state looks from its level is no local matter, and without
+the mean a third to a half of what the head explains is lost. Tokens `(B, L, C)` are normalised and laid out as
 an image `(B, C, H/p, W/p)`, and what comes out is shuffled to pixels; a state that is a sequence itself is an image one row high.
 
 References:
@@ -65,7 +67,8 @@ class DirectionHead(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(feature_channels, hidden, 3, padding=1)
-        self.level = nn.Linear(WAVES, 2 * hidden)
+        wide = nn.Linear(WAVES + feature_channels, 64)
+        self.level = nn.Sequential(wide, nn.SiLU(), nn.Linear(64, 2 * hidden))
         self.last = nn.Conv2d(hidden, channels * patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
@@ -126,7 +129,8 @@ class DirectionHead(ModelMixin, ConfigMixin):
             )
         waves = torch.pi * torch.arange(WAVES, device=features.device)
         place = torch.sigmoid(log_snr.to(features.device, torch.float32) / 4)[:, None]
-        shift, scale = self.level((waves * place).cos().to(features))[..., None, None].chunk(2, dim=1)
+        known = torch.cat([(waves * place).cos().to(features), features.mean(dim=(2, 3))], dim=1)
+        shift, scale = self.level(known)[..., None, None].chunk(2, dim=1)
         value = self.last(functional.silu((1 + scale) * self.first(features) + shift))
         found: Tensor = functional.pixel_shuffle(value * self.size, patch)
         return found if len(shape) > 3 else found.squeeze(2).transpose(1, 2)

@@ -16,7 +16,7 @@ def head_of(unet, seed=0, **settings) -> DirectionHead:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = DirectionHead.of(unet, hidden=4, **settings)
-        torch.nn.init.normal_(head.last.weight, std=0.05)
+        torch.nn.init.normal_(head.last.weight, std=0.2)
         head.size.fill_(2.0)
     return head.requires_grad_(False)
 
@@ -25,7 +25,9 @@ def test_its_formula_by_hand():
     head = head_of(tiny_unet())
     z, level = torch.randn(3, 8, 8, 8, generator=seeded()), torch.tensor([-torch.inf, 0.3, 20.0])
     waves = torch.stack([torch.cos(torch.pi * k * torch.sigmoid(level / 4)) for k in range(8)], dim=1)
-    shift, scale = (waves @ head.level.weight.T + head.level.bias)[..., None, None].split(4, dim=1)
+    wide, _, narrow = head.level
+    known = functional.silu(functional.linear(torch.cat([waves, z.mean((2, 3))], 1), wide.weight, wide.bias))
+    shift, scale = functional.linear(known, narrow.weight, narrow.bias)[..., None, None].split(4, dim=1)
     inner = functional.conv2d(z, head.first.weight, head.first.bias, padding=1) * (1 + scale) + shift
     wanted = 2 * functional.conv2d(inner * inner.sigmoid(), head.last.weight, padding=1)
     torch.testing.assert_close(head(z, level, (3, 1, 8, 8)), wanted)
@@ -36,6 +38,7 @@ def test_a_token_speaks_of_its_own_place():
     """A token that differs changes the pixels of its patch and, through two convolutions, of those two patches away."""
     head = DirectionHead(feature_channels=5, channels=2, patch=2, hidden=4).requires_grad_(False)
     torch.nn.init.normal_(head.last.weight, generator=seeded())
+    head.level[0].weight[:, 8:] = 0  # the mean over the image
     tokens = torch.randn(1, 8 * 6, 5, generator=seeded())
     other = tokens.clone()
     other[:, 4 * 6 + 1] = torch.randn(5, generator=seeded(1))  # row 4, column 1 of 8 by 6
