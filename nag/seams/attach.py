@@ -82,7 +82,7 @@ class Attached:
             noise_guidance_interval: (start, end) in log-SNR, noisy end first, None for an open side.
             noise_guidance: all settings of noise guidance at once, instead of the three arguments for it; or "tuned" for
                 what `nag tune` wrote beside the checkpoint, or the path of such a file; or "fast" for the direction head
-                beside it, at its own weight, or at noise_guidance_scale, and without any prediction more.
+                beside it, within its own interval, at its own weight or at noise_guidance_scale, without a prediction more.
             noise_calibration: "auto" for the calibration beside the checkpoint; a path; or a `NoiseCalibration`. It must
                 have been measured for this scheduler with these settings, steps and corrections.
             corrections: of `nag.corrections`, one or several, which act in their order, after noise guidance.

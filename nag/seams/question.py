@@ -68,6 +68,10 @@ class AskedQuestion:
         return found
 
     def read(self, head: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.hidden:
+            raise ValueError(
+                "corrections must let the network know its level for a direction head, got one that hides it. Leave one out."
+            )
         self.whole()
         assert self.features is not None
         return head(self.features[self.block]) * self.run.layout.sign

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nag.corrections import CostCounter, DirectionGuidance, NoiseGuidance, WeakModel
+from nag.corrections import Blind, CostCounter, DirectionGuidance, NoiseGuidance, WeakModel
 from nag.corrections.text import parse_method
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
@@ -64,6 +64,15 @@ def test_with_class_guidance_the_conditional_rows_are_heard():
     assert counter.passes == [2.0] * STEPS
 
 
+def test_two_heads_add_up_in_one_pass():
+    first, second, counter = head_of(UNET), head_of(UNET, seed=1, weak="class"), CostCounter()
+    pair = [DirectionGuidance(scale=scale, head=head) for scale, head in ((0.7, first), (1.4, second))]
+    found = sample(UNET, SCHEDULERS["ddim"](), *pair, counter)
+    wanted = Heard(lambda *z: first(*z) + 2 * second(*z), UNET, SCHEDULERS["ddim"]()).run()
+    close(found, wanted, plain("ddim"))
+    assert counter.passes == [1.0] * STEPS
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
     "other", [NoiseGuidance(scale=0.4, interval=(None, None)), WeakModel(scale=0.4, blind=True)], ids=str
@@ -112,6 +121,13 @@ def test_a_head_is_named_by_its_folder(tmp_path):
     assert one.head == str(tmp_path)
     wanted = sample(UNET, SCHEDULERS["ddim"](), DirectionGuidance(scale=0.7, head=head))
     assert torch.equal(sample(UNET, SCHEDULERS["ddim"](), one), wanted)
+
+
+def test_a_level_that_is_hidden_is_refused():
+    with pytest.raises(
+        ValueError, match="corrections must let the network know its level .* got one that hides"
+    ):
+        sample(UNET, SCHEDULERS["ddim"](), Blind(), DirectionGuidance(scale=0.7, head=head_of(UNET)))
 
 
 def test_a_head_of_another_network_is_refused():

@@ -22,6 +22,7 @@ from nag.shift.images import load_images
 from tests.finetune.test_distill import unet_of, weights
 from tests.models import seeded, tiny_checkpoint, tiny_unet
 from tests.network.test_direction import head_of
+from tests.simulated_hub import SimulatedHub
 
 LABELS = torch.tensor([0, 1])
 
@@ -146,6 +147,15 @@ def test_it_is_fast_beside_the_checkpoint_and_only_when_asked(checkpoint, tmp_pa
     NAGPipeline.from_pipe(pipe).save_pretrained(tmp_path / "copy")
     again = NAGPipeline.from_pretrained(tmp_path / "copy")
     assert torch.equal(sample(again, noise_guidance="fast", noise_guidance_scale=4.0), found)
+
+
+def test_it_comes_from_the_hub(checkpoint, hub: SimulatedHub):
+    wanted = head_of(unet_of(checkpoint / "model"))
+    wanted.save_pretrained(checkpoint / "model" / "direction")
+    hub.upload("someone/fast", checkpoint / "model")
+    found = sample(NAGPipeline.from_pretrained("someone/fast", regressor=False), noise_guidance="fast")
+    pipe = NAGPipeline.from_pretrained(checkpoint / "model", regressor=False)
+    assert torch.equal(found, sample(pipe, corrections=DirectionGuidance(scale=2.0, head=wanted)))
 
 
 def test_without_one_the_command_is_told(checkpoint):
