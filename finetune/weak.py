@@ -1,4 +1,4 @@
-"""The weak network that a distillation asks for: named, an early snapshot of the teacher, or trained for it.
+"""The weak network whose guidance is to be learned: named, an early snapshot of the teacher, or trained for it.
 
 A trained one is the teacher at half the width, from scratch on the same images, with few steps: less capacity and less training,
 which for autoguidance is better than either alone (Karras 2024, arXiv 2406.02507).
@@ -22,7 +22,7 @@ from nag.finetune.stream import mix
 from nag.network.table import load_network
 
 if TYPE_CHECKING:
-    from nag.finetune.distill import DistillOptions
+    from nag.finetune.guided import GuidanceOptions
     from nag.shift.images import ImageTable
 
 __all__ = ["half_width", "weak_network"]
@@ -40,7 +40,7 @@ def half_width(config: Any) -> dict[str, Any]:
     return dict(config) | {"block_out_channels": widths, "attention_head_dim": head}
 
 
-def weak_network(options: DistillOptions, teacher: Any, scheduler: Any, table: ImageTable) -> nn.Module:
+def weak_network(options: GuidanceOptions, teacher: Any, scheduler: Any, table: ImageTable) -> nn.Module:
     """The weak network that the options name or have trained, for the images and the scheduler of its teacher."""
     source = options.weak
     if source == "train":
@@ -50,7 +50,7 @@ def weak_network(options: DistillOptions, teacher: Any, scheduler: Any, table: I
     return load_network(source).float().eval().requires_grad_(False)
 
 
-def _trained(options: DistillOptions, teacher: Any, scheduler: Any, table: ImageTable) -> Path:
+def _trained(options: GuidanceOptions, teacher: Any, scheduler: Any, table: ImageTable) -> Path:
     folder, resumed = options.output_dir / "weak", options.resume_from_checkpoint is not None
     if resumed and (folder / "model_index.json").exists():
         return folder
@@ -60,7 +60,6 @@ def _trained(options: DistillOptions, teacher: Any, scheduler: Any, table: Image
         "model_config_name_or_path": str(folder / "unet"),
         "max_train_steps": options.weak_train_steps,
         "learning_rate": options.weak_learning_rate,
-        "level_dropout": options.level_dropout,
         "class_dropout": options.class_dropout,
         "num_validation_images": 0,
         "pause_at_step": None,

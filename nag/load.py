@@ -11,10 +11,12 @@ from copy import copy
 from typing import Any
 
 from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.tuned import FILE_NAME as TUNED_FILE
 from nag.files import REGRESSOR_FOLDER, fetch_beside, hub_options, read_json, safely
+from nag.network.direction import DIRECTION_FOLDER
 from nag.network.regressor import NoiseLevelRegressor
 from nag.seams.attach import Attached, attach
 
@@ -86,6 +88,9 @@ class NAGPipeline:
         pipe.regressor = regressor or None
         pipe.noise_calibration_path = fetch_beside(path, CALIBRATION_FILE, **where)
         pipe.noise_guidance_path = fetch_beside(path, TUNED_FILE, **where)
+        pipe.direction_path = fetch_beside(path, f"{DIRECTION_FOLDER}/config.json", **where)
+        if pipe.direction_path is not None:
+            fetch_beside(path, f"{DIRECTION_FOLDER}/{SAFETENSORS_WEIGHTS_NAME}", **where)
         return pipe
 
     @classmethod
@@ -120,7 +125,7 @@ class NAGPipeline:
             new.regressor = regressor
         elif regressor is not None:
             raise _without_regressor(own, regressor)
-        for name in ("noise_calibration_path", "noise_guidance_path"):
+        for name in ("noise_calibration_path", "noise_guidance_path", "direction_path"):
             if getattr(pipeline, name, None) is not None:
                 setattr(new, name, getattr(pipeline, name))
         return new

@@ -30,6 +30,7 @@ COMMANDS: dict[str, Any] = {
         "denoiser": ("nag.finetune.denoiser", "DenoiserOptions"),
         "regressor": ("nag.finetune.regressor", "RegressorOptions"),
         "distill": ("nag.finetune.distill", "DistillOptions"),
+        "direction": ("nag.finetune.direction", "DirectionOptions"),
         "merge": ("nag.finetune.merge", "MergeOptions"),
     },
 }
@@ -44,7 +45,7 @@ def one_of(commands: dict[str, Any], words: Sequence[str]) -> Any:
             made = subcommand(
                 name,
                 constructor=one_of(place, words),
-                description="Train a denoiser, a regressor or a student; merge checkpoints.",
+                description="Train a denoiser, a regressor, a student or a direction head; merge checkpoints.",
             )
         else:
             options = getattr(import_module(place[0]), place[1])

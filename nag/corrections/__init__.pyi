@@ -7,6 +7,7 @@ from .blind import Blind as Blind
 from .calibration import Calibrated as Calibrated
 from .dcw import DifferentialCorrection as DifferentialCorrection
 from .dcw import WaveletCorrection as WaveletCorrection
+from .direction_head import DirectionGuidance as DirectionGuidance
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
 from .history_guidance import HistoryGuidance as HistoryGuidance
 from .merged import Merged as Merged

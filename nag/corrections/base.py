@@ -97,6 +97,9 @@ class Question(Protocol):
     def told(self) -> Tensor:
         """What it predicts for the conditional rows, `(B, C, *shape)`, without a learned variance."""
 
+    def read(self, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a head makes of the last features of the pass that `told` is from, if a correction of the run `listens`."""
+
     def null(self, *, form: str, joint: bool = False, head: Any = None) -> tuple[Tensor, Tensor | None]:
         """What it predicts there without its level, and the features that a head reads of that pass."""
 
@@ -293,6 +296,9 @@ class Correction:
     """Its names on the command line, each with the values that the name fixes; a literal, for it is read without an import."""
     watches: ClassVar[bool] = False
     """Whether it only looks, so that no table depends on it."""
+
+    listens: ClassVar[bool] = False
+    """Whether it reads the last features of the pipeline's own pass, by `At.question.read`."""
 
     ranges: ClassVar[Mapping[str, str]] = {}
     """The range of a number among its fields, where finite is not enough: "positive", "at least 0", "at least 1" or "in [0, 1]"."""

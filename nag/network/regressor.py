@@ -38,7 +38,7 @@ from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow, GaussianProcess
 from nag.noise.read import read_settings, read_training
 
-__all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint"]
+__all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint", "tapped"]
 
 KINDS = ("frozen", "full", "encoder")
 KNOTS = 16
@@ -83,16 +83,27 @@ class NoiseEstimate:
 
 
 class Tap(Instrument):
-    """Keeps the first input of a module, or its output."""
+    """Keeps the first input of a module, or its output, for everyone who listens."""
 
     attributes = ("tap_kept", "tap_output")
-    tap_kept: list[Tensor]
+    tap_kept: tuple[list[Tensor], ...]
     tap_output: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = super().__call__(*args, **kwargs)  # type: ignore[misc]
-        self.tap_kept.append(output if self.tap_output else args[0])
+        for kept in self.tap_kept:
+            kept.append(output if self.tap_output else args[0])
         return output
+
+
+@contextmanager
+def tapped(network: nn.Module, *, middle: bool = False) -> Iterator[list[Tensor]]:
+    """Within the block, each forward pass of the network appends its last features, or its middle ones, to the list."""
+    architecture, kept = architecture_of(network), list[Tensor]()
+    module = unwrap(network).get_submodule(str(architecture.middle if middle else architecture.features))
+    listening = (*getattr(module, "tap_kept", ()), kept)
+    with instrumented(module, Tap, tap_kept=listening, tap_output=middle):
+        yield kept
 
 
 class NoiseLevelRegressor(ModelMixin, ConfigMixin):
@@ -237,10 +248,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
 
         With a `frozen` head, guidance takes the null prediction and the estimate from one pass this way.
         """
-        architecture, kept = architecture_of(network), list[Tensor]()
-        middle = self.config.features == "middle"
-        module = unwrap(network).get_submodule(str(architecture.middle) if middle else architecture.features)
-        with instrumented(module, Tap, tap_kept=kept, tap_output=middle):
+        with tapped(network, middle=self.config.features == "middle") as kept:
             yield kept
 
     def estimate_from_features(self, features: Tensor) -> NoiseEstimate:

@@ -7,6 +7,7 @@ the files that lie beside the checkpoint next to it.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,18 @@ from typing import Any
 from nag.corrections.base import Correction, Interval
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.calibration import Calibrated, NoiseCalibration
+from nag.corrections.direction_head import DirectionGuidance
 from nag.corrections.noise_guidance import NoiseGuidance
 from nag.corrections.tuned import FILE_NAME as TUNED_FILE
 from nag.corrections.tuned import load_tuned
 from nag.files import REGRESSOR_FOLDER, hide_from_download, written_whole
+from nag.network.direction import DIRECTION_FOLDER, DirectionHead
 from nag.network.regressor import NoiseLevelRegressor
 from nag.seams.run import beside_checkpoint, corrected, denoisers
 
 __all__ = ["Attached", "attach", "detach", "sampler_of", "split_arguments"]
+
+_log = logging.getLogger("nag")
 
 
 class Attached:
@@ -32,11 +37,13 @@ class Attached:
     Attributes:
         noise_calibration_path: the calibration found beside the checkpoint, or None; never applied unasked.
         noise_guidance_path: what `nag tune` wrote beside it, or None; never applied unasked.
+        direction_path: the configuration of a direction head beside it, or None; never applied unasked.
     """
 
     plain_class: type
     noise_calibration_path: Path | None = None
     noise_guidance_path: Path | None = None
+    direction_path: Path | None = None
     _regressor: NoiseLevelRegressor | None = None
 
     @property
@@ -74,7 +81,8 @@ class Attached:
             noise_guidance_mode: "classifier_free", "corrected" or "gradient"; see `nag.corrections.NoiseGuidance`.
             noise_guidance_interval: (start, end) in log-SNR, noisy end first, None for an open side.
             noise_guidance: all settings of noise guidance at once, instead of the three arguments for it; or "tuned" for
-                what `nag tune` wrote beside the checkpoint, or the path of such a file.
+                what `nag tune` wrote beside the checkpoint, or the path of such a file; or "fast" for the direction head
+                beside it, within its own interval, at its own weight or at noise_guidance_scale, without a prediction more.
             noise_calibration: "auto" for the calibration beside the checkpoint; a path; or a `NoiseCalibration`. It must
                 have been measured for this scheduler with these settings, steps and corrections.
             corrections: of `nag.corrections`, one or several, which act in their order, after noise guidance.
@@ -127,7 +135,8 @@ class Attached:
             )
         target = Path(save_directory)
         files = {CALIBRATION_FILE: self.noise_calibration_path, TUNED_FILE: self.noise_guidance_path}
-        for name, present in {REGRESSOR_FOLDER: self.regressor, **files}.items():
+        folders = {REGRESSOR_FOLDER: self.regressor, DIRECTION_FOLDER: self.direction_path}
+        for name, present in (folders | files).items():
             if present is None and (target / name).exists():
                 raise ValueError(
                     f"save_directory must not hold {name!r} of another pipeline, got {target}. "
@@ -138,6 +147,8 @@ class Attached:
             if self.regressor is not None:
                 self.regressor.save_pretrained(folder / REGRESSOR_FOLDER)
                 hide_from_download(folder)
+            if self.direction_path is not None:
+                DirectionHead.load(self.direction_path.parent).save_pretrained(folder / DIRECTION_FOLDER)
             for name, path in files.items():
                 if path is not None:
                     shutil.copyfile(path, folder / name)
@@ -171,7 +182,13 @@ def attach(pipe: Any, *, regressor: NoiseLevelRegressor | None = None) -> Any:
 def detach(pipe: Any) -> Any:
     """Undoes `attach`; the same object is returned."""
     if isinstance(pipe, Attached):
-        for name in ("_regressor", "noise_calibration_path", "noise_guidance_path"):
+        for name in (
+            "_regressor",
+            "_fast",
+            "noise_calibration_path",
+            "noise_guidance_path",
+            "direction_path",
+        ):
             pipe.__dict__.pop(name, None)
         pipe.__class__ = pipe.plain_class
     return pipe
@@ -262,6 +279,8 @@ def split_arguments(pipe: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, 
     )
     if noise_guidance is None:
         return rest, [unset, *calibrated, *parts]
+    if noise_guidance == "fast":
+        return rest, [_fast(pipe, unset.scale), *calibrated, *parts]
     if unset.scale != 0:
         raise ValueError(
             f"noise_guidance_scale must be 0 when noise_guidance is given, got {unset.scale}. "
@@ -282,6 +301,21 @@ def split_arguments(pipe: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, 
         plain = getattr(type(pipe), "plain_class", type(pipe))
         steps = inspect.signature(plain.__call__).parameters["num_inference_steps"].default
     return rest, list(load_tuned(path, pipe.scheduler, int(steps), **sampler_of(pipe, rest)))
+
+
+def _fast(pipe: Any, scale: float) -> DirectionGuidance:
+    """Guidance by the direction head beside a pipeline's checkpoint, which is read once and then said to be there."""
+    fix = f"Train one with `nag finetune direction --output_dir MODEL/{DIRECTION_FOLDER}`"
+    path = beside_checkpoint(pipe, "direction", "fast", f"{DIRECTION_FOLDER}/config.json", fix)
+    known, head = pipe.__dict__.get("_fast", (None, None))
+    if known != path:
+        head = DirectionHead.load(path.parent)
+        pipe.__dict__["_fast"] = path, head
+        _log.info(
+            "noise_guidance 'fast' adds %g times the direction head of %s (weak model %s, log-SNR %s to %s).",
+            scale or head.config.scale, path.parent, head.config.weak, *head.config.interval,
+        )  # fmt: skip
+    return DirectionGuidance(scale=scale or head.config.scale, head=head)
 
 
 def _push(pipe: Any, folder: Path, **kwargs: Any) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nag.network.regressor import tapped
 from nag.network.table import row_of, split_output, unwrap
 from nag.seams.asking import Call, rows_of
 
@@ -23,6 +26,7 @@ class AskedQuestion:
         self.block = slice(place * size, (place + 1) * size)
         self.network = call.network
         self.answer: Any = None
+        self.features: Tensor | None = None
         self.hidden = hidden
 
     @property
@@ -52,9 +56,25 @@ class AskedQuestion:
     def whole(self) -> Any:
         """The answer to the pipeline's call, all its rows."""
         if self.answer is None:
-            self.answer = self.call.hidden() if self.hidden else self.call.answer()
+            self.answer = self._heard(self.call.hidden if self.hidden else self.call.answer)
             self.run.count(len(self.call.sample))
         return self.answer
+
+    def _heard(self, ask: Callable[[], Any]) -> Any:
+        """What the pipeline's own call gives; its features are kept, if a correction wants them."""
+        with tapped(self.network) if self.run.listens else nullcontext(list[Tensor]()) as kept:
+            found = ask()
+        self.features = kept[-1][: len(self.call.sample)] if kept else None
+        return found
+
+    def read(self, head: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.hidden:
+            raise ValueError(
+                "corrections must let the network know its level for a direction head, got one that hides it. Leave one out."
+            )
+        self.whole()
+        assert self.features is not None
+        return head(self.features[self.block]) * self.run.layout.sign
 
     def told(self) -> Tensor:
         return self._value(rows_of(self.whole())[self.block])
@@ -66,7 +86,7 @@ class AskedQuestion:
         if joint and self.several and self.answer is None:
             mask = torch.ones(len(call.sample), dtype=torch.bool, device=call.sample.device)
             mask[self.block] = False
-            self.answer = call.hidden(mask)
+            self.answer = self._heard(lambda: call.hidden(mask))
             self.run.count(len(call.sample))
             rows = rows_of(self.answer)
             return self._value(rows[self.other]), None
@@ -79,7 +99,7 @@ class AskedQuestion:
                 "'batched'. It is not known which of its arguments have one row per sample, or its rows may not be joined."
             )
         if form in ("auto", "batched") and batched:
-            self.answer, rows, features = call.told_and_null(self.block, head)
+            self.answer, rows, features = self._heard(lambda: call.told_and_null(self.block, head))
             self.run.count(len(call.sample) + len(self))
             return self._value(rows), features
         self.whole()

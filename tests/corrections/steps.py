@@ -11,12 +11,13 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 import nag.corrections
-from nag.corrections import At, Correction, Merged, Recorder, WeakModel
+from nag.corrections import At, Correction, DirectionGuidance, Merged, Recorder, WeakModel
 from nag.pipelines import UNet2DPipeline
 from nag.seams.run import first_question
 
 EVERYWHERE = (None, None)
 NEEDS = {
+    DirectionGuidance: {"head": "head"},
     Merged: {"network": "student"},
     Recorder: {"seen": lambda at, u: None},
     WeakModel: {"unconditional": True},

@@ -21,6 +21,7 @@ from nag.corrections import (
     Correction,
     CostCounter,
     DifferentialCorrection,
+    DirectionGuidance,
     EpsilonScaling,
     HistoryGuidance,
     Merged,
@@ -118,6 +119,7 @@ NON_DEFAULT: list[Correction] = [
     Calibrated((None, 0.5, 1.0)),
     Calibrated("auto"),
     DifferentialCorrection(scale=-0.1, schedule="sigma"),
+    DirectionGuidance(scale=0.5, head="head", interval=(None, 3.0)),
     EpsilonScaling(scale=1.01, slope=1e-3),
     NoiseGuidance(
         scale=0.5, mode="gradient", interval=(None, 3.0), project=False, max_norm=None, null_pass="whole"

@@ -12,7 +12,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from nag.files import read_json
 from nag.finetune import distill, merge
 from nag.finetune.denoiser import DenoiserTask
-from nag.finetune.distill import DistillOptions, DistillTask, guided_states
+from nag.finetune.distill import DistillOptions, DistillTask
+from nag.finetune.guided import guided_states
 from nag.finetune.merge import MergeOptions
 from nag.finetune.weak import half_width
 from nag.network.null import null_level

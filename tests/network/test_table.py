@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nag.network.degraded import DEGRADED, PARTS, degraded, degraded_modules
+from nag.network.direction import DirectionHead
 from nag.network.null import null_level
+from nag.network.regressor import tapped
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules
 from tests.network.cases import give_null_vectors
 from tests.network.tiny_networks import CASES, arguments, make, names_of
@@ -210,6 +213,35 @@ def test_features_have_one_row_per_sample_and_no_level(case):
     state = next(iter(arguments(name, 3)))
     changed = features_of(name, model, arguments(name, 3, state) | told(name, model))
     assert ((changed - found).flatten(1).abs().amax(dim=1) > 1e-4).all()  # each sample's own
+
+
+@torch.no_grad()
+def test_a_direction_head_reads_them_or_refuses(case):
+    name, model = case
+    inputs = arguments(name, 3) | told(name, model)
+    state = next(iter(inputs.values()))
+    state = torch.stack(state) if isinstance(state, list) else state
+    try:
+        head = DirectionHead.of(model)
+        with tapped(model) as kept:
+            (prediction, *_) = call(model, inputs)
+        found = head(kept[-1], torch.zeros(3), state.shape)
+    except ValueError as error:
+        assert re.match("(network|features) must", str(error))  # noqa: PT017
+        assert name not in (
+            "UNet2DModel",
+            "UNet2DConditionModel",
+            "DiTTransformer2DModel",
+            "FluxTransformer2DModel",
+        )
+        return
+    assert found.shape == state.shape
+    assert prediction.shape[2:] == found.shape[2:]
+    assert not found.any()
+    torch.nn.init.normal_(head.last.weight)
+    moved = head(kept[-1].roll(1, dims=0), torch.zeros(3), state.shape)
+    found = head(kept[-1], torch.zeros(3), state.shape)
+    torch.testing.assert_close(moved, found.roll(1, dims=0))
 
 
 def cut(value: Any, index: slice) -> Any:

@@ -3,6 +3,7 @@
 Off is bit-identical. On, the run is the one that is guided by hand. Nothing is left behind.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +14,35 @@ import torch
 from torch import Tensor
 
 import nag
-from nag.corrections import Calibrated, Correction
+from nag.corrections import Calibrated, Correction, DirectionGuidance
+from nag.network.direction import DirectionHead
+from nag.network.table import architecture_of
 from nag.noise.read import read_levels
 from tests import models
 from tests.seams.case import Case, call
 from tests.seams.exhibit import DIFFUSERS_WARNS, SCALE, Exhibit, Watch, everywhere
-from tests.seams.reference import guided_by_hand
+from tests.seams.reference import answer_of, change_answer, guided_by_hand
 from tests.seams.traces import traces
 from tests.seams.zoo import zoo_where
+
+HEARD = (
+    "DDPM",
+    "Stable Diffusion",
+    "Stable Diffusion, Heun",
+    "inpaint, nine channels",
+    "ControlNet",
+    "InstructPix2Pix",
+)
+HEARD += (
+    "perturbed attention",
+    "DiT",
+    "Stable Diffusion 3",
+    "Flux, distilled guidance",
+    "PixArt-Sigma",
+    "HunyuanDiT",
+    "Sana",
+)
+"""Pipelines with one network and one call in each step, whose networks can have a direction head."""
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in DIFFUSERS_WARNS]
 
@@ -53,6 +75,34 @@ def test_guided_is_as_by_hand(exhibit: Exhibit, null_pass: str) -> None:
     output = corrected(exhibit, everywhere(SCALE, null_pass=null_pass))
     reference, _ = exhibit.guided_by_hand
     assert_guided(output, reference, exhibit.plain)
+
+
+@zoo_where(lambda case: case.name in HEARD)
+def test_a_direction_head_hears_the_conditional_rows(exhibit: Exhibit) -> None:
+    """By hand: every row of a call += w h(z of its conditional rows), with a head that does not look at the level."""
+    ((name, _),) = exhibit.case.levels.items()
+    network, rows = getattr(exhibit.pipe, name), exhibit.case.rows
+    head = DirectionHead.of(network, hidden=4).requires_grad_(False).to(*models.PLACE)
+    head.level[0].weight[:, :8] = 0
+    head.last.weight.normal_(generator=torch.Generator(models.PLACE[0]).manual_seed(0))
+    output = corrected(exhibit, DirectionGuidance(scale=0.1, head=head))
+    copied = copy.deepcopy(exhibit.pipe)
+    other = getattr(copied, name)
+    plain, kept = other.forward, list[Tensor]()
+    last = other.get_submodule(architecture_of(other).features)
+    last.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+
+    def forward(*given: Any, **options: Any) -> Any:
+        found = plain(*given, **options)
+        value = answer_of(found).clone()
+        n, j = len(value) // len(rows), rows.index("c")
+        shape = (n, exhibit.case.channels or value.shape[1], *value.shape[2:])
+        change = head(kept[-1][j * n : (j + 1) * n], torch.zeros(n), shape)
+        value[:, : shape[1]] += 0.1 * change.repeat(len(rows), *[1] * (value.ndim - 1))
+        return change_answer(found, value)
+
+    other.forward = forward
+    assert_guided(output, call(copied, exhibit.case), exhibit.plain)
 
 
 @zoo_where(lambda case: bool(case.refused))
