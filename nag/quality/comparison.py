@@ -146,9 +146,14 @@ def cell_name(scheduler: str, budget: int, method: str) -> str:
 
 
 def is_ours(method: str) -> bool:
-    """Whether a method is one of this library's own: a form of noise guidance, or a calibration."""
-    names = [part.partition(":")[0] for part in re.split(r"\+(?=[a-z])", method)]
-    return any(name.startswith("nag") or name == "calibrated" for name in names)
+    """Whether a method is one of this library's own: a form of noise guidance, what is distilled from it, or a calibration."""
+    parts = [part.partition(":") for part in re.split(r"\+(?=[a-z])", method)]
+    return any(
+        name.startswith("nag")
+        or name in ("calibrated", "direction")
+        or (name == "merged" and "strength=-" not in values)  # below 0 that is Neon
+        for name, _, values in parts
+    )
 
 
 def _resampled(cell: Cell) -> np.ndarray:

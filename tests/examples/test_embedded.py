@@ -33,7 +33,7 @@ def held_out(name: str, count: int):
 
 def test_it_is_small_and_holds_no_pickle_and_no_path_of_a_machine():
     files = [path for path in HOME.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sum(path.stat().st_size for path in files) < 10e6
+    assert sum(path.stat().st_size for path in files) < 12e6
     assert {path.suffix for path in files} == {".py", ".json", ".md", ".safetensors", ".parquet"}
     for path in files:
         if path.suffix in {".json", ".md"}:
