@@ -69,26 +69,28 @@ def grouped(options: type) -> type:
                 owner.setdefault(item.target.id, part)
                 if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                     texts[item.target.id] = " ".join(str(after.value.value).split())
-    hints, groups = get_type_hints(options, include_extras=True), dict[str, list[Any]]()
+    hints, groups = get_type_hints(options, include_extras=True), dict[type, list[Any]]()
     for one in fields(options):
         help_text = {"help": texts[one.name]} if one.name in texts else {}
         made: Any = field(
             default=one.default, default_factory=one.default_factory, kw_only=True, metadata=help_text
         )
-        title = owner[one.name].__name__.removesuffix("Options").lower()
-        groups.setdefault(title, []).append((one.name, hints[one.name], made))
+        groups.setdefault(owner[one.name], []).append((one.name, hints[one.name], made))
 
     first, *others = groups
-    own = [title for title in others if title == options.__name__.removesuffix("Options").lower()]
-    order = [first, *own, *(title for title in others if title not in own)]
+    order = [
+        first,
+        *sorted(others, key=lambda part: -len(part.__mro__)),
+    ]  # then what is most this command's own
+    titles = {part: part.__name__.removesuffix("Options").lower() for part in order}
     kinds = [
-        (title, Annotated[make_dataclass(title, groups[title]), OmitArgPrefixes], field(kw_only=True))
-        for title in order
+        (title, Annotated[make_dataclass(title, groups[part]), OmitArgPrefixes], field(kw_only=True))
+        for part, title in titles.items()
     ]
 
     def joined(self: Any) -> Any:
         return options(
-            **{name: value for title in order for name, value in vars(getattr(self, title)).items()}
+            **{name: value for title in titles.values() for name, value in vars(getattr(self, title)).items()}
         )
 
     return make_dataclass(options.__name__, kinds, namespace={"joined": joined})

@@ -74,7 +74,7 @@ def test_flags_stand_in_groups():
     assert [text.strip() for text in title.findall(text)][1:4] == [
         "data options",
         "distill options",
-        "run options",
+        "guidance options",
     ]
 
 
