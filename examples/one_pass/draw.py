@@ -33,6 +33,8 @@ CONTROLS = {
     "trained as long, without guidance": "merged:network=outputs/one_pass/longer",
     "changes of the same size, of other images": "merged:network=outputs/one_pass/shuffled",
     "noise guidance, exact": "nag:",
+    "direction head for the same weak network": "direction:head=outputs/one_pass/direction,",
+    "direction head for the null branch": "direction:head=outputs/one_pass/direction_null",
     "null branch as the weak model, distilled": "merged:network=outputs/one_pass/student_null",
     "LoRA of rank 16 instead of the whole network": "merged:network=outputs/one_pass/student_lora",
 }
@@ -121,7 +123,8 @@ def budgets() -> str:
 def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | recall |", "| --- | --- | --- | --- |"]
-    found = [*rows("ddim_20"), *rows("controls"), *rows("others")]
+    found = [*rows("ddim_20"), *rows("controls"), *rows("heads"), *rows("others")]
+    found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
         "plain": "plain",
         "the student": COLUMNS["student"],

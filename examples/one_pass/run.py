@@ -89,6 +89,15 @@ STUDIES: dict[str, dict[str, Any]] = {
         for budget in (10, 50, 100)
         for name in ("ddim", "dpm++")
     },
+    "heads": {
+        "schedulers": ["ddim", "dpm++"],
+        "steps": [20],
+        "seeds": [101, 102],
+        "corrections": [
+            "direction:head={models}/direction,scale=0.5|1|2",
+            "direction:head={models}/direction_null,scale=1|2|3",
+        ],
+    },
     "weak_models": ONCE | {"schedulers": ["ddim"], "steps": [20], "corrections": WEAK_MODELS},
     "more_steps": {
         "schedulers": ["ddim", "dpm++"],

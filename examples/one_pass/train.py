@@ -47,6 +47,7 @@ TUNED: dict[str, object] = {
     "ema_max_decay": 0.99,
 }
 STUDENT = TUNED | {"scale": 2}
+HEAD = {name: value for name, value in TUNED.items() if name != "learning_rate"} | {"max_train_steps": 1500}
 PLAIN: dict[str, object] = TUNED | {"level_dropout": 0.15, "num_validation_images": 0}
 
 # name: (kind, flags of `nag finetune KIND`); {output} is the folder of all models, {data} that of the data sets
@@ -59,6 +60,9 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     # controls of student_0: as long without any guidance; changes of the same size that belong to other images
     "longer": ("denoiser", PLAIN | {"seed": 0}),
     "shuffled": ("distill", STUDENT | {"weak": "{output}/weak_0", "control": "shuffled", "seed": 0}),
+    # a head instead of a student, at the weak network and at the null branch
+    "direction": ("direction", HEAD | {"weak": "{output}/weak_0", "seed": 0}),
+    "direction_null": ("direction", HEAD | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
     # other weak models and forms
     "student_null": ("distill", STUDENT | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
     "student_lora": (
