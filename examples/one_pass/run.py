@@ -41,7 +41,7 @@ RIVALS = [
     "dcw_wavelet:scale=-0.01|-0.005|-0.0025",
     "epsilon_scaling:scale=0.99|0.995|0.998",
     "higs:scale=0.5|1|2",
-    "merged:network={models}/neon,strength=-2|-1|-0.5",
+    "merged:network={models}/neon,strength=-1|-0.5|-0.25",
 ]
 EXACT = "autoguidance:network={models}/weak_0,scale=0.5|1|2"
 NAG = "nag:scale=1|2|3,interval=-2.5..4"

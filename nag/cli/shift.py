@@ -111,8 +111,11 @@ def shift_table(shifts: dict[str, NoiseShift]) -> str:
     for name, shift in shifts.items():
         mean, size = "not measurable", ""
         if shift.mean_shift is not None and shift.mean_abs_shift is not None:
-            mean = f"{shift.mean_shift:+.4f} ± {shift.mean_shift_standard_error:.4f}"
+            bound = {"at least": "≥ ", "at most": "≤ "}.get(shift.mean_is or "", "")
+            mean = f"{bound}{shift.mean_shift:+.4f} ± {shift.mean_shift_standard_error:.4f}"
             size = f"{shift.mean_abs_shift:.4f} ± {shift.mean_abs_shift_standard_error:.4f}"
-        lines.append(f"{name:<{width}}  {mean:>17}  {size:>17}  {shift.num_measured}/{shift.num_steps}")
+        lines.append(
+            f"{name:<{width}}  {mean:>17}  {size:>17}  {shift.num_measured + shift.num_bounded}/{shift.num_steps}"
+        )
     lines.append("in log(sigma/alpha), positive = noisier than nominal, over steps with log-SNR from -2.5 up")
     return "\n".join(lines)

@@ -12,7 +12,9 @@ ends elsewhere than the next one begins).
 
 The shifts x_i of a run's steps are dependent: one sample passes through all of them. Their covariance C is known to
 first order (`response.py`), so their mean has the variance (sum of C) / n^2, and the mean of any function of the x_i has
-the spread that draws from N(x, C) give it. The plain mean of |x_i| is never 0, however small the shift. Here
+the spread that draws from N(x, C) give it. A step at which the states read as noisier, or cleaner, than every forward level
+has no number but a bound, which stands in the means in its place: a mean is then "at least" or "at most" what is said. The
+plain mean of |x_i| is never 0, however small the shift. Here
 
     a(x, s) = x erf(x / (s sqrt 2)) - 2 s phi(x / s),      s = standard error of x,
 
@@ -43,7 +45,15 @@ from nag.shift.forward import ForwardReference
 from nag.shift.response import ResponseCurve, measure_levels
 from nag.shift.trajectory import Trajectory
 
-__all__ = ["NoiseShift", "StepDensity", "StepShift", "mean_shifts", "measure_shift", "unbiased_abs"]
+__all__ = [
+    "NoiseShift",
+    "StepDensity",
+    "StepShift",
+    "in_common",
+    "mean_shifts",
+    "measure_shift",
+    "unbiased_abs",
+]
 
 DRAWS = 4096
 
@@ -72,6 +82,9 @@ class StepShift:
     standard_error: float | None
     z: float | None  # shift / standard_error; None without a number, or without an error
     shift_timesteps: float | None  # the shift in timesteps
+    bound: (
+        float | None
+    )  # the shift is at least so large, of this sign, where the states read as beyond every forward level
     reason: str | None  # why there is no number, or None
     raw_shift: float  # -1/2 (mean estimate of sampled - of forward states), which shrinks by the slope
     raw_standard_error: float  # of `raw_shift`
@@ -102,7 +115,9 @@ class NoiseShift:
     interval: tuple[float | None, float | None]
     num_steps: int  # steps in the interval
     num_measured: int  # those of them that have a number
-    mean_shift: float | None  # mean shift over these, in log(sigma/alpha); None without any
+    num_bounded: int  # those that have a bound, which counts in the means in its place
+    mean_shift: float | None  # mean shift over both, in log(sigma/alpha); None without any
+    mean_is: str | None  # "at least" or "at most" where bounds are among them
     mean_shift_standard_error: float | None  # of `mean_shift`
     # mean |shift|, free of the upward bias of |noise|; see the module's text. May be slightly negative.
     mean_abs_shift: float | None
@@ -129,7 +144,10 @@ class NoiseShift:
         for s in self.steps:
             head = f"{s.timestep:9.1f} {s.log_snr:8.2f} "
             tail = f" {s.label_mismatch_timesteps:7.2f} {s.overlap:7.2f}"
-            if s.shift is None:
+            if s.bound is not None:
+                side = "at most" if s.bound < 0 else "at least"
+                lines.append(f"{head}{f'{side} {s.bound:+.3f}':>31}{tail}")
+            elif s.shift is None:
                 lines.append(f"{head}{str(s.reason).split(':')[0]:>31}{tail}")
             else:
                 lines.append(
@@ -174,6 +192,25 @@ def mean_shifts(
         float(unbiased_abs(shift, error).mean()),
         float(unbiased_abs(draws, error[None]).mean(axis=1).std()),
     )
+
+
+def in_common(first: NoiseShift, second: NoiseShift) -> tuple[float, float, int] | None:
+    """Mean |shift| of two runs over the steps of the summary at which both have a number or a bound, and how many these are."""
+
+    def of(run: NoiseShift) -> dict[float, tuple[float, float]]:
+        low, high = (
+            e if one is None else one for one, e in zip(run.interval, (-np.inf, np.inf), strict=True)
+        )
+        inside = [s for s in run.steps if low <= s.log_snr < high]
+        found = {s.log_snr: (s.shift, s.standard_error or 0.0) for s in inside if s.shift is not None}
+        return found | {s.log_snr: (s.bound, 0.0) for s in inside if s.bound is not None and run.num_bounded}
+
+    own, other = of(first), of(second)
+    both = sorted(own.keys() & other.keys())
+    if not both:
+        return None
+    means = (unbiased_abs(*np.array([run[level] for level in both]).T).mean() for run in (own, other))
+    return float(next(means)), float(next(means)), len(both)
 
 
 def measure_shift(
@@ -231,6 +268,7 @@ def measure_shift(
                 standard_error=error if measured else None,
                 z=shift / error if measured and error else None,
                 shift_timesteps=float(moved[i]) if measured else None,
+                bound=None if np.isnan(levels.bound[i]) else float(levels.bound[i]),
                 reason=levels.reasons[i],
                 raw_shift=float(-0.5 * (sampled.mean() - forward.mean())),
                 raw_standard_error=float(
@@ -248,17 +286,26 @@ def measure_shift(
                 **found,
             )
         )
-    used = inside & np.isfinite(levels.shift)
+    bounded, mean_is = inside & np.isfinite(levels.bound), None
+    sides = set(np.sign(levels.bound[bounded])) - {0.0}
+    if len(sides) > 1:  # then a mean with both is no bound
+        bounded = np.zeros_like(bounded)
+    elif bounded.any():
+        mean_is = "at most" if sides == {-1.0} else "at least"
+    measured_steps = inside & np.isfinite(levels.shift)
+    used, values = measured_steps | bounded, np.where(bounded, levels.bound, levels.shift)
     names = ("mean_shift", "mean_shift_standard_error", "mean_abs_shift", "mean_abs_shift_standard_error")
     means: tuple[float | None, ...] = (None,) * 4
     if used.any():
-        means = mean_shifts(levels.shift[used], levels.covariance[np.ix_(used, used)])
+        means = mean_shifts(values[used], levels.covariance[np.ix_(used, used)])
     curve = ResponseCurve(reference)
     return NoiseShift(
         steps=tuple(steps),
         interval=tuple(None if np.isinf(end) else float(end) for end in (low, high)),  # type: ignore[arg-type]
         num_steps=int(inside.sum()),
-        num_measured=int(used.sum()),
+        num_measured=int(measured_steps.sum()),
+        num_bounded=int(bounded.sum()),
+        mean_is=mean_is,
         num_samples=trajectory.estimate.shape[1],
         num_images=reference.estimate.shape[1],
         curve_log_snr=_rounded(curve.log_snr),

@@ -22,16 +22,17 @@ from matplotlib.figure import Figure
 
 from nag import __version__
 from nag.files import written_whole
-from nag.shift.measure import NoiseShift
+from nag.shift.measure import NoiseShift, in_common
 from nag.shift.page import COLOURS, check_output, contact_sheet, render
 
 __all__ = ["FILES", "ReportRun", "reading", "write_report"]
 
 FILES = ("report.html", "shift.png", "shift.json")
 LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
+FAR = 0.4  # from here on a shift is told as a factor
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
-NOTE = "bands and bars: 95 %;  dotted: the scheduler's label mismatch;  ×: no number"
+NOTE = "bands and bars: 95 %;  dotted: the scheduler's label mismatch;  ×: no number;  △▽: a bound"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,19 +63,28 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
         baseline: name and measurement of the run it is to be compared with.
     """
     where = f"{shift.num_measured} of {shift.num_steps} steps {_span(shift.interval)}"
+    if shift.num_bounded:
+        where += (
+            f" and {shift.num_bounded} that read as beyond every forward level and count as the last of them"
+        )
+    bound = f"{shift.mean_is} " if shift.mean_is else ""
     mean, error, mean_abs = shift.mean_shift, shift.mean_shift_standard_error, shift.mean_abs_shift
     if mean is None or error is None or mean_abs is None:
         return f"No step could be measured ({where}): {shift.steps[-1].reason}."
     if abs(mean) < 2 * error:
         parts = [
-            f"Samples are neither noisier nor cleaner than nominal on average: {mean:+.3f} ± {error:.3f} in log(σ/α), over "
+            f"Samples are neither noisier nor cleaner than nominal on average: {bound}{mean:+.3f} ± {error:.3f} in log(σ/α), over "
             f"{where}, is within twice its standard error."
         ]
     else:
-        change = 100 * math.expm1(mean)
+        side, change = "noisier" if mean > 0 else "cleaner", 100 * math.expm1(mean)
+        size = "at least " if bound and (mean > 0) == (shift.mean_is == "at least") else ""
+        amount = f"{abs(change):.1f} % {'more' if change > 0 else 'less'} noise"
+        if abs(mean) > FAR:
+            amount = f"{math.exp(mean):.2g} times the noise"
         parts = [
-            f"Samples are {'noisier' if mean > 0 else 'cleaner'} than nominal by {abs(mean):.3f} ± {error:.3f} in log(σ/α) on "
-            f"average ({abs(change):.1f} % {'more' if change > 0 else 'less'} noise relative to the signal), over {where}."
+            f"Samples are {side} than nominal by {size}{abs(mean):.3f} ± {error:.3f} in log(σ/α) on "
+            f"average ({size}{amount} relative to the signal), over {where}."
         ]
         if abs(mean) < LOOKS:
             parts.append("Another contrast or a slight blur of the samples makes as much at the right level.")
@@ -97,12 +107,15 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
         parts.append(f"The scheduler's own labels are off by {label:+.3f} on these steps.")
     if abs(arrival) >= 0.0005:
         parts.append(f"The scheduler's own steps end off by {arrival:+.3f} on average, whatever the network.")
-    if baseline is not None and baseline[1].mean_abs_shift is not None:
-        name, before = baseline[0], baseline[1].mean_abs_shift
-        if before > 2 * (baseline[1].mean_abs_shift_standard_error or 0):
-            change = 100 * (1 - max(mean_abs, 0) / before)
+    both = None if baseline is None else in_common(shift, baseline[1])
+    if baseline is not None and both is not None:
+        own, before, steps = both
+        if (baseline[1].mean_abs_shift or 0) > 2 * (baseline[1].mean_abs_shift_standard_error or 0):
+            change = 100 * (1 - max(own, 0) / before)
             side = "below" if change >= 0 else "above"
-            parts.append(f"Mean |shift| is {abs(change):.0f} % {side} {name} ({before:.3f}).")
+            fewer = steps < max(one.num_measured + one.num_bounded for one in (shift, baseline[1]))
+            where = f"over the {steps} steps that both have, " if fewer else ""
+            parts.append(f"Mean |shift| is {where}{abs(change):.0f} % {side} {baseline[0]} ({before:.3f}).")
     return " ".join(parts)
 
 
@@ -209,6 +222,17 @@ def draw_shift(shifts: Mapping[str, NoiseShift], path: Path, *, title: str) -> N
         turn, place = divmod(index, len(COLOURS))
         style: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place]}
         _curve(upper, shift, rows <= 4, DASHES[turn % len(DASHES)], **style)
+        for step in shift.steps:
+            if step.bound is not None:
+                mark = "v" if step.bound < 0 else "^"
+                upper.plot(
+                    step.log_snr,
+                    step.bound,
+                    mark,
+                    color=COLOURS[place],
+                    markerfacecolor="white",
+                    markersize=7,
+                )
         means = (
             (shift.mean_shift, shift.mean_shift_standard_error, COLOURS[place], -0.13),
             (shift.mean_abs_shift, shift.mean_abs_shift_standard_error, "white", 0.13),
@@ -224,7 +248,9 @@ def draw_shift(shifts: Mapping[str, NoiseShift], path: Path, *, title: str) -> N
                     ls="",
                     **style,
                 )
-    missing = sorted({s.log_snr for shift in shifts.values() for s in shift.steps if s.shift is None})
+    missing = sorted(
+        {s.log_snr for shift in shifts.values() for s in shift.steps if s.shift is None and s.bound is None}
+    )
     if missing:
         low = upper.get_xaxis_transform()
         upper.plot(missing, [0.03] * len(missing), "x", color="0.45", markersize=4, transform=low)

@@ -42,6 +42,8 @@ class Levels:
     shift: np.ndarray  # `(N,)`, shift in log(sigma/alpha), positive = noisier than the forward states
     standard_error: np.ndarray  # `(N,)`, of `shift`
     covariance: np.ndarray  # `(N, N)`, of `shift` among steps (0 where there is no number)
+    # `(N,)`, the shift to the end of the forward levels, where the states read as beyond all of them; else nan
+    bound: np.ndarray
     # `(N,)`, the slope of the response curve at the nominal level; 1 for an estimator without bias
     slope: np.ndarray
     slope_standard_error: np.ndarray  # `(N,)`, of `slope`
@@ -95,7 +97,8 @@ class ResponseCurve:
         if slope < min_slope:
             return np.nan, f"too flat: the response curve has slope {slope:.2f} here, below {min_slope:g}"
         if not self.rising[0] <= mean <= self.rising[-1]:
-            return np.nan, f"out of range: no forward level has the mean estimate {mean:.2f}"
+            side = "noisier" if mean < self.rising[0] else "cleaner"
+            return np.nan, f"out of range: {side} than any forward level, with the mean estimate {mean:.2f}"
         row = int(np.clip(np.searchsorted(self.rising, mean) - 1, 0, len(self.log_snr) - 2))
         start, end = self.log_snr[row], self.log_snr[row + 1]
 
@@ -137,7 +140,7 @@ def measure_levels(
     curve = ResponseCurve(reference)
     rows = [reference.row(level) for level in log_snr]
     steps = len(rows)
-    shift, error = np.full(steps, np.nan), np.full(steps, np.nan)
+    shift, error, bound = (np.full(steps, np.nan) for _ in range(3))
     # influence of one sample, one image
     sampled, forward = (np.zeros((steps, count)), np.zeros((steps, images)))
     reasons: list[str | None] = []
@@ -145,6 +148,8 @@ def measure_levels(
         values = estimate[i].astype(np.float64)
         nominal = curve.log_snr[row]
         level, reason = curve.invert(float(values.mean()), nominal, min_slope)
+        if reason is not None and reason.startswith("out of range"):
+            bound[i] = -0.5 * (curve.log_snr[0 if values.mean() < curve.rising[0] else -1] - nominal)
         if reason is None:
             slope, at_level = float(curve.slope(level)), curve.images_at(level)
             own = -0.5 * (values - values.mean()) / slope
@@ -161,6 +166,7 @@ def measure_levels(
         shift=shift,
         standard_error=error,
         covariance=covariance,
+        bound=bound,
         slope=np.array([float(curve.slope(curve.log_snr[row])) for row in rows]),
         slope_standard_error=np.array([curve.slope_standard_error(curve.log_snr[row]) for row in rows]),
         reasons=tuple(reasons),

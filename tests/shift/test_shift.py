@@ -14,7 +14,8 @@ from nag.network.regressor import NoiseEstimate
 from nag.noise.discrete import DiscreteVP
 from nag.shift import ForwardReference, NoiseShift, Trajectory, forward_reference, measure_shift
 from nag.shift.forward import level_grid
-from nag.shift.measure import mean_shifts, unbiased_abs
+from nag.shift.measure import in_common, mean_shifts, unbiased_abs
+from nag.shift.report import reading
 from nag.shift.response import ResponseCurve, measure_levels
 
 LEVELS = np.array([-2.0, 0.0, 2.0, 4.0])
@@ -136,8 +137,65 @@ def test_says_out_of_range_for_states_like_no_forward_state():
     estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"])
     levels = measure_levels(estimate + 40, LEVELS, reference)
     assert all(
-        reason.startswith("out of range: no forward level has the mean estimate") for reason in levels.reasons
+        reason.startswith("out of range: cleaner than any forward level, with the mean estimate")
+        for reason in levels.reasons
     )
+    assert_allclose(levels.bound, -0.5 * (GRID[-1] - LEVELS))
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_steps_beyond_every_forward_level_count_as_a_bound(side):
+    """The worst steps do not drop out of the mean: they count as the last forward level, and the mean is a bound."""
+    injected = np.array([0.1, 0.1, 0.1, 0.1]) * side
+    estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"], injected=injected)
+    worst = 0 if side > 0 else 3
+    far = estimate.copy()
+    far[worst] -= 20 * side
+    plain, beyond = (measure_shift(trajectory_of(e), reference) for e in (estimate, far))
+    end = GRID[0] if side > 0 else GRID[-1]
+    bound = -0.5 * (end - LEVELS[worst])
+    assert beyond.steps[worst].shift is None
+    assert beyond.steps[worst].bound == pytest.approx(bound)
+    assert (beyond.num_measured, beyond.num_bounded, beyond.num_steps) == (3, 1, 4)
+    assert beyond.mean_is == ("at least" if side > 0 else "at most")
+    rest = [step.shift for step in plain.steps if step.step != worst]
+    assert beyond.mean_shift == pytest.approx((sum(rest) + bound) / 4)
+    assert (plain.num_bounded, plain.mean_is) == (0, None)
+    assert f"{beyond.mean_is} {bound:+.3f}" in beyond.table()
+    assert NoiseShift.from_dict(beyond.to_dict()) == beyond
+    said = reading(beyond)
+    assert (
+        f"{'noisier' if side > 0 else 'cleaner'} than nominal by at least {abs(beyond.mean_shift):.3f}"
+        in said
+    )
+    assert "over 3 of 4 steps with log-SNR from -2.5 up and 1 that read as beyond every forward level" in said
+
+
+def test_runs_are_compared_on_the_steps_that_both_have():
+    """A run whose worst step has no number is not better for it."""
+    injected = np.array([0.5, 0.2, 0.2, 0.2])
+    estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"], injected=injected)
+    plain = measure_shift(trajectory_of(estimate), reference)
+    lacking = replace(
+        plain,
+        steps=(replace(plain.steps[0], shift=None, standard_error=None, reason="too flat"), *plain.steps[1:]),
+        num_measured=3,
+    )
+    own, other, steps = in_common(lacking, plain)
+    assert (own, steps) == (pytest.approx(other), 3)
+    assert other == pytest.approx(0.2, abs=0.05)
+    said = reading(lacking, ("plain", plain))
+    assert "Mean |shift| is over the 3 steps that both have, 0 % below plain" in said
+    assert "that both have" not in reading(plain, ("again", plain))
+
+
+def test_bounds_of_both_signs_are_left_out_of_the_mean():
+    estimate, reference = simulate(np.random.default_rng(0), RESPONSES["affine"])
+    estimate[0] -= 20
+    estimate[3] += 20
+    found = measure_shift(trajectory_of(estimate), reference)
+    assert (found.num_measured, found.num_bounded, found.mean_is) == (2, 0, None)
+    assert found.mean_shift == pytest.approx(np.mean([step.shift for step in found.steps[1:3]]))
 
 
 def test_the_reference_against_itself_has_no_shift():
