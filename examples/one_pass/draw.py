@@ -30,6 +30,7 @@ COLUMNS = {  # of the first table: as the method's text begins
 RIVALS = ("wavelet DCW", "epsilon scaling", "HiGS", "Neon")
 CONTROLS = {
     "second training of weak network and student": "merged:network=outputs/one_pass/student_1",
+    "the student after twice as many steps, at twice the rate": "merged:network=outputs/one_pass/student_long",
     "trained as long, without guidance": "merged:network=outputs/one_pass/longer",
     "changes of the same size, of other images": "merged:network=outputs/one_pass/shuffled",
     "noise guidance, exact": "nag:",
@@ -123,7 +124,7 @@ def budgets() -> str:
 def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | recall |", "| --- | --- | --- | --- |"]
-    found = [*rows("ddim_20"), *rows("controls"), *rows("heads"), *rows("others")]
+    found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads"), *rows("others")]
     found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
         "plain": "plain",

@@ -75,6 +75,12 @@ STUDIES: dict[str, dict[str, Any]] = {
         for name in SAMPLERS[1:]
     },
     "controls": {"schedulers": ["ddim"], "steps": [20], "corrections": [SECOND, *CONTROLS, NAG]},
+    "long": {
+        "schedulers": ["ddim", "dpm++"],
+        "steps": [20],
+        "seeds": [101, 102],
+        "corrections": ["merged:network={models}/student_long,strength=0.5|0.75|1|1.2"],
+    },
     "second": {"schedulers": ["dpm++"], "steps": [20], "corrections": [SECOND]},
     "curve": {
         "schedulers": ["ddim", "dpm++", "heun"],

@@ -56,6 +56,10 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "student_0": ("distill", STUDENT | {"weak": "{output}/weak_0", "seed": 0}),
     "neon": ("denoiser", PLAIN | {"data": "{output}/own_samples.parquet", "max_train_steps": 200, "seed": 0}),
     "weak_1": ("denoiser", WEAK | {"seed": 1}),
+    "student_long": (
+        "distill",
+        STUDENT | {"weak": "{output}/weak_0", "max_train_steps": 2000, "learning_rate": 1e-3, "seed": 0},
+    ),
     "student_1": ("distill", STUDENT | {"weak": "{output}/weak_1", "seed": 1}),
     # controls of student_0: as long without any guidance; changes of the same size that belong to other images
     "longer": ("denoiser", PLAIN | {"seed": 0}),
