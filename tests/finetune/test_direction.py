@@ -102,7 +102,10 @@ def test_levels_lie_in_the_interval_and_weigh_alike(checkpoint):
     assert float(torch.stack(losses).mean()) == pytest.approx(1.0, abs=0.25)
 
 
-@pytest.mark.parametrize("changes", [{}, {"trajectories": 6, "trajectory_steps": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"trajectories": 6, "trajectory_steps": 3}, marks=pytest.mark.slow)],
+)
 def test_a_run_reaches_something_and_is_resumed(checkpoint, changes, tmp_path, capsys):
     weak = checkpoint / "weak"
     straight = options_of(checkpoint, max_train_steps=60, hidden_size=8, weak=str(weak), **changes)
