@@ -150,6 +150,12 @@ def tuning(study: str, start: str) -> str:
     )
 
 
+def precision(study: str, name: str) -> str:
+    """The precision of a method of the first table."""
+    row = of(rows(study), COLUMNS.get(name, name))
+    return "not run" if row is None else shown(row["precision"], 3)
+
+
 def page() -> str:
     """docs/one_pass.md."""
     import jinja2
@@ -157,6 +163,8 @@ def page() -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string((HERE / "one_pass.md.jinja").read_text(encoding="utf-8"))
     return template.render(
+        precision=precision,
+        curve=bool(rows("curve")),
         main_table=main_table,
         bars=bars,
         budgets=budgets,
