@@ -39,10 +39,13 @@ nag/seams/listening.py | del vars(owner)[name] | pass | seams/test_laws.py
 nag/network/swap.py | module.__class__ = cls | pass | network/test_null.py
 nag/network/null.py | null, embedding) | embedding, null) | network/test_null.py
 nag/network/degraded.py | output + hidden_states | output | network/test_degraded.py
+nag/network/merged.py | set_weights(network, before) | pass | network/test_merged.py
+nag/corrections/direction_head.py | self.scale * at.question.read | at.question.read | corrections/test_direction_head.py
 nag/network/regressor.py | + self.variance.log() | - self.variance.log() | network/test_regressor.py
 finetune/training_objectives.py | end(upper), wanted | end(lower), wanted | finetune/test_training_objectives.py
 nag/shift/density.py | len(values) ** -0.2 | len(values) ** 0.2 | shift/test_density.py
 nag/shift/response.py | -0.5 * (level - nominal) | 0.5 * (level - nominal) | shift/test_shift.py
+nag/shift/response.py | -0.5 * (curve.log_snr[0 | 0.5 * (curve.log_snr[0 | shift/test_shift.py
 nag/shift/forward.py | sample_generators(seed, count, | sample_generators(seed, 0, | shift/test_shift.py
 nag/shift/calibrate.py | nominal[i] - 2 * result.shift[0] | nominal[i] + 2 * result.shift[0] | shift/test_calibrate.py
 nag/quality/distances.py | - 2 * torch.linalg.svdvals | - torch.linalg.svdvals | quality/test_distances.py
