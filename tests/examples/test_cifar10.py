@@ -133,6 +133,7 @@ def tiny(example, monkeypatch):
     return small
 
 
+@pytest.mark.slow
 def test_every_stage_of_the_cpu_form(example, tiny, tiles, tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(

@@ -78,6 +78,7 @@ def test_samples_have_the_moments_and_shares_of_the_truth(scripts):
     assert float(truth.shares.sum()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_divergence_falls_to_its_floor_with_the_truth_and_is_one_far_away(scripts):
     truth = scripts("truth")
     mixture, labels = truth.trees(), torch.arange(20_000) % 2
