@@ -123,7 +123,7 @@ def budgets() -> str:
 
 def controls() -> str:
     """What else could have made the gain."""
-    lines = ["| DDIM 20 | Fréchet distance | minus plain | recall |", "| --- | --- | --- | --- |"]
+    lines = ["| DDIM 20 | Fréchet distance | minus plain | precision | recall |", "| --- " * 5 + "|"]
     found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads"), *rows("others")]
     found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
@@ -134,10 +134,11 @@ def controls() -> str:
     for title, start in (first | CONTROLS).items():
         row = of(found, start)
         if row is None:
-            lines.append(f"| {title} | not run | | |")
+            lines.append(f"| {title} | not run | | | |")
         else:
             apart = "–" if row["minus_plain"] is None else shown(row["minus_plain"])
-            lines.append(f"| {title} | {cell(row)} | {apart} | {shown(row['recall'], 3)} |")
+            shares = f"{shown(row['precision'], 3)} | {shown(row['recall'], 3)}"
+            lines.append(f"| {title} | {cell(row)} | {apart} | {shares} |")
     return "\n".join(lines)
 
 
