@@ -21,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MODEL, DATA = HERE / "fashion_mnist" / "model", HERE / "fashion_mnist" / "data"
-STUDENT = f"merged:network={MODEL / 'student'},strength=1.2"
+STUDENT = f"merged:network={MODEL / 'student'},strength=0.5"
 NAMES = {"plain": "plain", "calibrated": "calibrated", "nag": "noise guidance", "merged": "student, one pass"}
 
 

@@ -1,4 +1,4 @@
-"""Draws docs/one_pass.md and docs/images/one_pass.png from docs/one_pass/*.json and the prose beside this file.
+"""Draws docs/one_pass.md, docs/images/one_pass.png and a table of README from docs/one_pass/*.json and the prose beside this file.
 
 python examples/one_pass/draw.py
 """
@@ -18,9 +18,11 @@ PAGE, IMAGE, RESULTS = (
     ROOT / "docs" / "images" / "one_pass.png",
     ROOT / "docs" / "one_pass",
 )
+README, MARK, END = ROOT / "README.md", "<!-- drawn by examples/one_pass/draw.py -->\n", "<!-- end -->"
 NAMES = {"ddim": "DDIM", "dpm++": "DPM-Solver++", "euler": "Euler", "heun": "Heun", "ddpm": "DDPM"}
 COLUMNS = {  # of the first table: as the method's text begins
     "student": "merged:network=outputs/one_pass/student_0",
+    "second student": "merged:network=outputs/one_pass/student_1",
     "wavelet DCW": "dcw_wavelet",
     "epsilon scaling": "epsilon_scaling",
     "HiGS": "higs",
@@ -29,7 +31,6 @@ COLUMNS = {  # of the first table: as the method's text begins
 }
 RIVALS = ("wavelet DCW", "epsilon scaling", "HiGS", "Neon")
 CONTROLS = {
-    "second training of weak network and student": "merged:network=outputs/one_pass/student_1",
     "the student after twice as many steps, at twice the rate": "merged:network=outputs/one_pass/student_long",
     "trained as long, without guidance": "merged:network=outputs/one_pass/longer",
     "changes of the same size, of other images": "merged:network=outputs/one_pass/shuffled",
@@ -72,11 +73,17 @@ def cell(row: dict[str, Any] | None) -> str:
     return f"{shown(row['frechet'])}{chosen}{'' if len(row['seeds']) > 1 else ' ¹'}"
 
 
+def at_20(name: str) -> list[dict[str, Any]]:
+    """All that a sampler has at 20 evaluations."""
+    found = [row for study in ("second", "controls") for row in rows(study) if row["scheduler"] == name]
+    return [*rows(f"{name}_20"), *rows(f"{name}_20_others"), *found]
+
+
 def main_table() -> str:
     """All samplers at 20 evaluations."""
     lines = ["| sampler | plain | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 2) + "|"]
     for name, title in NAMES.items():
-        found = [*rows(f"{name}_20"), *rows(f"{name}_20_others")]
+        found = at_20(name)
         if found:
             cells = [cell(of(found, "plain")), *(cell(of(found, start)) for start in COLUMNS.values())]
             lines.append(f"| {title} | {' | '.join(cells)} |")
@@ -84,26 +91,33 @@ def main_table() -> str:
 
 
 def bars() -> str:
-    """The student against plain and against the best of its rivals, with recall and class accuracy."""
+    """Both students against plain and against the best of their rivals; in brackets the shares of plain sampling."""
     head = (
-        "sampler | strength | student - plain | of plain | best rival | of the rival | recall | plain's recall | "
-        "class accuracy | plain's"
+        "sampler | training | strength | student - plain | of plain | best rival | of the rival | precision | recall | "
+        "class accuracy"
     )
     lines = [f"| {head} |", "| --- " * 10 + "|"]
     for name, title in NAMES.items():
-        found = [*rows(f"{name}_20"), *rows(f"{name}_20_others")]
-        student, plain = of(found, COLUMNS["student"]), of(found, "plain")
-        if student is None or plain is None:
-            continue
+        found = at_20(name)
         rivals = {rival: row for rival in RIVALS if (row := of(found, COLUMNS[rival])) is not None}
-        best = min(rivals, key=lambda rival: rivals[rival]["frechet"]["value"])
-        ratios = [
-            student["frechet"]["value"] / other["frechet"]["value"] - 1 for other in (plain, rivals[best])
-        ]
-        cells = [title, weight(student), shown(student["minus_plain"]), f"{100 * ratios[0]:+.0f} %", best]
-        cells += [f"{100 * ratios[1]:+.0f} %", shown(student["recall"], 3), shown(plain["recall"], 3)]
-        cells += [shown(student["class_accuracy"], 3), shown(plain["class_accuracy"], 3)]
-        lines.append(f"| {' | '.join(cells)} |")
+        plain, best = (
+            of(found, "plain"),
+            min(rivals, key=lambda rival: rivals[rival]["frechet"]["value"], default=None),
+        )
+        for training, student in enumerate(
+            (of(found, COLUMNS["student"]), of(found, COLUMNS["second student"]))
+        ):
+            if student is None or plain is None:
+                continue
+            value = student["frechet"]["value"]
+            cells = [title, str(training + 1), weight(student), shown(student["minus_plain"])]
+            cells += [f"{100 * (value / plain['frechet']['value'] - 1):+.0f} %", best or "not run"]
+            cells.append(
+                "–" if best is None else f"{100 * (value / rivals[best]['frechet']['value'] - 1):+.0f} %"
+            )
+            shares = ("precision", "recall", "class_accuracy")
+            cells += [f"{shown(student[one], 3)} ({plain[one]['value']:.3f})" for one in shares]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -129,6 +143,7 @@ def controls() -> str:
     first = {
         "plain": "plain",
         "the student": COLUMNS["student"],
+        "second training of weak network and student": COLUMNS["second student"],
         "autoguidance, exact": COLUMNS["autoguidance, exact"],
     }
     for title, start in (first | CONTROLS).items():
@@ -208,10 +223,28 @@ def picture() -> None:
     figure.savefig(IMAGE, dpi=110, metadata={"Software": None})
 
 
+def short_table() -> str:
+    """What README shows of the first table."""
+    names = ("student", "second student", "wavelet DCW", "Neon")
+    lines = [f"| sampler | plain | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    for name, title in NAMES.items():
+        found = [of(at_20(name), start) for start in ("plain", *(COLUMNS[one] for one in names))]
+        if all(row is not None for row in found):
+            lines.append(f"| {title} | {' | '.join(shown(row['frechet']) for row in found if row)} |")
+    return "\n".join(lines)
+
+
+def in_readme(text: str) -> str:
+    """README with the table between its marks."""
+    before, rest = text.split(MARK, 1)
+    return f"{before}{MARK}{short_table()}\n{END}{rest.split(END, 1)[1]}"
+
+
 def main() -> None:
-    """Draws page and picture."""
+    """Draws page, picture and README's table."""
     picture()
     PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(in_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "seeds": [101, 102],
         "corrections": ["merged:network={models}/student_long,strength=0.5|0.75|1|1.2"],
     },
-    "second": {"schedulers": ["dpm++"], "steps": [20], "corrections": [SECOND]},
+    "second": {"schedulers": ["dpm++", "heun"], "steps": [20], "corrections": [SECOND]},
     "curve": {
         "schedulers": ["ddim", "dpm++", "heun"],
         "steps": [20],

@@ -27,6 +27,8 @@ def scripts(monkeypatch):
 def test_the_page_is_what_was_measured(scripts):
     *_, draw = scripts
     assert draw.PAGE.read_text(encoding="utf-8") == draw.page()
+    readme = draw.README.read_text(encoding="utf-8")
+    assert readme == draw.in_readme(readme)
 
 
 def test_numbers_of_the_first_table(scripts):
