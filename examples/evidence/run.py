@@ -10,7 +10,6 @@ docs/evidence/STUDY.json; rows that were not run are marked so by draw.py.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +18,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from nag.files import written_file
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE.parent)]
+
+from studies import publish  # noqa: E402
+
 FASHION = Path("examples") / "fashion_mnist"  # seen from ROOT, where the commands run
 RESULTS = ROOT / "docs" / "evidence"
 
@@ -249,20 +250,6 @@ def command(study: str, output: Path, models: Path, data: Path) -> list[str]:
     return [word.replace("{models}", str(models)).replace("{data}", str(data)) for word in words]
 
 
-def without_seconds(value: Any) -> Any:
-    """The results without absolute times, which mean nothing on another machine; their ratios stay."""
-    if isinstance(value, dict):
-        return {key: without_seconds(item) for key, item in value.items() if key != "seconds"}
-    return [without_seconds(item) for item in value] if isinstance(value, list) else value
-
-
-def publish(study: str, output: Path) -> None:
-    """Writes what a study has measured to the results."""
-    found = json.loads((ROOT / output / study / "compare.json").read_text(encoding="utf-8"))
-    with written_file(RESULTS / f"{study}.json") as part:
-        part.write_text(json.dumps(without_seconds(found), indent=1) + "\n", encoding="utf-8")
-
-
 def main(
     studies: Annotated[Positional[tuple[str, ...]], arg(help="Studies to run; default: all.")] = (),
     models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/models"),
@@ -279,7 +266,7 @@ def main(
         print("nag " + " ".join(words[2:]), flush=True)
         if not show:
             subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
-            publish(study, output_dir)
+            publish(ROOT / output_dir / study / "compare.json", RESULTS / f"{study}.json")
 
 
 if __name__ == "__main__":

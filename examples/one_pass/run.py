@@ -9,7 +9,6 @@ What a study has measured goes to docs/one_pass/STUDY.json.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from nag.files import read_json, written_file
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "examples")]
+
+from studies import publish  # noqa: E402
+
 FASHION = Path("examples") / "fashion_mnist"  # seen from ROOT, where the commands run
 RESULTS = ROOT / "docs" / "one_pass"
 
@@ -133,13 +134,6 @@ def command(study: str, output: Path, models: Path, data: Path) -> list[str]:
     return [word.replace("{models}", str(models)).replace("{data}", str(data)) for word in words]
 
 
-def without_seconds(value: Any) -> Any:
-    """The results without absolute times, which mean nothing on another machine; their ratios stay."""
-    if isinstance(value, dict):
-        return {key: without_seconds(item) for key, item in value.items() if key != "seconds"}
-    return [without_seconds(item) for item in value] if isinstance(value, list) else value
-
-
 def main(
     studies: Annotated[Positional[tuple[str, ...]], arg(help="Studies to run; default: all.")] = (),
     models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/one_pass"),
@@ -156,9 +150,7 @@ def main(
         print("nag " + " ".join(words[2:]), flush=True)
         if not show:
             subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
-            found = without_seconds(read_json(ROOT / output_dir / study / "compare.json"))
-            with written_file(RESULTS / f"{study}.json") as part:
-                part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            publish(ROOT / output_dir / study / "compare.json", RESULTS / f"{study}.json")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ ADAPTED = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj|to_q|to_k|to_v|to_out\.
 
 
 def merged(network: nn.Module, other: nn.Module | str, strength: float) -> dict[str, Tensor]:
-    """The weights that differ from the network's own, by name; exact at strength 0 and 1.
+    """All floating-point weights of the mix, by name; exact at strength 0 and 1.
 
     Args:
         network: theta; stays as it is.
