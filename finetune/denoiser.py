@@ -238,15 +238,10 @@ def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
 
 
 def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
+    from nag.finetune.loop import pretrained
     from nag.finetune.training_objectives import PREDICTIONS, kept_scheduler, read_network
-    from nag.load import NAGPipeline
 
-    pipeline = NAGPipeline.from_pretrained(
-        str(options.pretrained_model_name_or_path),
-        regressor=False,
-        revision=options.revision,
-        variant=options.variant,
-    )
+    pipeline = pretrained(options)
     if options.objective is not None:
         return pipeline.unet, kept_scheduler(pipeline.scheduler, options)
     found, _ = read_network(pipeline.scheduler)

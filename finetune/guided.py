@@ -286,21 +286,15 @@ def train_guided(
     """Trains what `model_of(teacher, weak, options)` gives, and prints the figures of the end."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, images_of, train
+    from nag.finetune.loop import check_output_dir, images_of, pretrained, train
     from nag.finetune.stream import mix
     from nag.finetune.weak import weak_network
-    from nag.load import NAGPipeline
     from nag.network.table import architecture_of
 
     if options.pretrained_model_name_or_path is None:
         raise ValueError("pretrained_model_name_or_path must name the pipeline to learn from, got None.")
     checkpoint = check_output_dir(options)
-    pipeline = NAGPipeline.from_pretrained(
-        options.pretrained_model_name_or_path,
-        regressor=False,
-        revision=options.revision,
-        variant=options.variant,
-    )
+    pipeline = pretrained(options)
     teacher = pipeline.unet.float().eval().requires_grad_(False)
     table = images_of(options, teacher, labels=architecture_of(teacher).null_class(teacher) is not None)
     count = options.held_out_samples

@@ -21,7 +21,7 @@ from nag.finetune.stream import Draws, batches, mix
 from nag.noise.checks import require
 from nag.shift.images import ImageTable, load_images
 
-__all__ = ["Task", "check_output_dir", "images_of", "saved_copy", "train", "weight_dtype"]
+__all__ = ["Task", "check_output_dir", "images_of", "pretrained", "saved_copy", "train", "weight_dtype"]
 
 
 def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: Any) -> ImageTable:
@@ -43,6 +43,18 @@ def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: An
         label_column=options.label_column if labels else None,
         center_crop=options.center_crop,
         skip_unreadable_images=options.skip_unreadable_images,
+    )
+
+
+def pretrained(options: TrainingOptions) -> Any:
+    """The pipeline that the options start from, without the regressor beside it."""
+    from nag.load import NAGPipeline
+
+    return NAGPipeline.from_pretrained(
+        str(options.pretrained_model_name_or_path),
+        regressor=False,
+        revision=options.revision,
+        variant=options.variant,
     )
 
 

@@ -157,19 +157,13 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     """Trains a regressor and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, images_of, train
+    from nag.finetune.loop import check_output_dir, images_of, pretrained, train
     from nag.finetune.stream import mix
-    from nag.load import NAGPipeline
     from nag.network.regressor import NoiseLevelRegressor
     from nag.network.table import architecture_of
 
     checkpoint = check_output_dir(options)
-    pipeline = NAGPipeline.from_pretrained(
-        options.pretrained_model_name_or_path,
-        regressor=False,
-        revision=options.revision,
-        variant=options.variant,
-    )
+    pipeline = pretrained(options)
     unet = pipeline.unet.float().eval().requires_grad_(False)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     regressor = NoiseLevelRegressor.from_unet(

@@ -44,9 +44,7 @@ def merged(network: nn.Module, other: nn.Module | str, strength: float) -> dict[
         ValueError: if a weight has another name or shape, or is not in memory, or an adapter is for another network.
     """
     if isinstance(other, str):
-        files = Path(other).rglob("*.safetensors")
-        stamp = max((path.stat().st_mtime_ns for path in files), default=0)
-        other = with_adapter(network, other) if is_adapter(other) else _opened(other, stamp)
+        other = with_adapter(network, other) if is_adapter(other) else _opened(other, _age(other))
     own, others, found = network.state_dict(), other.state_dict(), dict[str, Tensor]()
     for name in sorted(own.keys() ^ others.keys()):
         raise ValueError(f"other must be of the same architecture, got {name!r} in only one of both.")
@@ -67,8 +65,13 @@ def merged(network: nn.Module, other: nn.Module | str, strength: float) -> dict[
     return found
 
 
+def _age(place: str) -> int:
+    """When a folder's weights were last written; 0 for what is no folder."""
+    return max((path.stat().st_mtime_ns for path in Path(place).rglob("*.safetensors")), default=0)
+
+
 @lru_cache(maxsize=1)
-def _opened(place: str, stamp: int) -> nn.Module:
+def _opened(place: str, age: int) -> nn.Module:
     """The network of a pipeline, kept as long as its files are as old: a run of many calls reads it once."""
     return load_network(place)
 
