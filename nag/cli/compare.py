@@ -156,8 +156,9 @@ def load(
     )
     from nag.quality.cells import Comparison, Sizes, arguments_of_candidates
     from nag.quality.measures import check_enough
-    from nag.quality.reference import fingerprint_of_images, reference_features
+    from nag.quality.reference import reference_features
     from nag.shift.calls import main_network
+    from nag.shift.images import fingerprint_of_images
 
     bench = open_bench(
         options.model,

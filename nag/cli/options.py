@@ -72,6 +72,8 @@ class SamplerOptions(ModelOptions):
     """Stochasticity of DDIM."""
     scheduler_config: tuple[str, ...] = ()
     """Settings of every scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
+    cache_dir: Path | None = None
+    """Folder of measurements that commands share. None: $NAG_CACHE, or nag in the user's cache folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class FeatureOptions(ModelOptions):
 
 def sampling(options: SamplerOptions) -> dict[str, Any]:
     """What says how a pipeline samples, as arguments of `nag.quality.bench.open_bench`."""
-    names = ("regressor", "prompts", "guidance_scale", "eta", "device")
+    names = ("regressor", "prompts", "guidance_scale", "eta", "device", "cache_dir")
     return {name: getattr(options, name) for name in names}
 
 

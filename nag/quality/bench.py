@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nag.corrections.calibration import NoiseCalibration
-from nag.files import parse_json
+from nag.files import cache_folder, parse_json
 from nag.load import NAGPipeline
 from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
@@ -29,7 +29,7 @@ from nag.shift.calls import (
     takes,
 )
 from nag.shift.data import DataOptions
-from nag.shift.forward import Told, told_by
+from nag.shift.forward import ForwardReference, Told, forward_reference
 from nag.shift.images import CAPTIONS, ImageTable
 
 __all__ = [
@@ -61,6 +61,7 @@ class Bench:
         arguments: of every call of the pipeline: class guidance and eta, where they are set.
         batch_size: samples per call.
         mixed_precision: "no", "bf16" or "fp16": autocast of the samples; estimates are in float32.
+        cache_dir: folder of what is measured once for all commands; None measures anew.
         progress: show progress bars.
     """
 
@@ -76,6 +77,7 @@ class Bench:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 250
     mixed_precision: str = "no"
+    cache_dir: Path | None = None
     progress: bool = True
 
     def holding(self, table: ImageTable, rows: slice = slice(None)) -> Bench:
@@ -103,7 +105,7 @@ class Bench:
         """The estimator under the images' captions, for pipelines that take prompts."""
         if self.captions is None:
             return None
-        return told_by(self.pipeline, self.regressor, {"prompt": list(self.captions)}, len(self.captions))
+        return Told(self.pipeline, self.regressor, {"prompt": list(self.captions)}, len(self.captions))
 
     def sample(self, arguments: Mapping[str, Any], seed: int, count: int, *, keep_images: int = 0) -> Sampled:
         """Samples of one seed, as the feature network sees them."""
@@ -129,7 +131,22 @@ class Bench:
             num_samples=num_samples,
             image_labels=self.labels(),
             told=self.told(),
+            cache_dir=self.cache_dir,
             **{"progress": self.progress} | self.conditions.of(num_samples) | arguments,
+        )
+
+    def forward_reference(self, levels: Any, *, seed: int, progress: bool = True) -> ForwardReference:
+        """Estimates of the images at some levels."""
+        return forward_reference(
+            self.images,
+            self.regressor,
+            levels,
+            seed=seed,
+            batch_size=self.batch_size,
+            class_labels=self.labels(),
+            told=self.told(),
+            cache_dir=self.cache_dir,
+            progress=progress,
         )
 
     def why_not(self, scheduler: Any, arguments: Mapping[str, Any], *, steps: int = 10) -> str | None:
@@ -231,6 +248,7 @@ def open_bench(
     guidance_scale: float | None = None,
     eta: float = 0.0,
     num_images: int | None = None,
+    cache_dir: Path | None = None,
     **others: Any,
 ) -> Bench:
     """A bench that holds no images yet; the data are read for their captions, where the pipeline takes prompts."""
@@ -242,6 +260,7 @@ def open_bench(
         arguments={
             k: v for k, v in {"guidance_scale": guidance_scale, "eta": eta or None}.items() if v is not None
         },
+        cache_dir=cache_folder(cache_dir),
         **others,
     )
 

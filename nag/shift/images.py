@@ -5,6 +5,7 @@ Everything is checked before any work begins. Small sets are decoded once and ke
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["ImageTable", "load_images"]
+__all__ = ["ImageTable", "fingerprint_of_images", "load_images"]
 
 MEMORY_LIMIT = 2 * 2**30
 HELD_OUT = ("heldout", "validation", "test")
@@ -251,3 +253,11 @@ def load_images(
         center_crop=center_crop,
     )
     return table.check(skip_unreadable=skip_unreadable_images, progress=progress)
+
+
+def fingerprint_of_images(images: Float[Tensor, "images *shape"]) -> str:
+    """A hash of images (N, C, H, W) in their order."""
+    digest = hashlib.sha256(str(tuple(images.shape[1:])).encode())
+    for batch in images.split(256):
+        digest.update(batch.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
