@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 _NAMES = ", ".join(SCHEDULERS)
-Scheduler = Annotated[str | None, arg(help=f"Sampler, of {_NAMES}. None: the model's own.")]
+Scheduler = Annotated[
+    str | None, arg(aliases=["--schedulers"], help=f"Sampler, of {_NAMES}. None: the model's own.")
+]
 Schedulers = Annotated[
     tuple[str, ...],
     arg(aliases=["--scheduler"], help=f"Samplers, of {_NAMES}. Empty: the model's own."),

@@ -190,7 +190,7 @@ class Comparison:
             if within(cost, cell.budget):
                 return _Run(method=candidate, cost=cost, arguments=calibrated)
         raise ValueError(
-            f"steps must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget} evaluations. "
+            f"evaluations must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget}. "
             "Give it more."
         )
 
