@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from nag.files import cache_folder, parse_json
 from nag.load import NAGPipeline
 from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
-from nag.quality.sampling import Sampled, sample_features
+from nag.quality.sampling import Pace, Sampled, count_cost, sample_features
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import first_question
 from nag.shift.calibrate import calibrate
@@ -121,6 +122,22 @@ class Bench:
             mixed_precision=self.mixed_precision,
             progress=self.progress,
         )
+
+    def pace(self) -> Pace:
+        """How long samples take with the pipeline's scheduler: three batches of few steps are drawn, the first to warm up."""
+        (_, _), (first, begin), (second, end) = (self._timed(steps) for steps in (4, 4, 8))
+        evaluation = max(
+            (end - begin) / max(second - first, 1), 0.5 * end / second
+        )  # a busy machine may say 0
+        return Pace(sample=max(0.0, end - second * evaluation), evaluation=evaluation)
+
+    def _timed(self, steps: int) -> tuple[float, float]:
+        """Evaluations, and seconds per sample, of one batch."""
+        arguments = {**self.arguments, "num_inference_steps": steps}
+        cost = count_cost(self.pipeline, arguments, each=self.conditions.of(1)).evaluations
+        begin = time.monotonic()
+        replace(self, progress=False).sample(arguments, 0, self.batch_size)
+        return cost, (time.monotonic() - begin) / self.batch_size
 
     def calibrate(self, *, num_samples: int, **arguments: Any) -> NoiseCalibration:
         """The levels of the pipeline's sampler; arguments as of `nag.shift.calibrate`."""
