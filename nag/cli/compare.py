@@ -190,12 +190,13 @@ def load(
     Nothing is written before everything is checked.
     """
     from nag.files import written_file
-    from nag.network.regressor import NoiseLevelRegressor, fingerprint
+    from nag.network.regressor import fingerprint
     from nag.noise.read import read_settings
     from nag.quality.bench import (
         configured_schedulers,
         held_out_images,
         open_bench,
+        open_regressor,
         read_assignments,
     )
     from nag.quality.cells import Comparison, Sizes, arguments_of_candidates
@@ -216,9 +217,7 @@ def load(
     network = feature_network(options, pipe.device)
     judge = pipe.regressor if options.shift else None
     if options.shift and options.judge is not None:
-        judge = NoiseLevelRegressor.from_pretrained(options.judge).to(pipe.device).float().eval()
-        if judge.config.kind == "frozen":
-            judge.attach_backbone(main_network(pipe))
+        judge = open_regressor(pipe, options.judge)
     bench.check_sampler(schedulers.values())
     arguments = arguments_of_candidates(bench, schedulers, methods)
     with_labels = any(one is not None and one.config.uses_class for one in (pipe.regressor, judge))

@@ -14,6 +14,7 @@ from torch import Tensor
 from nag.corrections.calibration import NoiseCalibration
 from nag.files import cache_folder, parse_json
 from nag.load import NAGPipeline
+from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
 from nag.quality.sampling import Pace, Sampled, count_cost, sample_features
@@ -26,6 +27,7 @@ from nag.shift.calls import (
     classes_of,
     encoded,
     image_size,
+    main_network,
     silent,
     takes,
 )
@@ -39,7 +41,9 @@ __all__ = [
     "held_out_images",
     "load_bench",
     "load_pipeline",
+    "needed",
     "open_bench",
+    "open_regressor",
     "read_assignments",
     "scheduler_line",
 ]
@@ -184,6 +188,27 @@ class Bench:
             pipe.scheduler = before
         return None
 
+    def left_out(
+        self, rows: Mapping[tuple[str, str], tuple[Any, int, Mapping[str, Any]]]
+    ) -> dict[tuple[str, str], str]:
+        """Why some rows cannot run, which is printed; a method that can nowhere is refused.
+
+        Args:
+            rows: scheduler, steps and arguments by the names of sampler and method.
+        """
+        reasons = {
+            name: self.why_not(scheduler, arguments, steps=steps)
+            for name, (scheduler, steps, arguments) in rows.items()
+        }
+        for method in dict.fromkeys(method for _, method in rows):
+            own = [reason for (_, other), reason in reasons.items() if other == method]
+            if None not in own:
+                raise ValueError(f"{method!r}: {own[0]}")
+        found = {name: reason for name, reason in reasons.items() if reason is not None}
+        for name, reason in found.items():
+            print(f"{' '.join(name)} is left out: {reason}")
+        return found
+
     def check_sampler(self, schedulers: Iterable[Any]) -> None:
         """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes."""
         reasons = [self.why_not(scheduler, self.arguments) for scheduler in schedulers]
@@ -282,14 +307,27 @@ def open_bench(
     )
 
 
-def load_bench(model: str, data: DataOptions, num_images: int, **others: Any) -> Bench:
-    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
-    bench = open_bench(model, data, num_images=num_images, **others)
-    if bench.regressor is None:
+def needed(regressor: Any, model: str) -> Any:
+    """A regressor that must be there."""
+    if regressor is None:
         raise ValueError(
             f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
         )
-    labels = bench.regressor.config.uses_class
+    return regressor
+
+
+def open_regressor(pipeline: Any, regressor: str) -> Any:
+    """Another regressor for a pipeline's states, in float32 on its device."""
+    found = NoiseLevelRegressor.from_pretrained(regressor).to(pipeline.device).float().eval()
+    if found.config.kind == "frozen":
+        found.attach_backbone(main_network(pipeline))
+    return found
+
+
+def load_bench(model: str, data: DataOptions, num_images: int, **others: Any) -> Bench:
+    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
+    bench = open_bench(model, data, num_images=num_images, **others)
+    labels = needed(bench.regressor, model).config.uses_class
     return bench.holding(held_out_images(bench.pipeline, data, num_images, with_labels=labels))
 
 
