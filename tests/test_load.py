@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from diffusers import (
@@ -138,8 +137,10 @@ def test_models_without_a_level_come_back_plain(unet: UNet2DModel) -> None:
 
 
 def test_a_path_without_a_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="path.* .* without a model_index.json"):
+    with pytest.raises(ValueError, match="path must hold a model_index.json, got the folder .* without one"):
         NAGPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="path.* got 'my model!!'.*no repository can have that name"):
+        NAGPipeline.from_pretrained("my model!!")
 
 
 # Folders
@@ -375,5 +376,28 @@ def test_pickle_weights_on_the_hub_are_refused(unet: UNet2DModel, hub: Simulated
 
 
 def test_a_repository_that_is_not_there(hub: SimulatedHub) -> None:
-    with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+    with pytest.raises(ValueError, match="path.* got 'someone/nothing': .*no such folder, and no such repo"):
         NAGPipeline.from_pretrained("someone/nothing")
+
+
+def test_a_repository_without_a_pipeline(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
+    full(unet).save_pretrained(tmp_path / "regressor")
+    hub.upload("someone/regressor", tmp_path / "regressor")
+    with pytest.raises(ValueError, match="path must hold a model_index.json, got the repository 'someone/re"):
+        NAGPipeline.from_pretrained("someone/regressor")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(
+    unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path
+) -> None:
+    """One question of three seconds at most, where huggingface_hub asks seven times in 25; and what is kept here serves."""
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "model")
+    hub.upload("someone/model", tmp_path / "model")
+    NAGPipeline.from_pretrained("someone/model")
+    hub.down, hub.asked = True, 0
+    with pytest.raises(ConnectionError, match="path.* 'someone/other': there is no such folder, and the Hub"):
+        NAGPipeline.from_pretrained("someone/other")
+    with pytest.raises(ConnectionError, match="regressor.* 'someone/other': there is no such folder, and"):
+        NAGPipeline.from_pretrained(tmp_path / "model", regressor="someone/other")
+    assert hub.asked == 2
+    assert same_weights(NAGPipeline.from_pretrained("someone/model").unet, unet)
