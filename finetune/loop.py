@@ -49,13 +49,17 @@ def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: An
 def pretrained(options: TrainingOptions) -> Any:
     """The pipeline that the options start from, without the regressor beside it."""
     from nag.load import NAGPipeline
+    from nag.seams.run import autoencoder_of
 
-    return NAGPipeline.from_pretrained(
+    pipe = NAGPipeline.from_pretrained(
         str(options.pretrained_model_name_or_path),
         regressor=False,
         revision=options.revision,
         variant=options.variant,
     )
+    name, must = type(pipe).__name__, "denoise pixels: training on latents is not built yet"
+    require(("pretrained_model_name_or_path", name, must, autoencoder_of(pipe) is None))
+    return pipe
 
 
 def weight_dtype(options: TrainingOptions) -> torch.dtype:

@@ -204,7 +204,9 @@ def fetch(argument: str, checkpoint: str | os.PathLike[str], name: str, **option
                 unreached = error
             except (_HTTP_ERROR, OfflineModeIsEnabled) as error:
                 unreached = error
-        return Path(hf_hub_download(path, name, **options | ({"local_files_only": True} if unreached else {})))
+        return Path(
+            hf_hub_download(path, name, **options | ({"local_files_only": True} if unreached else {}))
+        )
     except HFValidationError:
         must = "A repository is called NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'."
         raise ValueError(f"{absent}, and no repository can have that name. {must}") from None

@@ -19,6 +19,7 @@ from nag.files import REGRESSOR_FOLDER, fetch, fetch_beside, hub_options, read_j
 from nag.network.direction import DIRECTION_FOLDER
 from nag.network.regressor import NoiseLevelRegressor
 from nag.seams.attach import Attached, attach
+from nag.seams.run import AUTOENCODERS
 
 __all__ = ["NAGPipeline"]
 
@@ -73,6 +74,8 @@ class NAGPipeline:
                 f"{error} It is no diffusers pipeline: name a folder that save_pretrained wrote, or a repository on the Hub."
             ) from error
         own = _own_class(components)
+        if own is not None:
+            _refuse_latents(path, components)
         if own is not None and own.__name__ != "UNet2DPipeline":
             if regressor is not None and regressor is not False:
                 raise _without_regressor(own, regressor)
@@ -136,6 +139,16 @@ def _without_regressor(own: type, regressor: Any) -> ValueError:
         f"regressor must be None for a {own.__name__}, got {regressor!r}. It serves noise guidance, which needs a network "
         "that is told its level."
     )
+
+
+def _refuse_latents(path: str, components: dict[str, Any]) -> None:
+    """Refuses a pipeline in pixels with an autoencoder in it or beside it, whose images would be latents."""
+    found = [name for name in AUTOENCODERS if components.get(name) or os.path.isdir(os.path.join(path, name))]
+    if found:
+        raise ValueError(
+            f"path must hold a pipeline that decodes its latents, got {path!r}, a {components['_class_name']}, which samples "
+            f"pixels, with a {found[0]}. Save its parts as an LDMPipeline(vqvae=..., unet=..., scheduler=...)."
+        )
 
 
 def _own_class(components: dict[str, Any]) -> Any:

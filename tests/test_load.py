@@ -14,6 +14,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    LDMPipeline,
     StableDiffusionPipeline,
     UNet2DModel,
 )
@@ -25,6 +26,7 @@ from nag.network.regressor import NoiseLevelRegressor
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 from nag.seams.attach import Attached
 from tests.models import pipeline, plain, tiny_unet
+from tests.seams.zoo_pixels import unconditional_ldm
 from tests.seams.zoo_unets import stable_diffusion, text
 from tests.simulated_hub import SimulatedHub
 
@@ -141,6 +143,26 @@ def test_a_path_without_a_pipeline(tmp_path: Path) -> None:
         NAGPipeline.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="path.* got 'my model!!'.*no repository can have that name"):
         NAGPipeline.from_pretrained("my model!!")
+
+
+def test_latent_diffusion_comes_back_as_itself(tmp_path: Path) -> None:
+    unconditional_ldm().save_pretrained(tmp_path)
+    pipe = NAGPipeline.from_pretrained(tmp_path)
+    assert type(pipe).plain_class is LDMPipeline
+    assert pipe(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize("where", ["in the index", "beside it"])
+def test_latents_are_not_taken_for_images(tmp_path: Path, where: str) -> None:
+    """A pipeline for pixels with an autoencoder would return the latents of its samples."""
+    made = unconditional_ldm()
+    DDIMPipeline(made.unet, made.scheduler).save_pretrained(tmp_path)
+    made.vqvae.save_pretrained(tmp_path / "vqvae")
+    if where == "in the index":
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        (tmp_path / "model_index.json").write_text(json.dumps(index | {"vqvae": ["diffusers", "VQModel"]}))
+    with pytest.raises(ValueError, match="path must .*decodes.*, a DDIMPipeline, .* with a vqvae"):
+        NAGPipeline.from_pretrained(tmp_path)
 
 
 # Folders

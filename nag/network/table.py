@@ -85,8 +85,7 @@ def load_network(pipeline: str) -> nn.Module:
             model: nn.Module = safely(pipeline, options, lambda: cls.from_pretrained(pipeline, **options))  # noqa: B023
             return model
     raise ValueError(
-        f"network must be named by a pipeline's folder or Hub id, got {pipeline!r} with "
-        f"{', '.join(parts)}."
+        f"network must be named by a pipeline's folder or Hub id, got {pipeline!r} with {', '.join(parts)}."
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nag.network.table import architecture_of, unwrap
-from nag.seams.run import denoisers
+from nag.seams.run import autoencoder_of, denoisers
 
 __all__ = [
     "PER_SAMPLE",
@@ -62,7 +62,7 @@ def image_size(pipe: Any) -> tuple[int, int]:
     config = unwrap(main_network(pipe)).config
     size = config.get("sample_size")
     size = size[-1] if isinstance(size, list | tuple) else size
-    vae = getattr(pipe, "vae", None)
+    vae: Any = autoencoder_of(pipe)
     if vae is None:
         return int(config.in_channels), int(size)
     factor = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
@@ -161,9 +161,14 @@ def encoded(pipe: Any, images: Tensor, like: Tensor, *, seed: int = 0, batch_siz
     Returns:
         `(M, *shape)`, float32 on the CPU.
     """
-    vae = getattr(pipe, "vae", None)
+    vae: Any = autoencoder_of(pipe)
     if vae is None:
         return images
+    if vae not in (getattr(pipe, "vae", None), getattr(pipe, "vqvae", None)):
+        raise ValueError(
+            f"pipe must have a vae or a vqvae, got a {type(pipe).__name__} with a {type(vae).__name__} of another name. Its "
+            "images cannot be made its states here."
+        )
     parts = []
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size].to(vae.device, vae.dtype)
@@ -174,7 +179,7 @@ def encoded(pipe: Any, images: Tensor, like: Tensor, *, seed: int = 0, batch_siz
             noise = torch.stack([torch.randn(spread.mean.shape[1:], generator=g) for g in generators])
             latents = spread.mean + spread.std * noise.to(spread.mean)
         else:
-            latents = found.latent
+            latents = found.latents if hasattr(found, "latents") else found.latent
         parts.append(_normalised(vae.config, latents).float().cpu())
     states = torch.cat(parts)
     if like.ndim == 3 and hasattr(pipe, "_pack_latents"):

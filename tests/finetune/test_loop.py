@@ -27,6 +27,7 @@ from nag.network.regressor import NoiseLevelRegressor
 from nag.shift import images
 from nag.shift.images import load_images
 from tests.models import tiny_unet, write_parquet
+from tests.seams.zoo_pixels import unconditional_ldm
 
 TINY = {
     "sample_size": 8,
@@ -490,3 +491,13 @@ def test_snapshots_are_the_averages_of_their_steps(options, tmp_path):
     average = load_file(paused.output_dir / "checkpoint-2" / "ema.safetensors")
     kept = UNet2DModel.from_pretrained(long.output_dir / "snapshot-2", subfolder="unet").state_dict()
     assert all(torch.equal(kept[name], value) for name, value in average.items())
+
+
+def test_latents_are_not_trained_on_as_pixels(tmp_path, data):
+    """A latent UNet2DModel takes images of three channels too, at another size."""
+    unconditional_ldm().save_pretrained(tmp_path / "ldm")
+    options = {"pretrained_model_name_or_path": str(tmp_path / "ldm"), "data": str(data)}
+    for module, kind in ((denoiser, DenoiserOptions), (regressor, RegressorOptions)):
+        with pytest.raises(ValueError, match="pretrained_model.* must denoise pixels.*LDMPipeline"):
+            module.run(kind(output_dir=tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()
