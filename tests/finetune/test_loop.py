@@ -1,6 +1,7 @@
 """Fine-tuning: the objective against its formula, resuming bit for bit, data checks, and what is written."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from nag.finetune.model_card import command_line
 from nag.finetune.regressor import RegressorOptions
 from nag.finetune.stream import Draws, batches
 from nag.load import NAGPipeline
-from nag.network.null import null_level
+from nag.network.null import null_level, recorded_dropout
 from nag.network.regressor import NoiseLevelRegressor
 from nag.shift import images
 from nag.shift.images import load_images
@@ -285,6 +286,24 @@ def test_result_opens_in_diffusers_and_here(options, tmp_path):
     assert not list(options.output_dir.glob(".part*"))
     names = {path.suffix for path in options.output_dir.rglob("*") if path.is_file()}
     assert names == {".json", ".safetensors", ".md", ".png"}  # no pickle
+
+
+def test_level_dropout_is_recorded_where_diffusers_keeps_it(options, tmp_path, caplog):
+    """In the network's own configuration, without a word from diffusers, which tells of names that it does not know."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        denoiser.run(replace(options, max_train_steps=1))
+        plain = DDPMPipeline.from_pretrained(options.output_dir)
+        assert recorded_dropout(plain.unet) == 0.3
+        plain.save_pretrained(tmp_path / "again")
+        assert recorded_dropout(UNet2DModel.from_pretrained(tmp_path / "again" / "unet")) == 0.3
+        assert not caplog.records
+        UNet2DModel.from_config({**plain.unet.config, "level_dropout": 0.3})
+        assert "level_dropout" in caplog.text  # it can fail: a public name is told of
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert recorded_dropout(tiny_unet()) is None
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_result(options, tmp_path):
