@@ -33,6 +33,7 @@ def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: An
         "data": options.data,
         "dataset_config_name": options.dataset_config_name,
         "split": options.split,
+        "caption_column": options.caption_column,
         "max_samples": options.max_train_samples,
     }
     return load_images(

@@ -58,7 +58,7 @@ class CompareOptions(SamplerOptions, FeatureOptions):
     steps: tuple[int, ...] = (20,)
     """Budgets in network evaluations per sample. Every method takes as many steps as its budget pays for."""
     corrections: Corrections = ("plain", "nag:scale=0.25|0.5|1|2")
-    reference: Path | None = None
+    reference: str | None = None
     """Images that samples are compared with: a folder or a parquet file. None: every second image of --data,
     which then serves for nothing else."""
     num_samples: int = 2000
@@ -161,7 +161,7 @@ def load(
 
     bench = open_bench(
         options.model,
-        options.data,
+        options,
         **sampling(options) | {"device": device},
         batch_size=options.batch_size,
         mixed_precision=options.mixed_precision,
@@ -177,10 +177,12 @@ def load(
     bench.check_sampler(schedulers.values())
     arguments = arguments_of_candidates(bench, schedulers, methods)
     with_labels = any(one is not None and one.config.uses_class for one in (pipe.regressor, judge))
-    images, labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
-    real, chosen_on = images[1::2], images[::2]
+    table = held_out_images(pipe, options, with_labels=with_labels)
+    images = table.tensor()
+    real, chosen_on, note = images[1::2], images[::2], table.note
     if options.reference is not None:
-        real, _ = held_out_images(pipe, options.reference, with_labels=False, exact=True)
+        other = held_out_images(pipe, replace(options, data=options.reference), with_labels=False)
+        real, note = other.tensor(), f"{note}; samples are compared with {other.note}"
     size = network(images[:1].to(pipe.device)).shape[1]
     check_enough(options.num_samples, size)
     tunes = any(len(method.candidates()) > 1 for method in methods)
@@ -226,11 +228,11 @@ def load(
 
     def half(k: int, **changes: Any) -> Any:
         rows = slice(k, k + 2 * options.num_images, 2)
-        return replace(bench.holding(images, labels, rows), network=network, **changes)
+        return replace(bench.holding(table, rows), network=network, **changes)
 
     comparison = Comparison(
         choosing=half(0, reference=features(chosen_on)),
-        judging=half(1, reference=features(real), regressor=judge),
+        judging=replace(half(1, reference=features(real), regressor=judge), note=note),
         schedulers=schedulers,
         arguments=arguments,
         sizes=Sizes(**{name: getattr(options, name) for name in SIZES}),
@@ -318,7 +320,8 @@ def _write(
     data = {
         "title": f"Comparison on {Path(options.model).name}",
         "version": __version__,
-        "settings": {name: value for name, value in plain(options).items() if value is not None},
+        "settings": {name: value for name, value in plain(options).items() if value is not None}
+        | {"images": comparison.judging.note},
         "fingerprints": settings,
         "num_reference_images": reference.num_images,
         "num_features": reference.num_features,

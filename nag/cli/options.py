@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from nag.corrections.text import Method, method_names, parse_methods
 from nag.noise.named import SCHEDULERS
+from nag.shift.data import DataOptions
 
 __all__ = [
     "Corrections",
@@ -44,13 +45,11 @@ Corrections = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(DataOptions):
     """What every measurement needs: a model and held-out images."""
 
     model: Positional[str]
     """Pipeline: a folder or a Hub id."""
-    data: Path
-    """Held-out images: a folder or a parquet file."""
     num_images: int = 500
     """Held-out images that are used."""
     seed: int = 0

@@ -47,7 +47,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
 
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     methods = candidates("plain", *options.corrections)
-    bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
+    bench = load_bench(options.model, options, options.num_images, **sampling(options))
     settings = read_assignments(options.scheduler_config)
     schedulers = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
     trajectories: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         runs,
         options.output_dir,
         title=f"Noise shift of {Path(options.model).name}",
-        settings=plain(options),
+        settings=plain(options) | {"images": bench.note},
         overwrite=options.overwrite,
     )
     print(shift_table(shifts))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nag.corrections.calibration import NoiseCalibration
@@ -30,7 +28,9 @@ from nag.shift.calls import (
     silent,
     takes,
 )
+from nag.shift.data import DataOptions
 from nag.shift.forward import Told, told_by
+from nag.shift.images import CAPTIONS, ImageTable
 
 __all__ = [
     "Bench",
@@ -53,6 +53,7 @@ class Bench:
         regressor: the estimator of levels, its network attached; None where none is needed.
         conditions: of the samples.
         images: `(M, *shape)`, as states of the pipeline: in [-1, 1], or encoded by its VAE.
+        note: how many images there are in the data, and what was done to them, in words.
         image_labels: `(M,)`, or None for an estimator that knows no classes.
         captions: of the images, or None for a pipeline that takes none.
         network: the feature network.
@@ -67,6 +68,7 @@ class Bench:
     regressor: Any
     conditions: Conditions
     images: Any = None
+    note: str = ""
     image_labels: Tensor | None = None
     captions: tuple[str, ...] | None = None
     network: Any = None
@@ -76,10 +78,7 @@ class Bench:
     mixed_precision: str = "no"
     progress: bool = True
 
-    def holding(self, images: Tensor, labels: Tensor | None, rows: slice = slice(None)) -> Bench:
-        """With some of the images `(M, C, H, W)` in [-1, 1], all of which have the prompts of the conditions in turn."""
-        pipe, prompts = self.pipeline, self.conditions.of(len(images)).get("prompt")
-        states = images[rows]
+        states, labels = table.tensor(range(len(table))[rows]), table.classes
         if autoencoder_of(pipe) is not None:
             call = batch_of(pipe, self.conditions.of(1), 0, 1, num_samples=1, seed=0)
             with silent(pipe):
@@ -88,6 +87,7 @@ class Bench:
         return replace(
             self,
             images=states,
+            note=table.note,
             image_labels=None if labels is None else labels[rows],
             captions=None if prompts is None else tuple(prompts[rows]),
         )
@@ -171,49 +171,32 @@ def load_pipeline(model: str, regressor: str | None, device: str | torch.device 
 
 
 def held_out_images(
-    pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool, exact: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Images `(M, C, H, W)` in [-1, 1] at the model's size, and their classes `(M,)` where these are asked for.
+    pipeline: Any, data: DataOptions, num_images: int | None = None, *, with_labels: bool
+) -> ImageTable:
+    """The held-out images at the model's size, read as training reads them, with their classes where these are asked for.
 
     Args:
         pipeline: says channels and size.
-        data: folder or parquet file.
+        data: which images.
         num_images: how many, at most.
         with_labels: whether classes are needed.
-        exact: refuse images of another size: a distance would be that of the resizing.
     """
-    table = image_table(pipeline, data, num_images, with_labels=with_labels)
-    size = (table.resolution, table.resolution)
-    for cell in table.rows[table.image_column] if exact else ():
-        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as image:
-            if image.size != size:
-                raise ValueError(
-                    f"{data} must hold images of the model's resolution {size[0]}x{size[1]}, got one of "
-                    f"{image.size[0]}x{image.size[1]}. Resize them as the training images were."
-                )
-    return table.tensor(), table.labels if with_labels else None
-
-
-def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool) -> Any:
-    """Images at the pipeline's resolution, with their captions; of a folder of parquet files the held-out ones."""
-    from nag.shift.images import load_images
-
     channels, resolution = image_size(pipeline)
-    held_out = [s for s in ("heldout", "validation", "test") if any(Path(data).glob(f"{s}*.parquet"))]
-    return load_images(
-        data=data,
-        split=held_out[0] if held_out else "train",
+    table = data.images(
         channels=channels,
         resolution=resolution,
-        label_column="label" if with_labels else None,
+        labels=with_labels,
         max_samples=num_images,
+        held_out=True,
     )
+    if table.resized:
+        print(f"{data.data}: {table.note}")
+    return table
 
 
-CAPTIONS = ("text", "caption", "prompt")
-
-
-def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions:
+def conditions_of(
+    pipeline: Any, data: DataOptions, num_images: int | None, prompts: Path | None
+) -> Conditions:
     """What a pipeline's samples are to show: prompts of a file, captions of the data, classes, or nothing."""
     required = takes(pipeline, "prompt")
     if not required:
@@ -226,19 +209,18 @@ def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions
         lines = [line.strip() for line in Path(prompts).read_text(encoding="utf-8").splitlines()]
         found = [line for line in lines if line]
     else:
-        column = next((name for name in CAPTIONS if name in table.rows.column_names), None)
-        found = [] if column is None else [str(caption) for caption in table.rows[column]]
+        found = held_out_images(pipeline, data, num_images, with_labels=False).captions or []
     if not found:
         raise ValueError(
             f"prompts must be given for a {type(pipeline).__name__}, got none, and no column {', '.join(CAPTIONS)} in the data. "
-            "Pass --prompts FILE, one prompt in each line."
+            "Pass --prompts FILE, one prompt in each line, or name the column with --caption_column."
         )
     return Conditions(prompts=tuple(found))
 
 
 def open_bench(
     model: str,
-    data: Path,
+    data: DataOptions,
     *,
     regressor: str | None = None,
     device: Any = None,
@@ -248,14 +230,12 @@ def open_bench(
     num_images: int | None = None,
     **others: Any,
 ) -> Bench:
-    """A bench that holds no images yet; the data are read for their captions alone."""
+    """A bench that holds no images yet; the data are read for their captions, where the pipeline takes prompts."""
     pipeline = load_pipeline(model, regressor, device)
     return Bench(
         pipeline=pipeline,
         regressor=pipeline.regressor,
-        conditions=conditions_of(
-            pipeline, image_table(pipeline, data, num_images, with_labels=False), prompts
-        ),
+        conditions=conditions_of(pipeline, data, num_images, prompts),
         arguments={
             k: v for k, v in {"guidance_scale": guidance_scale, "eta": eta or None}.items() if v is not None
         },
@@ -263,7 +243,7 @@ def open_bench(
     )
 
 
-def load_bench(model: str, data: Path, num_images: int, **others: Any) -> Bench:
+def load_bench(model: str, data: DataOptions, num_images: int, **others: Any) -> Bench:
     """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
     bench = open_bench(model, data, num_images=num_images, **others)
     if bench.regressor is None:
@@ -271,7 +251,7 @@ def load_bench(model: str, data: Path, num_images: int, **others: Any) -> Bench:
             f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
         )
     labels = bench.regressor.config.uses_class
-    return bench.holding(*held_out_images(bench.pipeline, data, num_images, with_labels=labels))
+    return bench.holding(held_out_images(bench.pipeline, data, num_images, with_labels=labels))
 
 
 def read_assignments(texts: Iterable[str]) -> dict[str, Any]:

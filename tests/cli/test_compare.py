@@ -226,15 +226,21 @@ def test_refused_before_any_work(checkpoint, tmp_path, changed, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_do_not_do(checkpoint, tmp_path):
-    big = tmp_path / "big"
+def test_images_of_another_size_are_resized_as_training_resizes_them(checkpoint, tmp_path, capsys):
+    generator, big = np.random.default_rng(0), tmp_path / "big"
     big.mkdir()
-    for k in range(2):
-        Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(big / f"{k}.png")
-    with pytest.raises(
-        ValueError, match="big must hold images of the model's resolution 8x8, got one of 9x9"
-    ):
-        job.run(options(checkpoint, tmp_path / "out", reference=big))
+    for k in range(8):
+        pixels = generator.integers(0, 256, (9, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(big / f"{k}.png")
+    given = {"schedulers": ("ddim",), "corrections": ("plain",), "seeds": (101,), "shift": False}
+    job.run(options(checkpoint, tmp_path / "out", reference=big, **given))
+    said = "8 images of 8x8, 8 of them cropped to their middle square and resized"
+    assert said in capsys.readouterr().out
+    settings = json.loads((tmp_path / "out" / "compare.json").read_text())["settings"]
+    assert settings["images"] == f"40 images of 8x8; samples are compared with {said}"
+
+
+def test_images_that_do_not_do(checkpoint, tmp_path):
     few = write_parquet(tmp_path / "few", count=4, split="heldout")
     with pytest.raises(
         ValueError, match="reference must hold at least 5 images for a network of 4 features, got 4"
