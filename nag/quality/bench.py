@@ -78,6 +78,9 @@ class Bench:
     mixed_precision: str = "no"
     progress: bool = True
 
+    def holding(self, table: ImageTable, rows: slice = slice(None)) -> Bench:
+        """With some of the images of a table, all of which have the prompts of the conditions in turn."""
+        pipe, prompts = self.pipeline, self.conditions.of(len(table)).get("prompt")
         states, labels = table.tensor(range(len(table))[rows]), table.classes
         if autoencoder_of(pipe) is not None:
             call = batch_of(pipe, self.conditions.of(1), 0, 1, num_samples=1, seed=0)
