@@ -46,7 +46,9 @@ __all__ = [
 
 REGRESSOR_FOLDER = "regressor"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-_HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of the HTTP client that huggingface_hub is built on
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[
+    0
+]  # of the HTTP client that huggingface_hub is built on
 _PATIENCE = 3.0  # seconds, for the Hub's first answer
 _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
 
