@@ -79,16 +79,11 @@ def run(options: DiagnoseOptions) -> Diagnosis:
             write_diagnosis(broken, folder)
         raise ValueError(
             f"model must be a pipeline that can be opened, got {options.model!r}: "
-            f"{'mend what is wrong above' if broken.findings else ' '.join(str(error).split())}."
+            f"{'mend what is wrong above' if broken.findings else ' '.join(str(error).split()).rstrip('.')}."
         ) from error
     print(found.table())
     if not options.run:
-        wrong = [one.name for one in found.findings if one.state == "wrong"]
-        print(
-            f"Mend first: {', '.join(wrong)}."
-            if wrong
-            else f"Next: nag diagnose {options.model} --data {options.data} --run"
-        )
+        print(_next(options, found))
         if folder is not None:
             print(f"Diagnosis: {write_diagnosis(found, folder)}")
         return found
@@ -97,6 +92,21 @@ def run(options: DiagnoseOptions) -> Diagnosis:
     path = write_diagnosis(found, folder, verdict=vars(verdict), figures=figures)
     print(f"\nVerdict: {verdict}\nDiagnosis: {path}")
     return found
+
+
+def _next(options: DiagnoseOptions, found: Diagnosis) -> str:
+    """What to do after a look."""
+    from nag.quality.diagnose import trainable
+
+    wrong = [one.name for one in found.findings if one.state == "wrong"]
+    if wrong:
+        return f"Mend first: {', '.join(wrong)}."
+    if not hasattr(found.pipe, "regressor"):
+        return f"Next: {_command('blind-check', options)}"
+    if found.state("regressor") != "ok" and not trainable(found.pipe):
+        name = type(found.pipe).__name__
+        return f"Its shift cannot be measured without a regressor, and training one for a {name} is not built yet."
+    return f"Next: {_command('diagnose', options, '--run')}"
 
 
 def _check_folder(folder: Path, options: DiagnoseOptions) -> None:
@@ -218,9 +228,9 @@ def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: fl
     if split != "train":
         seen = count // 2
         rows = slice(seen, None)
-    if count < 80:
+    if count < 160:
         raise ValueError(
-            f"data must hold at least 80 images to train a regressor and to measure, got {count}. Give more."
+            f"data must hold at least 160 images to train a regressor and to measure, got {count}. Give more."
         )
     steps = int(min(TRAINED, seconds / (1.5 * BATCH * (found.seconds or 1))))
     print(f"\nTraining a frozen regressor, {max(steps, 50)} steps", flush=True)

@@ -347,8 +347,11 @@ class _Looking:
             return Finding(name=name, state="note", text=said)
         lost = f"{100 * probe.lost.value:.1f} ± {100 * probe.lost.standard_error:.1f} %"
         text = f"{said}; without its level it loses {lost} of what it explains"
-        if probe.trained:
+        if probe.trained and recorded:
             return Finding(name=name, state="ok", text=text)
+        if probe.trained:
+            text += ": as after level dropout, or as a network that hardly uses its level"
+            return Finding(name=name, state="note", text=text)
         if not probe.denoises:
             return Finding(name=name, state="note", text=f"{said}; it explains too little to tell")
         if probe.trained is None:
@@ -429,7 +432,7 @@ class _Looking:
         where = (
             f"{torch.cuda.get_device_name(place)}, {torch.cuda.mem_get_info(place)[0] / 2**30:.0f} GiB free"
             if place.type == "cuda"
-            else f"{place.type}, {torch.get_num_threads()} threads"
+            else f"{place.type}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
         )
         text = f"{where}; weights {weights / 2**20:.0f} MiB in float32"
         if self.found.seconds is not None:

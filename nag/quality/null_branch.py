@@ -69,10 +69,11 @@ def probe_null_branch(at: At, images: Tensor, *, null: bool = True, seed: int = 
     for level in chosen:
         alpha, sigma = (float(value) for value in process.alpha_sigma(torch.tensor(level).double()))
         u, target = alpha * x_0 + sigma * eps, levels.prediction_from(x_0, eps, log_snr=level)
+        each = torch.full((len(images),), level)  # some networks take no level for all
         start = time.perf_counter()
-        told = at.ask(u=u, log_snr=level)
+        told = at.ask(u=u, log_snr=each)
         seconds.append(time.perf_counter() - start)
-        hidden = at.ask(u=u, log_snr=level, null=True) if null else told
+        hidden = at.ask(u=u, log_snr=each, null=True) if null else told
         for row, apart in enumerate((told - target, hidden - target, target)):
             errors[row] += apart.flatten(1).double().square().mean(1).cpu()
     told, hidden, nothing = errors
