@@ -45,6 +45,7 @@ class DiagnoseOptions(ModelOptions):
 TRAINED = 400
 """Steps of a quick regressor, if time allows."""
 BATCH = 64
+COLD = 4.0  # the first passes, of a few samples, may take so many times longer for each
 
 
 def run(options: DiagnoseOptions) -> Diagnosis:
@@ -128,7 +129,7 @@ def _measured(
     """Trains a regressor if there is none, measures, and writes the report."""
     from nag.quality.bench import Bench, conditions_of
     from nag.quality.diagnose import trainable
-    from nag.quality.verdict import LEAST, Budget, Verdict, judge, measure_sampler, minutes_needed
+    from nag.quality.verdict import LEAST, Budget, Verdict, judge, measure_sampler, pass_time
     from nag.shift import write_report
 
     pipe = found.pipe
@@ -139,13 +140,8 @@ def _measured(
         why = "it could not be asked" if blocked is None else f"{blocked.name}: {blocked.text}"
         return Verdict(kind="not measurable", sentence=f"not measurable: {why}"), {}
     budget = Budget(minutes=options.minutes)
-    if budget.samples(found.seconds, options.steps) < LEAST:
-        need = f"{max(2 * minutes_needed(found.seconds, options.steps), 1):.0f}"
-        return Verdict(
-            kind="not measurable",
-            sentence=f"not measurable: not enough time, it needs about {need} minutes on {pipe.device}",
-            command=_command("diagnose", options, f"--run --minutes {need}"),
-        ), {}
+    if budget.samples(found.seconds / COLD, options.steps) < LEAST:
+        return _no_time(options, found.seconds / COLD), {}
     rows = slice(None)
     if pipe.regressor is None:
         named = str(folder / "regressor")
@@ -168,7 +164,10 @@ def _measured(
         regressor=regressor.eval(),
         conditions=conditions_of(pipe, options, options.num_images, options.prompts),
     ).holding(table, rows)
-    measured = measure_sampler(bench, options.steps, budget, seed=options.seed)
+    each = pass_time(bench)
+    if budget.samples(each, options.steps) < LEAST:
+        return _no_time(options, each), {}
+    measured = measure_sampler(bench, options.steps, budget, each, seed=options.seed)
     kind, sentence = judge(measured.plain, options.steps, measured.calibrated, measured.why_not)
     known = "" if named is None else f" --regressor {named}"
     beside = "" if Path(options.model).is_dir() else f" --output_dir {folder}"
@@ -213,6 +212,17 @@ def _measured(
     return verdict, figures
 
 
+def _no_time(options: DiagnoseOptions, seconds_per_pass: float) -> Verdict:
+    from nag.quality.verdict import Verdict, minutes_needed
+
+    need = max(2 * minutes_needed(seconds_per_pass, options.steps), 1)
+    return Verdict(
+        kind="not measurable",
+        sentence=f"not measurable: not enough time, it needs about {need:.0f} minutes here",
+        command=_command("diagnose", options, f"--run --minutes {need:.0f}"),
+    )
+
+
 def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: float) -> slice:
     """Trains a quick frozen regressor on other images than those that measure; the rows that it has not seen."""
     import torch
@@ -232,7 +242,7 @@ def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: fl
         raise ValueError(
             f"data must hold at least 160 images to train a regressor and to measure, got {count}. Give more."
         )
-    steps = int(min(TRAINED, seconds / (1.5 * BATCH * (found.seconds or 1))))
+    steps = int(min(TRAINED, seconds / (1.5 * BATCH * (found.seconds or 1) / COLD)))
     print(f"\nTraining a frozen regressor, {max(steps, 50)} steps", flush=True)
     before = torch.get_rng_state()
     train(

@@ -463,7 +463,8 @@ def broken_parts(folder: str | os.PathLike[str]) -> list[Finding]:
     try:
         parts = dict(read_json(index).items())
     except (ValueError, AttributeError) as error:
-        return [Finding(name="model_index.json", state="wrong", text=f"no pipeline's index: {error}")]
+        text = f"it is no pipeline's index ({str(error).split(': ', 1)[-1].split(' Write')[0]}): {again}"
+        return [Finding(name="model_index.json", state="wrong", text=text)]
     return [one for name, part in parts.items() for one in _broken_part(root, name, part, again)]
 
 

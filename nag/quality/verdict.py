@@ -19,7 +19,17 @@ from nag.quality.bench import Bench
 from nag.shift import ReportRun, forward_reference, measure_shift, record
 from nag.shift.measure import NoiseShift, in_common
 
-__all__ = ["BOUND", "LEAST", "Budget", "Measured", "Verdict", "judge", "measure_sampler", "minutes_needed"]
+__all__ = [
+    "BOUND",
+    "LEAST",
+    "Budget",
+    "Measured",
+    "Verdict",
+    "judge",
+    "measure_sampler",
+    "minutes_needed",
+    "pass_time",
+]
 
 BOUND = 0.02
 """In log(sigma/alpha): a shift that is within this, its error included, is none."""
@@ -85,7 +95,7 @@ class Measured:
 
 
 def measure_sampler(
-    bench: Bench, steps: int, budget: Budget, *, seed: int = 0, others: tuple[int, ...] = (10,)
+    bench: Bench, steps: int, budget: Budget, each: float, *, seed: int = 0, others: tuple[int, ...] = (10,)
 ) -> Measured:
     """The shift of a bench's own sampler, plain and calibrated, and plain with other numbers of steps if time allows.
 
@@ -93,11 +103,11 @@ def measure_sampler(
         bench: with a regressor and images, of which three of four judge.
         steps: sampling steps.
         budget: time.
+        each: seconds of a pass; see `pass_time`.
         seed: of the table; the judging samples have another.
         others: further numbers of steps.
     """
     scheduler, name = bench.pipeline.scheduler, type(bench.pipeline.scheduler).__name__
-    each = _timed(bench)
     count = max(budget.samples(each, steps), LEAST)
     table, nominal = None, {**bench.arguments, "noise_calibration": (None,) * steps}
     why_not = bench.why_not(scheduler, nominal, steps=steps)
@@ -158,7 +168,7 @@ def measure_sampler(
     )
 
 
-def _timed(bench: Bench, count: int = 32, steps: int = 4) -> float:
+def pass_time(bench: Bench, count: int = 32, steps: int = 4) -> float:
     """Seconds that a sample takes in a pass of network or regressor, found by a short run."""
     start = time.monotonic()
     record(
