@@ -19,7 +19,7 @@ from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
 from nag.quality.sampling import Pace, Sampled, count_cost, sample_features
 from nag.seams.attach import sampler_of, split_arguments
-from nag.seams.run import first_question
+from nag.seams.run import autoencoder_of, first_question
 from nag.shift.calibrate import calibrate
 from nag.shift.calls import (
     Conditions,
@@ -90,7 +90,7 @@ class Bench:
         """With some of the images of a table, all of which have the prompts of the conditions in turn."""
         pipe, prompts = self.pipeline, self.conditions.of(len(table)).get("prompt")
         states, labels = table.tensor(range(len(table))[rows]), table.classes
-        if getattr(pipe, "vae", None) is not None:
+        if autoencoder_of(pipe) is not None:
             call = batch_of(pipe, self.conditions.of(1) | self.sized, 0, 1, num_samples=1, seed=0)
             with silent(pipe):
                 at = first_question(pipe, lambda: pipe(**call | {"num_inference_steps": 4}))
