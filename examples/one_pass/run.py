@@ -52,7 +52,9 @@ CONTROLS = [
 ]
 FEWER = {"seeds": [101, 102], "tune_samples": 500}
 ONCE = {"seeds": [101], "tune_samples": 500}
-CURVE = [f"merged:network={{models}}/student_0,strength={value}" for value in (0.25, 0.5, 0.75, 1, 1.2, 1.5)]
+SMALL = FEWER | {"num_samples": 1000}
+CURVE = [f"merged:network={{models}}/student_0,strength={value}" for value in (0.25, 0.5, 0.75, 1, 1.2)]
+REUSED = "autoguidance:network={models}/weak_0,scale=1"
 WEAK_MODELS = [
     "null_autoguidance:scale=1|2|3,interval=-2.5..4",
     "autoguidance:network={models}/weak_0,scale=0.5|1|2",
@@ -63,12 +65,18 @@ WEAK_MODELS = [
     "perturbed_attention:scale=0.25|0.5|1",
     "block_drop:scale=0.25|0.5|1",
 ]
-SAMPLERS = ("ddim", "dpm++", "heun", "ddpm", "euler")
+SAMPLERS = ("ddim", "dpm++", "heun", "euler", "ddpm")
 STUDIES: dict[str, dict[str, Any]] = {
     "ddim_20": {"schedulers": ["ddim"], "steps": [20], "corrections": [STUDENT, *RIVALS, EXACT]},
     **{
         f"{name}_20": {"schedulers": [name], "steps": [20], "corrections": [STUDENT, RIVALS[0], RIVALS[-1]]}
-        for name in SAMPLERS[1:]
+        for name in SAMPLERS[1:4]
+    },
+    "ddpm_20": FEWER
+    | {
+        "schedulers": ["ddpm"],
+        "steps": [20],
+        "corrections": [STUDENT.replace("0.5|0.75|1|1.2", "0.25|0.5|1"), RIVALS[0], RIVALS[-1]],
     },
     **{
         f"{name}_20_others": ONCE
@@ -88,22 +96,50 @@ STUDIES: dict[str, dict[str, Any]] = {
         "steps": [20],
         "corrections": CURVE,
         "seeds": [105],
-        "num_samples": 5000,
     },
     **{
-        f"{name}_{budget}": FEWER
-        | {"schedulers": [name], "steps": [budget], "corrections": [STUDENT, RIVALS[0], EXACT]}
-        for budget in (10, 50, 100)
+        f"{name}_10": FEWER
+        | {"schedulers": [name], "steps": [10], "corrections": [STUDENT, RIVALS[0], EXACT]}
         for name in ("ddim", "dpm++")
     },
-    "heads": {
-        "schedulers": ["ddim", "dpm++"],
+    **{
+        f"{name}_{budget}": SMALL
+        | {
+            "schedulers": [name],
+            "steps": [budget],
+            "corrections": [
+                STUDENT.replace("0.5|0.75|1|1.2", "0.25|0.5|1"),
+                "dcw_wavelet:scale=-0.005|-0.0025",
+                EXACT.replace("0.5|1|2", "0.5|1"),
+            ],
+        }
+        for budget in (50, 100)
+        for name in ("ddim", "dpm++")
+    },
+    "heads": FEWER
+    | {
+        "schedulers": ["ddim"],
         "steps": [20],
-        "seeds": [101, 102],
         "corrections": [
+            CONTROLS[-1],
             "direction:head={models}/direction,scale=0.5|1|2",
             "direction:head={models}/direction_null,scale=1|2|3",
+            "exit_head:head={models}/exit,scale=0.25|0.5|1",
         ],
+    },
+    # 25 evaluations pay for 20 steps guided by the weak network: the share that one pass keeps of its gain
+    "exact": FEWER | {"schedulers": ["ddim", "dpm++"], "steps": [25], "corrections": [EXACT]},
+    # budgets that pay for 20 and 50 steps whose weak prediction is fresh at every step, at every second, at every fourth
+    "reuse_plain": SMALL | {"schedulers": ["ddim"], "steps": [20, 50], "corrections": []},
+    "reuse_1": SMALL | {"schedulers": ["ddim"], "steps": [25, 63], "corrections": [REUSED]},
+    **{
+        f"reuse_{every}": SMALL
+        | {
+            "schedulers": ["ddim"],
+            "steps": budgets,
+            "corrections": [f"{REUSED},every={every},reuse={how}" for how in ("hold", "line", "impulse")],
+        }
+        for every, budgets in ((2, [23]), (4, [22, 53]))
     },
     "weak_models": ONCE | {"schedulers": ["ddim"], "steps": [20], "corrections": WEAK_MODELS},
     "more_steps": {
