@@ -54,7 +54,7 @@ WEAK_MODELS = {  # as the method's text begins
     "the network without its middle attention": "perturbed_attention",
     "the network without its middle block": "block_drop",
 }
-MARKS = {(4, 2500): "", (1, 2500): " ¹", (2, 2500): " ²", (2, 1000): " ³"}  # seeds, samples of each
+MARKS = {(4, 2500): "", (1, 2500): " ¹", (2, 2500): " ²", (2, 1000): " ³", (1, 1500): ""}  # seeds, samples
 
 
 def rows(study: str) -> list[dict[str, Any]]:

@@ -73,7 +73,12 @@ STUDIES: dict[str, dict[str, Any]] = {
     "ddim_20": {"schedulers": ["ddim"], "steps": [20], "corrections": [STUDENT, *RIVALS, EXACT]},
     **{
         f"{name}_20": {"schedulers": [name], "steps": [20], "corrections": [STUDENT, RIVALS[0], RIVALS[-1]]}
-        for name in SAMPLERS[1:4]
+        for name in SAMPLERS[1:3]
+    },
+    "euler_20": {
+        "schedulers": ["euler"],
+        "steps": [20],
+        "corrections": [STUDENT, RIVALS[0], RIVALS[-1], SECOND],
     },
     "ddpm_20": ONCE
     | {
