@@ -157,7 +157,8 @@ def budgets() -> str:
 def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | precision | recall |", "| --- " * 5 + "|"]
-    found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads"), *rows("others")]
+    found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads")]
+    found += [*rows("head_null"), *rows("others")]
     found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
         "plain": "plain",

@@ -132,9 +132,14 @@ STUDIES: dict[str, dict[str, Any]] = {
         "corrections": [
             CONTROLS[-1],
             "direction:head={models}/direction,scale=1|2",
-            "direction:head={models}/direction_null,scale=1|2|3",
             "exit_head:head={models}/exit,scale=0.25|0.5|1",
         ],
+    },
+    "head_null": FEWER
+    | {
+        "schedulers": ["ddim"],
+        "steps": [20],
+        "corrections": ["direction:head={models}/direction_null,scale=1|2|3"],
     },
     # 25 evaluations pay for 20 steps guided by the weak network: the share that one pass keeps of its gain
     "exact": FEWER | {"schedulers": ["ddim"], "steps": [25], "corrections": [EXACT]},
