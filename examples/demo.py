@@ -95,7 +95,7 @@ def main() -> None:
     if not (head / "config.json").is_file():
         regressor.run(
             regressor.RegressorOptions(
-                pretrained_model_name_or_path=str(MODEL),
+                model=str(MODEL),
                 kind="frozen",
                 data=DATA / "head.parquet",
                 held_out_data=DATA / "calibration.parquet",

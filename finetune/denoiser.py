@@ -37,10 +37,10 @@ __all__ = ["DenoiserOptions", "DenoiserTask", "run"]
 class DenoiserOptions(TrainingOptions):
     """Train or fine-tune a denoiser with noise-level dropout.
 
-    nag finetune denoiser --pretrained_model_name_or_path MODEL --data IMAGES --level_dropout 0.1
+    nag finetune denoiser MODEL --data IMAGES --level_dropout 0.1
     """
 
-    model_config_name_or_path: str | None = None
+    model_config: str | None = None
     """From scratch: UNet2DModel config (JSON file, folder, Hub id)."""
     objective: Literal["ddpm", "adm", "flow", "edm", "uedm", "ict", "ecm", "eqm"] | None = None
     """What is trained: ddpm, adm (learned variance), flow, edm, uedm, the consistency models ict and ecm, or
@@ -103,7 +103,7 @@ class DenoiserTask:
         self.loss_rule = loss_of(scheduler, options)
         wanted = self.loss_rule.outputs * unet.config.in_channels
         found, must = unet.config.out_channels, f"predict {wanted} channels, twice its input's for adm alone"
-        require(("pretrained_model_name_or_path", found, must, found == wanted))
+        require(("model", found, must, found == wanted))
 
     @property
     def signature(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
     from nag.files import read_json
     from nag.finetune.training_objectives import new_scheduler
 
-    path = Path(options.model_config_name_or_path or "")
+    path = Path(options.model_config or "")
     config = read_json(path) if path.is_file() else UNet2DModel.load_config(str(path))
     return UNet2DModel.from_config(config), new_scheduler(options)
 
@@ -257,14 +257,12 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     from nag.finetune.loop import check_output_dir, images_of, train
     from nag.finetune.stream import mix
 
-    names = (options.pretrained_model_name_or_path, options.model_config_name_or_path)
-    one = "be named by --pretrained_model_name_or_path or by --model_config_name_or_path"
+    names = (options.model, options.model_config)
+    one = "be given, or --model_config"
     require(("model", names, one, names.count(None) == 1))
     checkpoint = check_output_dir(options)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
-    unet, scheduler = (
-        _from_scratch(options) if options.pretrained_model_name_or_path is None else _pretrained(options)
-    )
+    unet, scheduler = _from_scratch(options) if options.model is None else _pretrained(options)
     unet = unet.float()
     task = DenoiserTask(unet, scheduler, options)
     table = images_of(options, unet, labels=task.null_class is not None)

@@ -31,7 +31,7 @@ __all__ = ["DirectionOptions", "DirectionTask", "run"]
 class DirectionOptions(GuidanceOptions):
     """Train a direction head: guidance by a weak model in the pass that sampling makes anyway.
 
-    nag finetune direction --pretrained_model_name_or_path MODEL --interval -2.5 inf --data IMAGES --output_dir MODEL/direction
+    nag finetune direction MODEL --interval -2.5 inf --data IMAGES --output_dir MODEL/direction
     """
 
     learning_rate: float = 1e-2

@@ -38,7 +38,7 @@ __all__ = ["DistillOptions", "DistillTask", "run"]
 class DistillOptions(GuidanceOptions):
     """Distil guidance by a weak model into a network, so that its only pass is guided.
 
-    nag finetune distill --pretrained_model_name_or_path MODEL --weak train --scale 2 --data IMAGES
+    nag finetune distill MODEL --weak train --scale 2 --data IMAGES
     """
 
     level_dropout: float = 0.1
@@ -99,7 +99,7 @@ class DistillTask(GuidanceTask):
         options, self.figures = self.options, self.explained()
         with written_whole(folder) as part:
             if options.lora_rank:
-                save_adapter(self.model, part, options.pretrained_model_name_or_path or "")
+                save_adapter(self.model, part, options.model or "")
             else:
                 network = saved_copy(self.model, options)
                 UNet2DPipeline(unet=network, scheduler=self.scheduler).save_pretrained(part)

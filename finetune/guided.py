@@ -291,8 +291,8 @@ def train_guided(
     from nag.finetune.weak import weak_network
     from nag.network.table import architecture_of
 
-    if options.pretrained_model_name_or_path is None:
-        raise ValueError("pretrained_model_name_or_path must name the pipeline to learn from, got None.")
+    if options.model is None:
+        raise ValueError("model must name the pipeline to learn from, got None.")
     checkpoint = check_output_dir(options)
     pipeline = pretrained(options)
     teacher = pipeline.unet.float().eval().requires_grad_(False)

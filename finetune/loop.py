@@ -51,7 +51,7 @@ def pretrained(options: TrainingOptions) -> Any:
     from nag.load import NAGPipeline
 
     return NAGPipeline.from_pretrained(
-        str(options.pretrained_model_name_or_path),
+        str(options.model),
         regressor=False,
         revision=options.revision,
         variant=options.variant,
@@ -93,10 +93,10 @@ def check_output_dir(options: TrainingOptions) -> Path | None:
     folder = options.output_dir
     if options.resume_from_checkpoint is not None:
         return find_checkpoint(folder, options.resume_from_checkpoint)
-    if folder.exists() and any(folder.iterdir()) and not options.overwrite_output_dir:
+    if folder.exists() and any(folder.iterdir()) and not options.overwrite:
         raise FileExistsError(
             f"output_dir must be empty, got {folder}, which is in use. "
-            "Pass --resume_from_checkpoint latest, --overwrite_output_dir or another folder."
+            "Pass --resume_from_checkpoint latest, --overwrite or another folder."
         )
     return None
 

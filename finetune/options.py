@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 __all__ = ["TrainingOptions"]
 
 
@@ -42,7 +44,7 @@ class DataOptions:
 class RunOptions:
     """What is trained from, where it goes, and how a run is stopped and gone on with."""
 
-    pretrained_model_name_or_path: str | None = None
+    model: Positional[str | None] = None
     """Pipeline to start from: a folder or a Hub id."""
     revision: str | None = None
     """Revision on the Hub."""
@@ -50,7 +52,7 @@ class RunOptions:
     """Variant of the weights, such as fp16."""
     output_dir: Path = Path("output")
     """Folder for the result, its checkpoints and logs."""
-    overwrite_output_dir: bool = False
+    overwrite: bool = False
     """Write into a folder that is not empty."""
     save_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the saved weights."""

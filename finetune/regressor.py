@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+from tyro.conf import Positional
 
 from nag.finetune.options import TrainingOptions
 from nag.noise.checks import require
@@ -34,10 +35,10 @@ __all__ = ["RegressorOptions", "RegressorTask", "fit", "run"]
 class RegressorOptions(TrainingOptions):
     """Train a noise-level regressor for a denoiser.
 
-    nag finetune regressor --pretrained_model_name_or_path MODEL --data IMAGES --output_dir MODEL/regressor
+    nag finetune regressor MODEL --data IMAGES --output_dir MODEL/regressor
     """
 
-    pretrained_model_name_or_path: str = field()
+    model: Positional[str] = field()
     """Pipeline whose UNet is used: a folder or a Hub id."""
     kind: Literal["frozen", "full", "encoder"] = "frozen"
     """frozen: a head on the pipeline's own UNet; full: a fine-tuned copy; encoder: its first half."""

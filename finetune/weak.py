@@ -46,7 +46,7 @@ def weak_network(options: GuidanceOptions, teacher: Any, scheduler: Any, table: 
     if source == "train":
         source = str(_trained(options, teacher, scheduler, table))
     elif source == "snapshot":
-        source = str(_snapshot(Path(str(options.pretrained_model_name_or_path))))
+        source = str(_snapshot(Path(str(options.model))))
     return load_network(source).float().eval().requires_grad_(False)
 
 
@@ -56,8 +56,8 @@ def _trained(options: GuidanceOptions, teacher: Any, scheduler: Any, table: Imag
         return folder
     own: dict[str, Any] = {
         "output_dir": folder,
-        "pretrained_model_name_or_path": None,
-        "model_config_name_or_path": str(folder / "unet"),
+        "model": None,
+        "model_config": str(folder / "unet"),
         "max_train_steps": options.weak_train_steps,
         "learning_rate": options.weak_learning_rate,
         "class_dropout": options.class_dropout,

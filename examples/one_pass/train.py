@@ -26,7 +26,7 @@ COMMON: dict[str, object] = {
     "resume_from_checkpoint": "latest",
 }
 WEAK: dict[str, object] = {
-    "model_config_name_or_path": EXAMPLES / "evidence" / "unet_16_small.json",
+    "model_config": EXAMPLES / "evidence" / "unet_16_small.json",
     "no_clip_sample": None,
     "timestep_spacing": "trailing",
     "level_dropout": 0.15,
@@ -39,7 +39,7 @@ WEAK: dict[str, object] = {
     "num_validation_images": 0,
 }
 TUNED: dict[str, object] = {
-    "pretrained_model_name_or_path": MODEL,
+    "model": MODEL,
     "train_batch_size": 96,
     "max_train_steps": 1000,
     "learning_rate": 5e-4,
@@ -118,7 +118,8 @@ def main(
         flags = {"data": data_dir / "fashion_mnist_16" / "train.parquet"} | COMMON | flags
         if name == "neon" and not (output_dir / "own_samples.parquet").exists():
             sample_own(output_dir / "own_samples.parquet")
-        words = [sys.executable, "-m", "nag.cli", "finetune", kind, "--output_dir", folder]
+        model = [flags.pop("model")] if "model" in flags else []
+        words = [sys.executable, "-m", "nag.cli", "finetune", kind, *model, "--output_dir", folder]
         for flag, value in flags.items():
             words += [
                 f"--{flag}",

@@ -31,7 +31,7 @@ def checkpoint(tmp_path):
 
 def options_of(folder, **changes):
     made = DistillOptions(
-        pretrained_model_name_or_path=str(folder / "model"),
+        model=str(folder / "model"),
         data=folder / "data" / "heldout.parquet",
         output_dir=folder / "student",
         held_out_samples=8,

@@ -51,7 +51,7 @@ def options(tmp_path, data) -> DenoiserOptions:
     config = tmp_path / "unet.json"
     config.write_text(json.dumps(TINY))
     return DenoiserOptions(
-        model_config_name_or_path=str(config),
+        model_config=str(config),
         data=str(data),
         output_dir=tmp_path / "model",
         train_batch_size=8,
@@ -304,7 +304,7 @@ def test_mixed_precision_and_tensorboard(options, fresh_accelerate):
 def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tmp_path):
     denoiser.run(options)
     second = DenoiserOptions(
-        pretrained_model_name_or_path=str(options.output_dir),
+        model=str(options.output_dir),
         data=data,
         output_dir=tmp_path / "second",
         train_batch_size=8,
@@ -316,7 +316,7 @@ def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tm
         denoiser.run(replace(second, output_dir=tmp_path / "third", prediction_type="v_prediction"))
     for kind in ("frozen", "full", "encoder"):
         chosen = RegressorOptions(
-            pretrained_model_name_or_path=str(options.output_dir),
+            model=str(options.output_dir),
             kind=kind,
             data=data,
             held_out_data=write_parquet(tmp_path / "held", count=160),
@@ -384,7 +384,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
 @pytest.mark.parametrize(
     ("change", "kind", "text"),
     [
-        ({"model_config_name_or_path": None}, ValueError, "model.*None, None"),
+        ({"model_config": None}, ValueError, "model.*None, None"),
         ({"level_dropout": 1.5}, ValueError, "level_dropout.*got 1.5"),
         ({"data": "empty"}, ValueError, "data must hold images"),
         (
@@ -397,7 +397,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
         ({"logging_steps": 0}, ValueError, "logging_steps.*got 0"),
         ({"pause_at_step": 0}, ValueError, "pause_at_step.*got 0"),
         ({"num_class_embeds": 2}, ValueError, r"labels.*got \(0, 1\)"),
-        ({"out_channels": 2}, ValueError, "pretrained_model_name_or_path must predict 1 channels.*got 2"),
+        ({"out_channels": 2}, ValueError, "model must predict 1 channels.*got 2"),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, tmp_path, change, kind, text):
@@ -408,7 +408,7 @@ def test_refusals_come_before_anything_is_written(options, tmp_path, change, kin
         change["data"] = tmp_path / "empty"
         change["data"].mkdir()
     with pytest.raises(kind, match=text):
-        denoiser.run(replace(options, **({"model_config_name_or_path": str(config)} | change)))
+        denoiser.run(replace(options, **({"model_config": str(config)} | change)))
     assert not options.output_dir.exists()
 
 
@@ -420,7 +420,7 @@ def test_a_folder_in_use_and_too_many_images_are_refused(options, monkeypatch):
     assert [p.name for p in options.output_dir.iterdir()] == ["precious"]
     monkeypatch.setattr(images, "MEMORY_LIMIT", 100)
     with pytest.raises(ValueError, match="draws.*got 'batch'"):
-        denoiser.run(replace(options, draws="batch", overwrite_output_dir=True))
+        denoiser.run(replace(options, draws="batch", overwrite=True))
 
 
 def test_the_command_in_the_card_gives_the_same_options(options):

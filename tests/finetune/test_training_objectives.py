@@ -36,7 +36,7 @@ def options(tmp_path) -> DenoiserOptions:
     }
     (tmp_path / "unet.json").write_text(json.dumps(config | SIZES | {"num_class_embeds": 3}))
     return DenoiserOptions(
-        model_config_name_or_path=str(tmp_path / "unet.json"),
+        model_config=str(tmp_path / "unet.json"),
         data=write_parquet(tmp_path / "data"),
         output_dir=tmp_path / "model",
         train_batch_size=8,
@@ -189,7 +189,7 @@ def test_what_was_trained_opens_and_samples(options, change, pipeline):
 def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
     """From EDM's weights to a consistency model, and from a DDPM's to Equilibrium Matching."""
     denoiser.run(replace(options, objective="ddpm", level_dropout=0.0))
-    start = {"model_config_name_or_path": None, "pretrained_model_name_or_path": str(options.output_dir)}
+    start = {"model_config": None, "model": str(options.output_dir)}
     second = replace(options, **start, objective="eqm", level_dropout=1.0, output_dir=tmp_path / "eqm")
     second = replace(second, learning_rate=1e-12, use_ema=False)
     denoiser.run(second)
@@ -224,7 +224,7 @@ def test_refusals_come_before_anything_is_written(options, objective, change, te
 def test_a_checkpoint_keeps_its_schedule_where_the_objective_is_its_own(options, tmp_path):
     schedule = {"ddpm_beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
     denoiser.run(replace(options, objective="ddpm", level_dropout=0.0, **schedule))
-    start = {"model_config_name_or_path": None, "pretrained_model_name_or_path": str(options.output_dir)}
+    start = {"model_config": None, "model": str(options.output_dir)}
     blind = replace(options, **start, objective="ddpm", level_dropout=1.0, output_dir=tmp_path / "blind")
     denoiser.run(blind)
     kept = NAGPipeline.from_pretrained(blind.output_dir).scheduler.config
