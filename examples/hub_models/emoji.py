@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +26,12 @@ import torch
 import tyro
 from datasets import Dataset, Features, Image, Value
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import make_image_grid
 from PIL.Image import Resampling
 from PIL.Image import open as open_image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
-from training import plain_attention, train
+from training import draw_grid, latents_of, plain_attention, train, train_autoencoder
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from tyro.conf import Positional, arg
 
@@ -105,50 +105,13 @@ def as_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1
 
 
-def train_vae(images: Tensor, folder: Path, *, steps: int, batch: int, seed: int) -> AutoencoderKL:
-    """The first stage: L1 of pixels and of their differences, and a little KL."""
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32, 64),
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=SIZE,
-        mid_block_add_attention=False,
-    )
-
-    def loss(generator: torch.Generator) -> Tensor:
-        x = images[torch.randint(len(images), (batch,), generator=generator)]
-        draw = torch.rand(4, generator=generator).tolist()
-        x = x.flip(-1) if draw[0] < 0.5 else x
-        x = x.roll((round(4 * draw[1]) - 2, round(4 * draw[2]) - 2), dims=(-2, -1))
-        x = x[:, torch.randperm(3, generator=generator)] if draw[3] < 0.3 else x
-        posterior = vae.encode(x).latent_dist
-        eps = torch.randn(posterior.mean.shape, generator=generator)
-        found = vae.decode(posterior.mean + posterior.std * eps).sample.float()
-        divergence = posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
-        edges = sum(functional.l1_loss(found.diff(dim=i), x.diff(dim=i)) for i in (-2, -1))
-        return functional.l1_loss(found, x) + edges + 0.005 * divergence.mean()
-
-    train(vae, loss, folder / "vae.safetensors", steps=steps, learning_rate=2e-3, seed=seed)
-    standardize(vae, images)
-    return vae
-
-
-@torch.no_grad()
-def standardize(vae: AutoencoderKL, images: Tensor) -> None:
-    """Latents of mean 0 and deviation 1 in every channel, by the 1x1 layers around them: images come out as before."""
-    latents = torch.cat([vae.encode(some).latent_dist.mean for some in images.split(128)])
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    into, out = vae.quant_conv, vae.post_quant_conv
-    out.bias += out.weight[:, :, 0, 0] @ mean
-    out.weight *= std.view(1, -1, 1, 1)
-    into.bias -= torch.cat([mean, 2 * std.log()])
-    into.weight[: len(std)] /= std.view(-1, 1, 1, 1)
-    into.bias[: len(std)] /= std
-    vae.register_to_config(scaling_factor=1.0)
+def varied(images: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """A batch for the autoencoder: mirrored, shifted by up to two pixels, colours exchanged in three of ten."""
+    x = images[torch.randint(len(images), (batch,), generator=generator)]
+    draw = torch.rand(4, generator=generator).tolist()
+    x = x.flip(-1) if draw[0] < 0.5 else x
+    x = x.roll((round(4 * draw[1]) - 2, round(4 * draw[2]) - 2), dims=(-2, -1))
+    return x[:, torch.randperm(3, generator=generator)] if draw[3] < 0.3 else x
 
 
 def byte_pairs(captions: list[str]) -> CLIPTokenizer:
@@ -174,13 +137,6 @@ def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return tokenizer(
         texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
     ).input_ids
-
-
-@torch.no_grad()
-def latents_of(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Mean and standard deviation of the scaled latents (N, 2, 4, 8, 8)."""
-    found = [vae.encode(some).latent_dist for some in images.split(128)]
-    return vae.config.scaling_factor * torch.cat([torch.stack([one.mean, one.std], 1) for one in found])
 
 
 def train_unet(
@@ -252,10 +208,7 @@ def draw_samples(pipe: StableDiffusionPipeline, path: Path, prompts: list[str], 
     """Two rows of samples with class guidance 4, 30 steps, one seed for each prompt."""
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    images = pipe(prompts, num_inference_steps=30, guidance_scale=4.0, generator=generators).images
-    grid = make_image_grid(images, rows=2, cols=len(images) // 2)
-    with written_file(path) as part:
-        grid.resize((3 * grid.width, 3 * grid.height), Resampling.NEAREST).save(part, format="png")
+    draw_grid(pipe(prompts, num_inference_steps=30, guidance_scale=4.0, generator=generators).images, 2, path)
 
 
 def main(
@@ -276,7 +229,9 @@ def main(
         return
     if not (output_dir / "vae").exists():
         seen = torch.stack([as_tensor(row["image"]) for row in rows if not row["heldout"]])
-        vae = train_vae(seen, output_dir, steps=vae_steps, batch=vae_batch, seed=seed)
+        vae = train_autoencoder(
+            partial(varied, seen, vae_batch), seen, output_dir / "vae.safetensors", steps=vae_steps, seed=seed
+        )
         with written_whole(output_dir / "vae") as part:
             vae.save_pretrained(part)
     vae = AutoencoderKL.from_pretrained(output_dir / "vae").eval()

@@ -1,4 +1,4 @@
-"""The loop of the two models: AdamW with warmup and a cosine, averaged weights, checkpoints in safetensors.
+"""What both models need: their autoencoder, and a loop: AdamW, a cosine, averaged weights, safetensors.
 
 What is random in a step is drawn by a generator that the step's number seeds, so a training that is stopped and started
 again ends with the same weights.
@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.training_utils import EMAModel
+from diffusers.utils import make_image_grid
+from PIL.Image import Image, Resampling
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from nag.files import written_file
@@ -60,8 +64,71 @@ def train(
 
 def plain_attention(network: nn.Module) -> nn.Module:
     """The network with attention by matrix products: on a CPU its gradient is several times faster than the fused one's."""
-    network.set_attn_processor(AttnProcessor())
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
     return network
+
+
+def train_autoencoder(
+    draw: Callable[[torch.Generator], Tensor], images: Tensor, checkpoint: Path, *, steps: int, seed: int
+) -> AutoencoderKL:
+    """An autoencoder 32x32x3 -> 8x8x4: L1 of pixels and of their differences, and a little KL.
+
+    `draw` gives its batches; on `images` every channel of the latents has mean 0 and deviation 1.
+    """
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+        mid_block_add_attention=False,
+    )
+
+    def loss(generator: torch.Generator) -> Tensor:
+        x = draw(generator)
+        posterior = vae.encode(x).latent_dist
+        eps = torch.randn(posterior.mean.shape, generator=generator)
+        found = vae.decode(posterior.mean + posterior.std * eps).sample.float()
+        divergence = posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
+        edges = sum(functional.l1_loss(found.diff(dim=i), x.diff(dim=i)) for i in (-2, -1))
+        return functional.l1_loss(found, x) + edges + 0.005 * divergence.mean()
+
+    train(vae, loss, checkpoint, steps=steps, learning_rate=2e-3, seed=seed)
+    _standardize(vae, images)
+    return vae
+
+
+@torch.no_grad()
+def _standardize(vae: AutoencoderKL, images: Tensor) -> None:
+    """Scales and shifts the latents in the 1x1 layers around them; the images come out as before."""
+    latents = torch.cat([vae.encode(some).latent_dist.mean for some in images.split(128)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    into, out = vae.quant_conv, vae.post_quant_conv
+    out.bias += out.weight[:, :, 0, 0] @ mean
+    out.weight *= std.view(1, -1, 1, 1)
+    into.bias -= torch.cat([mean, 2 * std.log()])
+    into.weight[: len(std)] /= std.view(-1, 1, 1, 1)
+    into.bias[: len(std)] /= std
+    vae.register_to_config(scaling_factor=1.0)
+
+
+@torch.no_grad()
+def latents_of(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Mean and deviation of the latents (N, 2, 4, 8, 8)."""
+    found = [vae.encode(some).latent_dist for some in images.split(128)]
+    return torch.cat([torch.stack([one.mean, one.std], 1) for one in found])
+
+
+def draw_grid(images: list[Image], rows: int, path: Path) -> None:
+    """Images side by side, three times as large."""
+    grid = make_image_grid(images, rows=rows, cols=len(images) // rows)
+    with written_file(path) as part:
+        grid.resize((3 * grid.width, 3 * grid.height), Resampling.NEAREST).save(part, format="png")
 
 
 def _save(
