@@ -215,7 +215,7 @@ def main(
     data: Annotated[Positional[Path], arg(help="Parquet file with image, caption and category.")],
     output_dir: Annotated[Path, arg(help="Holds every stage; what is there is used.")],
     until: Annotated[str, arg(help="The last stage: data, vae, unet or save.")] = "save",
-    vae_steps: Annotated[int, arg(help="Steps of the autoencoder.")] = 1800,
+    vae_steps: Annotated[int, arg(help="Steps of the autoencoder.")] = 3600,
     unet_steps: Annotated[int, arg(help="Steps of the denoiser and the text encoder.")] = 3000,
     vae_batch: Annotated[int, arg(help="Images in a step of the autoencoder.")] = 32,
     unet_batch: Annotated[int, arg(help="Images in a step of the denoiser.")] = 48,
