@@ -28,6 +28,8 @@ class DataOptions:
     """Column of the images."""
     label_column: str = "label"
     """Column of the class labels; used by class-conditional models."""
+    caption_column: str = "auto"
+    """Column of the captions; used by text-to-image models. auto: the first of text, caption, prompt."""
     max_train_samples: int | None = None
     """Use only the first samples."""
     skip_unreadable_images: bool = False
@@ -38,6 +40,8 @@ class DataOptions:
     """Crop the middle square after resizing the short side, else squash."""
     random_flip: bool = False
     """Mirror half of the images."""
+    cache_dir: Path | None = None
+    """Where latents and the encodings of captions are kept, for several trainings. None: cache/ in the output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -210,11 +210,10 @@ def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, wit
     )
 
 
-CAPTIONS = ("text", "caption", "prompt")
-
-
 def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions:
     """What a pipeline's samples are to show: prompts of a file, captions of the data, classes, or nothing."""
+    from nag.shift.images import CAPTIONS
+
     required = takes(pipeline, "prompt")
     if not required:
         if prompts is not None:

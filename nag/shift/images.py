@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 __all__ = ["ImageTable", "load_images"]
 
 MEMORY_LIMIT = 2 * 2**30
+CAPTIONS = ("text", "caption", "prompt")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -40,12 +41,14 @@ class ImageTable(torch.utils.data.Dataset):
         resolution: int,
         image_column: str = "image",
         label_column: str | None = None,
+        caption_column: str | None = None,
         center_crop: bool = True,
     ) -> None:
         self.rows, self.channels, self.resolution = rows, channels, resolution
         self.image_column, self.label_column, self.center_crop = image_column, label_column, center_crop
         self.bytes: Tensor | None = None
         self.labels = torch.tensor(rows[label_column][:]) if label_column else torch.full((len(rows),), -1)
+        self.captions = [str(text or "") for text in rows[caption_column]] if caption_column else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,6 +94,7 @@ class ImageTable(torch.utils.data.Dataset):
         if bad:
             print(f"left out {len(bad)} unreadable images: {'; '.join(bad[:5])}")
             self.rows, self.labels = self.rows.select(good), self.labels[torch.tensor(good)]
+            self.captions = self.captions and [self.captions[i] for i in good]
         if keep:
             self.bytes = torch.stack(decoded)
         return self
@@ -98,6 +102,15 @@ class ImageTable(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = self._decode(self.rows[index][self.image_column]) if self.bytes is None else self.bytes[index]
         return image.float() / 127.5 - 1, self.labels[index]
+
+    @property
+    def resident(self) -> Tensor | None:
+        """All images as bytes `(N, C, H, W)`, if they are in memory."""
+        return self.bytes
+
+    def clean(self, stored: Tensor, draws: Any) -> Tensor:
+        """Images `(B, C, H, W)` in [-1, 1], from bytes or from themselves; nothing is drawn."""
+        return stored.float() / 127.5 - 1 if stored.dtype == torch.uint8 else stored
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         return [self[index] for index in indices]
@@ -111,6 +124,7 @@ class ImageTable(torch.utils.data.Dataset):
         part = copy(self)
         part.rows, part.labels = self.rows.select(indices), self.labels[indices.start : indices.stop]
         part.bytes = None if self.bytes is None else self.bytes[indices.start : indices.stop]
+        part.captions = self.captions and self.captions[indices.start : indices.stop]
         return part
 
 
@@ -143,6 +157,7 @@ def load_images(
     resolution: int,
     image_column: str = "image",
     label_column: str | None = None,
+    caption_column: str | None = None,
     max_samples: int | None = None,
     center_crop: bool = True,
     skip_unreadable_images: bool = False,
@@ -154,6 +169,7 @@ def load_images(
         data: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub.
         channels: 1 converts to gray, 3 to RGB.
         label_column: column of integer labels, or None for images without labels.
+        caption_column: column of captions, "auto" for the first of `CAPTIONS`, or None for images without captions.
 
     Returns:
         A checked table of images `(channels, resolution, resolution)` in [-1, 1].
@@ -161,11 +177,14 @@ def load_images(
     from datasets import Image as ImageFeature
 
     rows = _rows(data, dataset_config_name, split)
-    for column in [image_column] + ([label_column] if label_column else []):
+    if caption_column is not None:
+        names = CAPTIONS if caption_column == "auto" else (caption_column,)
+        caption_column = next((name for name in names if name in rows.column_names), names[0])
+    for column in filter(None, (image_column, label_column, caption_column)):
         if column not in rows.column_names:
             raise ValueError(
                 f"data must have a column {column!r}, got {', '.join(rows.column_names)}. "
-                "Name it with --image_column or --label_column."
+                "Name it with --image_column, --label_column or --caption_column."
             )
     if max_samples is not None:
         rows = rows.select(range(min(max_samples, len(rows))))
@@ -176,6 +195,7 @@ def load_images(
         resolution=resolution,
         image_column=image_column,
         label_column=label_column,
+        caption_column=caption_column,
         center_crop=center_crop,
     )
     return table.check(skip_unreadable=skip_unreadable_images, progress=progress)

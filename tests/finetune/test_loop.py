@@ -21,6 +21,7 @@ from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.model_card import command_line
 from nag.finetune.regressor import RegressorOptions
 from nag.finetune.stream import Draws, batches
+from nag.finetune.subject import Subject
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
@@ -89,7 +90,7 @@ def test_loss_is_the_weighted_error_of_the_target(prediction_type, null_loss_wei
     else:
         scheduler = DDPMScheduler(prediction_type=prediction_type)
     chosen = DenoiserOptions(data="", level_dropout=0.5, class_dropout=0.5, null_loss_weight=null_loss_weight)
-    task = denoiser.DenoiserTask(unet, scheduler, chosen)
+    task = denoiser.DenoiserTask(Subject.of_unet(unet, scheduler), chosen)
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.arange(16) % 3
     found = task.loss(unet, images, labels, Draws(0, range(16)))
@@ -397,7 +398,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
         ({"logging_steps": 0}, ValueError, "logging_steps.*got 0"),
         ({"pause_at_step": 0}, ValueError, "pause_at_step.*got 0"),
         ({"num_class_embeds": 2}, ValueError, r"labels.*got \(0, 1\)"),
-        ({"out_channels": 2}, ValueError, "model must predict 1 channels.*got 2"),
+        ({"out_channels": 2}, ValueError, "model must predict as many channels.*got 2"),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, tmp_path, change, kind, text):
