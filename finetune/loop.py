@@ -15,41 +15,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nag.files import read_json
+from nag.files import cache_folder, read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
 from nag.finetune.subject import Subject
 from nag.noise.checks import require
-from nag.shift.images import ImageTable, load_images
+from nag.shift.images import ImageTable
 
 __all__ = ["Task", "check_output_dir", "examples_of", "pretrained", "saved_copy", "train", "weight_dtype"]
 
 
-def examples_of(options: TrainingOptions, subject: Subject, **source: Any) -> tuple[Subject, Any]:
-    """What is learned from, the options' or another source's, as states of a subject that knows its conditions.
-
-    Args:
-        source: arguments of `load_images` that say where the images are.
-    """
+def examples_of(options: TrainingOptions, subject: Subject) -> tuple[Subject, Any]:
+    """What is learned from, as states of a subject, and that subject, which now knows its conditions."""
     channels, size = subject.image_size
     known = options.resolution is not None or isinstance(size, int)
     require(("resolution", size, "be given for a model without a square sample size", known))
-    source = source or {
-        "data": options.data,
-        "dataset_config_name": options.dataset_config_name,
-        "split": options.split,
-        "max_samples": options.max_train_samples,
-    }
-    table = load_images(
-        **source,
+    table = options.images(
         channels=channels,
         resolution=options.resolution or size,
-        image_column=options.image_column,
-        label_column=None if subject.null is None or subject.reads_captions else options.label_column,
-        caption_column=options.caption_column if subject.reads_captions else None,
-        center_crop=options.center_crop,
-        skip_unreadable_images=options.skip_unreadable_images,
+        labels=subject.null is not None and not subject.reads_captions,
+        max_samples=options.max_train_samples,
     )
     if subject.pipeline is None:
         return subject, table
@@ -57,7 +43,7 @@ def examples_of(options: TrainingOptions, subject: Subject, **source: Any) -> tu
 
     still = "be left out for latents, which are encoded once"
     require(("random_flip", options.random_flip, still, not options.random_flip))
-    folder = options.cache_dir or options.output_dir / "cache"
+    folder = cache_folder(options.cache_dir) or options.output_dir / "cache"
     on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     subject.pipeline.to(on)
     if subject.reads_captions:

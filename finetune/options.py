@@ -11,37 +11,22 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from nag.shift.data import DataOptions
+
 __all__ = ["TrainingOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """The images that are learned from."""
+class ImageOptions(DataOptions):
+    """How images are learned from."""
 
-    data: str
-    """Images: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub."""
-    dataset_config_name: str | None = None
-    """Configuration of the Hub dataset."""
-    split: str = "train"
-    """Split of the dataset."""
-    image_column: str = "image"
-    """Column of the images."""
-    label_column: str = "label"
-    """Column of the class labels; used by class-conditional models."""
-    caption_column: str = "auto"
-    """Column of the captions; used by text-to-image models. auto: the first of text, caption, prompt."""
     max_train_samples: int | None = None
     """Use only the first samples."""
-    skip_unreadable_images: bool = False
-    """Leave unreadable images out instead of refusing the data."""
-    resolution: int | None = None
-    """Image size in pixels. None: the model's sample size."""
-    center_crop: bool = True
-    """Crop the middle square after resizing the short side, else squash."""
     random_flip: bool = False
     """Mirror half of the images."""
     cache_dir: Path | None = None
-    """Where latents and the encodings of captions are kept, for several trainings. None: cache/ in the output folder."""
+    """Where latents and the rows of captions are kept, for several trainings. None: $NAG_CACHE, or nag in the user's cache
+    folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,5 +137,5 @@ class HubOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(HubOptions, SpeedOptions, OptimizerOptions, RunOptions, DataOptions):
+class TrainingOptions(HubOptions, SpeedOptions, OptimizerOptions, RunOptions, ImageOptions):
     """What every training shares; fields stand in groups, as the help shows them."""

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from nag.finetune.stream import Draws
     from nag.finetune.subject import Subject
-    from nag.shift.forward import Estimate, Told
+    from nag.shift.forward import Estimate
     from nag.shift.images import ImageTable
 
 __all__ = ["RegressorOptions", "RegressorTask", "fit", "run"]
@@ -141,7 +142,7 @@ def conditions_of(subject: Subject, labels: Tensor) -> dict[str, Any]:
     return merged(subject.shared, subject.conditions(labels), labels.device)
 
 
-def told_by(subject: Subject, regressor: Any, labels: Tensor) -> Told:
+def told_by(subject: Subject, regressor: Any, labels: Tensor) -> Callable[[int, int], Estimate]:
     """Estimates under the conditions `(N,)` of some images, for `nag.shift.accuracy`."""
 
     def told(start: int, stop: int) -> Estimate:
@@ -222,7 +223,8 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     known, table = examples_of(options, subject)
     count = options.held_out_samples
     if options.held_out_data is not None:
-        others, heldout = examples_of(options, subject, data=options.held_out_data, max_samples=count)
+        held_out = replace(options, data=str(options.held_out_data), max_train_samples=count)
+        others, heldout = examples_of(held_out, subject)
     else:
         must = f"be between 1 and {len(table) - 1}, which are held out of the training data, or --held_out_data given"
         require(("held_out_samples", count, must, 0 < count < len(table)))

@@ -24,7 +24,7 @@ from nag.noise.checks import require
 from nag.pipelines import UNet2DPipeline
 from nag.seams.asking import rows_of
 from nag.seams.run import denoisers, first_question
-from nag.shift.calls import batch_of, image_size, main_network, silent, takes
+from nag.shift.calls import batch_of, image_size, main_network, silent, sizes, takes
 
 if TYPE_CHECKING:
     from nag.finetune.cache import Shards
@@ -169,11 +169,9 @@ def first_of(pipe: Any, captions: Sequence[str], resolution: int | None = None) 
     arguments: dict[str, Any] = {"prompt": list(captions)} if takes(pipe, "prompt") else {}
     if takes(pipe, "class_labels"):
         arguments["class_labels"] = [0] * count
-    if resolution is not None and takes(pipe, "height"):
-        arguments |= {"height": resolution, "width": resolution}
-    if takes(pipe, "use_resolution_binning"):
-        arguments["use_resolution_binning"] = False  # the size is that of the images
-    call = batch_of(pipe, arguments, 0, count, num_samples=count, seed=0) | {"num_inference_steps": 4}
+    call = batch_of(pipe, arguments | sizes(pipe, resolution), 0, count, num_samples=count, seed=0) | {
+        "num_inference_steps": 4
+    }
     for guidance in ({}, {"guidance_scale": 1.0}):
         with silent(pipe), torch.no_grad():
             at = first_question(pipe, lambda: pipe(**call | guidance))  # noqa: B023

@@ -24,6 +24,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 __all__ = [
     "REGRESSOR_FOLDER",
     "Archive",
+    "cache_folder",
     "fetch_beside",
     "hide_from_download",
     "hub_options",
@@ -38,6 +39,16 @@ __all__ = [
 REGRESSOR_FOLDER = "regressor"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """Where measurements are kept that commands share: the folder named, $NAG_CACHE (nowhere, if empty), or the user's."""
+    if folder is not None:
+        return Path(folder)
+    named = os.environ.get("NAG_CACHE")
+    if named is not None:
+        return Path(named).expanduser() if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nag")
 
 
 def parse_json(text: str | bytes) -> Any:

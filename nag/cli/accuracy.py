@@ -40,13 +40,13 @@ def run(options: AccuracyOptions) -> None:
     from nag.quality.bench import load_bench
     from nag.shift.accuracy import measure_accuracy, plot_accuracy
 
-    model, data, output_dir = options.model, options.data, options.output_dir
+    model, output_dir = options.model, options.output_dir
     num_images, seed, batch_size = options.num_images, options.seed, options.batch_size
     free_for(output_dir, FILES, overwrite=options.overwrite)
     targets = [output_dir / name for name in FILES]
     results = {}
     for regressor in options.regressors or (None,):
-        bench = load_bench(model, data, num_images, regressor=regressor, device=options.device)
+        bench = load_bench(model, options, num_images, regressor=regressor, device=options.device)
         name = Path(regressor or "regressor").name
         results[name] = measure_accuracy(
             bench.regressor, bench.images, class_labels=bench.image_labels, seed=seed, batch_size=batch_size
@@ -60,7 +60,7 @@ def run(options: AccuracyOptions) -> None:
         print(
             f"90 % interval covers {100 * found.coverage_90:.1f} ± {100 * found.coverage_standard_error:.1f} %"
         )
-    settings = {"model": model, "data": str(data), "num_images": num_images, "seed": seed}
+    settings = {"model": model, "data": options.data, "images": bench.note, "seed": seed}
     text = json.dumps(
         {"settings": settings, "regressors": {k: v.to_dict() for k, v in results.items()}}, indent=1
     )

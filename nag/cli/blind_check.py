@@ -87,7 +87,8 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     if options.features is not None or Path(options.model, "classifier").is_dir():
         features = feature_network(options, pipe.device)
     classes = classes_of(pipe)
-    images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes is not None)
+    table = held_out_images(pipe, options, options.num_images, with_labels=classes is not None)
+    images, labels = table.tensor(), table.classes
     where = pipe.device if pipe.device.type == "cuda" else torch.device("cpu")  # others have no float64
     kept = images[: options.num_posterior_images].to(where)
     kept_labels = None if labels is None else labels[: options.num_posterior_images].to(where)
@@ -143,7 +144,8 @@ def run(options: BlindCheckOptions) -> BlindCheck:
         levels=tuple(rows),
         drift=tuple(drift),
         walks=tuple(one for one, _ in found),
-        settings=plain(options) | {"scheduler": scheduler_line(scheduler), "classes": classes},
+        settings=plain(options)
+        | {"images": table.note, "scheduler": scheduler_line(scheduler), "classes": classes},
     )
     sheets = {}
     for one, ends in found:

@@ -52,7 +52,7 @@ def run(options: CalibrateOptions) -> None:
         raise ValueError(
             f"corrections must be those that act beside a table, got {list(options.corrections)}. Leave 'calibrated' out."
         )
-    bench = load_bench(options.model, options.data, options.num_images, **sampling(options))
+    bench = load_bench(options.model, options, options.num_images, **sampling(options))
     settings = read_assignments(options.scheduler_config)
     named = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
     schedulers = list(named.values())

@@ -51,14 +51,14 @@ class CompareOptions(SamplerOptions, FeatureOptions):
 
     Values divided by | are candidates: the best on the tuning seed is reported, on other seeds.
 
-    nag compare MODEL --data IMAGES --schedulers ddim heun --steps 10 20 --corrections "nag:scale=0.5|1" calibrated
+    nag compare MODEL --data IMAGES --schedulers ddim heun --evaluations 10 20 --corrections "nag:scale=0.5|1" calibrated
     """
 
     schedulers: Schedulers = ("ddim",)
-    steps: tuple[int, ...] = (20,)
-    """Budgets in network evaluations per sample. Every method takes as many steps as its budget pays for."""
+    evaluations: tuple[int, ...] = (20,)
+    """Budgets: network evaluations per sample. Every method takes as many steps as its budget pays for."""
     corrections: Corrections = ("plain", "nag:scale=0.25|0.5|1|2")
-    reference: Path | None = None
+    reference: str | None = None
     """Images that samples are compared with: a folder or a parquet file. None: every second image of --data,
     which then serves for nothing else."""
     num_samples: int = 2000
@@ -119,7 +119,7 @@ def run(options: CompareOptions) -> Path | None:
     grid = [
         (scheduler, budget, method)
         for scheduler in options.schedulers
-        for budget in options.steps
+        for budget in options.evaluations
         for method in methods
     ]
     dearest_first = sorted(grid, key=lambda cell: -cell[1])
@@ -156,12 +156,13 @@ def load(
     )
     from nag.quality.cells import Comparison, Sizes, arguments_of_candidates
     from nag.quality.measures import check_enough
-    from nag.quality.reference import fingerprint_of_images, reference_features
+    from nag.quality.reference import reference_features
     from nag.shift.calls import main_network
+    from nag.shift.images import fingerprint_of_images
 
     bench = open_bench(
         options.model,
-        options.data,
+        options,
         **sampling(options) | {"device": device},
         batch_size=options.batch_size,
         mixed_precision=options.mixed_precision,
@@ -177,10 +178,12 @@ def load(
     bench.check_sampler(schedulers.values())
     arguments = arguments_of_candidates(bench, schedulers, methods)
     with_labels = any(one is not None and one.config.uses_class for one in (pipe.regressor, judge))
-    images, labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
-    real, chosen_on = images[1::2], images[::2]
+    table = held_out_images(pipe, options, with_labels=with_labels)
+    images = table.tensor()
+    real, chosen_on, note = images[1::2], images[::2], table.note
     if options.reference is not None:
-        real, _ = held_out_images(pipe, options.reference, with_labels=False, exact=True)
+        other = held_out_images(pipe, replace(options, data=options.reference), with_labels=False)
+        real, note = other.tensor(), f"{note}; samples are compared with {other.note}"
     size = network(images[:1].to(pipe.device)).shape[1]
     check_enough(options.num_samples, size)
     tunes = any(len(method.candidates()) > 1 for method in methods)
@@ -226,11 +229,11 @@ def load(
 
     def half(k: int, **changes: Any) -> Any:
         rows = slice(k, k + 2 * options.num_images, 2)
-        return replace(bench.holding(images, labels, rows), network=network, **changes)
+        return replace(bench.holding(table, rows), network=network, **changes)
 
     comparison = Comparison(
         choosing=half(0, reference=features(chosen_on)),
-        judging=half(1, reference=features(real), regressor=judge),
+        judging=replace(half(1, reference=features(real), regressor=judge), note=note),
         schedulers=schedulers,
         arguments=arguments,
         sizes=Sizes(**{name: getattr(options, name) for name in SIZES}),
@@ -285,7 +288,7 @@ def _check(options: CompareOptions) -> None:
         raise ValueError(
             f"schedulers must be of {', '.join(SCHEDULERS)}, got {', '.join(unknown)}. Check the spelling."
         )
-    for name in ("schedulers", "steps"):
+    for name in ("schedulers", "evaluations"):
         values = getattr(options, name)
         if not values or len(set(values)) < len(values) or 0 in values:
             raise ValueError(
@@ -318,7 +321,8 @@ def _write(
     data = {
         "title": f"Comparison on {Path(options.model).name}",
         "version": __version__,
-        "settings": {name: value for name, value in plain(options).items() if value is not None},
+        "settings": {name: value for name, value in plain(options).items() if value is not None}
+        | {"images": comparison.judging.note},
         "fingerprints": settings,
         "num_reference_images": reference.num_images,
         "num_features": reference.num_features,

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from nag.corrections.text import Method, method_names, parse_methods
 from nag.noise.named import SCHEDULERS
+from nag.shift.data import DataOptions
 
 __all__ = [
     "Corrections",
@@ -29,7 +30,9 @@ __all__ = [
 ]
 
 _NAMES = ", ".join(SCHEDULERS)
-Scheduler = Annotated[str | None, arg(help=f"Sampler, of {_NAMES}. None: the model's own.")]
+Scheduler = Annotated[
+    str | None, arg(aliases=["--schedulers"], help=f"Sampler, of {_NAMES}. None: the model's own.")
+]
 Schedulers = Annotated[
     tuple[str, ...],
     arg(aliases=["--scheduler"], help=f"Samplers, of {_NAMES}. Empty: the model's own."),
@@ -44,13 +47,11 @@ Corrections = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(DataOptions):
     """What every measurement needs: a model and held-out images."""
 
     model: Positional[str]
     """Pipeline: a folder or a Hub id."""
-    data: Path
-    """Held-out images: a folder or a parquet file."""
     num_images: int = 500
     """Held-out images that are used."""
     seed: int = 0
@@ -73,6 +74,8 @@ class SamplerOptions(ModelOptions):
     """Stochasticity of DDIM."""
     scheduler_config: tuple[str, ...] = ()
     """Settings of every scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
+    cache_dir: Path | None = None
+    """Folder of measurements that commands share. None: $NAG_CACHE, or nag in the user's cache folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ class FeatureOptions(ModelOptions):
 
 def sampling(options: SamplerOptions) -> dict[str, Any]:
     """What says how a pipeline samples, as arguments of `nag.quality.bench.open_bench`."""
-    names = ("regressor", "prompts", "guidance_scale", "eta", "device")
+    names = ("regressor", "prompts", "guidance_scale", "eta", "device", "cache_dir")
     return {name: getattr(options, name) for name in names}
 
 

@@ -49,7 +49,7 @@ class TuneOptions(SamplerOptions, FeatureOptions):
     epsilon_scaling, dcw_wavelet. Empty: all that model and scheduler allow, without gradient."""
     student: str | None = None
     """What `nag finetune distill` has made, whose strength is sought. None: student/ beside the model, if there is one."""
-    reference: Path | None = None
+    reference: str | None = None
     """Images that samples are compared with: a folder or a parquet file. None: --data. Every second one serves the
     search, the others the confirmation."""
     num_images: int = 300
@@ -92,17 +92,17 @@ def run(options: TuneOptions) -> Entry:
         scheduler_line,
     )
     from nag.quality.meter import Meter
-    from nag.quality.reference import fingerprint_of_images
     from nag.quality.tune import Candidate, Search, open_study
     from nag.seams.attach import sampler_of
     from nag.shift.calls import main_network
+    from nag.shift.images import fingerprint_of_images
 
     deadline = time.monotonic() + 60 * options.time_limit
     _check(options)
     output = (options.output_dir or Path(options.model)) / FILE_NAME
     bench = open_bench(
         options.model,
-        options.data,
+        options,
         **sampling(options),
         batch_size=options.batch_size,
         mixed_precision=options.mixed_precision,
@@ -312,12 +312,12 @@ def _images(bench: Bench, options: TuneOptions) -> tuple[Bench, ReferenceFeature
     pipe = bench.pipeline
     with_labels = pipe.regressor is not None and pipe.regressor.config.uses_class
     if options.reference is None:
-        real, labels = held_out_images(pipe, options.data, with_labels=with_labels, exact=True)
-        bench = bench.holding(real, labels, slice(0, 2 * options.num_images, 2))  # the rest confirms
+        table = held_out_images(pipe, options, with_labels=with_labels)
+        bench = bench.holding(table, slice(0, 2 * options.num_images, 2))  # the rest confirms
     else:
-        held_out = held_out_images(pipe, options.data, options.num_images, with_labels=with_labels)
-        bench = bench.holding(*held_out)
-        real, _ = held_out_images(pipe, options.reference, with_labels=False, exact=True)
+        bench = bench.holding(held_out_images(pipe, options, options.num_images, with_labels=with_labels))
+        table = held_out_images(pipe, replace(options, data=options.reference), with_labels=False)
+    real = table.tensor()
     search, fresh = (
         reference_features(
             half, bench.network, cache_dir=options.cache_dir, device=pipe.device, progress=True

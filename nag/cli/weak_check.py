@@ -59,7 +59,7 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
     methods = candidates(*map(_with_scale, options.weak))
     bench = open_bench(
         options.model,
-        options.data,
+        options,
         device=options.device,
         prompts=options.prompts,
         num_images=options.num_images,
@@ -76,11 +76,11 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
             )
         weak[text] = found[0]
     classes = classes_of(pipe) is not None
-    images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes)
-    given = {"class_labels": labels} if classes else bench.conditions.of(len(images))
+    table = held_out_images(pipe, options, options.num_images, with_labels=classes)
+    given = {"class_labels": table.classes} if classes else bench.conditions.of(len(table))
     rows = screen(
         pipe,
-        bench.holding(images, labels).images,
+        bench.holding(table).images,
         weak,
         conditions=given,
         num_inference_steps=options.steps,
@@ -100,7 +100,7 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
             + ", ".join(f"{100 * v:.2f} % of the loss on {k} states" for k, v in by_states.items())
         )
     summary: dict[str, Any] = {
-        "settings": plain(options),
+        "settings": plain(options) | {"images": table.note},
         "rows": [asdict(row) for row in rows],
         "mean": found,
     }

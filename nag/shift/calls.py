@@ -29,6 +29,7 @@ __all__ = [
     "main_network",
     "sample_generators",
     "silent",
+    "sizes",
     "takes",
 ]
 
@@ -70,6 +71,14 @@ def image_size(pipe: Any) -> tuple[int, int]:
         return int(config.in_channels), int(size)
     factor = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
     return int(vae.config.get("in_channels", 3)), int(size) * int(factor)
+
+
+def sizes(pipe: Any, resolution: int | None) -> dict[str, Any]:
+    """Arguments of a pipeline's call that make images of a resolution; nothing for its own."""
+    if resolution is None:
+        return {}
+    asked = {"height": resolution, "width": resolution, "use_resolution_binning": False}
+    return {name: value for name, value in asked.items() if takes(pipe, name)}
 
 
 def sample_generators(seed: int, start: int, stop: int) -> list[torch.Generator]:

@@ -69,7 +69,10 @@ def test_flags_stand_in_groups():
     """By the class that declares them: what is common first, then the command's own."""
     title = re.compile(r"^[╭─ ]*((?:[a-z]+ )?(?:arguments|options))(?: ─.*| *)$", re.M)
     found = [text.strip() for text in title.findall(nag("shift", "--help").output)]
-    assert found == ["positional arguments", "options", "model options", "shift options", "sampler options"]
+    assert found == [
+        "positional arguments", "options",
+        "data options", "shift options", "sampler options", "model options",
+    ]  # fmt: skip
     text = nag("finetune", "distill", "--help").output
     assert [text.strip() for text in title.findall(text)][2:5] == [
         "data options",
