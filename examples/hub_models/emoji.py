@@ -9,7 +9,8 @@ every training and lies in OUTPUT/data/heldout.parquet. Stages, each of which go
     data    OUTPUT/data/{train,heldout}.parquet
     vae     an AutoencoderKL, 32x32x3 -> 8x8x4, trained on all that is not held out (the other categories too)
     unet    a UNet2DConditionModel on its latents and, along with it, a CLIPTextModel with a byte-pair vocabulary of the captions
-    save    OUTPUT/model, a StableDiffusionPipeline with DDIM, and OUTPUT/samples.png
+    save    OUTPUT/model, a StableDiffusionPipeline with DDIM, its samples.png, and classifier/, which tells categories and
+            is the feature network of `nag compare`
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +31,7 @@ from PIL.Image import open as open_image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
-from training import draw_grid, latents_of, plain_attention, train, train_autoencoder
+from training import draw_grid, latents_of, plain_attention, train, train_autoencoder, train_classifier
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from tyro.conf import Positional, arg
 
@@ -105,13 +105,12 @@ def as_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1
 
 
-def varied(images: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """A batch for the autoencoder: mirrored, shifted by up to two pixels, colours exchanged in three of ten."""
-    x = images[torch.randint(len(images), (batch,), generator=generator)]
+def varied(images: Tensor, generator: torch.Generator, recoloured: float = 0.3) -> Tensor:
+    """A batch mirrored by half, shifted by up to two pixels, its colours exchanged with some probability."""
     draw = torch.rand(4, generator=generator).tolist()
-    x = x.flip(-1) if draw[0] < 0.5 else x
+    x = images.flip(-1) if draw[0] < 0.5 else images
     x = x.roll((round(4 * draw[1]) - 2, round(4 * draw[2]) - 2), dims=(-2, -1))
-    return x[:, torch.randperm(3, generator=generator)] if draw[3] < 0.3 else x
+    return x[:, torch.randperm(3, generator=generator)] if draw[3] < recoloured else x
 
 
 def byte_pairs(captions: list[str]) -> CLIPTokenizer:
@@ -217,6 +216,7 @@ def main(
     until: Annotated[str, arg(help="The last stage: data, vae, unet or save.")] = "save",
     vae_steps: Annotated[int, arg(help="Steps of the autoencoder.")] = 3600,
     unet_steps: Annotated[int, arg(help="Steps of the denoiser and the text encoder.")] = 3000,
+    classifier_steps: Annotated[int, arg(help="Steps of the feature network.")] = 1000,
     vae_batch: Annotated[int, arg(help="Images in a step of the autoencoder.")] = 32,
     unet_batch: Annotated[int, arg(help="Images in a step of the denoiser.")] = 48,
     seed: Annotated[int, arg(help="Seed of weights and draws.")] = 0,
@@ -227,11 +227,14 @@ def main(
         write_data(rows, output_dir / "data")
     if until == "data":
         return
+    known = [row for row in rows if not row["heldout"]]
+    seen = torch.stack([as_tensor(row["image"]) for row in known])
     if not (output_dir / "vae").exists():
-        seen = torch.stack([as_tensor(row["image"]) for row in rows if not row["heldout"]])
-        vae = train_autoencoder(
-            partial(varied, seen, vae_batch), seen, output_dir / "vae.safetensors", steps=vae_steps, seed=seed
-        )
+
+        def pictures(generator: torch.Generator) -> Tensor:
+            return varied(seen[torch.randint(len(seen), (vae_batch,), generator=generator)], generator)
+
+        vae = train_autoencoder(pictures, seen, output_dir / "vae.safetensors", steps=vae_steps, seed=seed)
         with written_whole(output_dir / "vae") as part:
             vae.save_pretrained(part)
     vae = AutoencoderKL.from_pretrained(output_dir / "vae").eval()
@@ -250,7 +253,18 @@ def main(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    categories = sorted({row["category"] for row in known})
+    labels = torch.tensor([categories.index(row["category"]) for row in known])
+
+    def labelled(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(seen), (unet_batch,), generator=generator)
+        return varied(seen[chosen], generator, recoloured=0.0), labels[chosen]
+
+    classifier = train_classifier(
+        labelled, len(categories), output_dir / "classifier.safetensors", steps=classifier_steps, seed=seed
+    )
     with written_whole(output_dir / "model") as part:
+        classifier.save_pretrained(part / "classifier")
         pipe.save_pretrained(part)
         tokenizer.backend_tokenizer.model.save(
             str(part / "tokenizer")

@@ -5,11 +5,13 @@
 The data are parquet files `train*.parquet` and `test*.parquet` of 28x28 images (columns image and label, MIT licence). Stages,
 each of which goes on where it was stopped:
 
-    data    OUTPUT/data/{train,heldout}.parquet: 32x32 with a black margin, three equal channels; held out is the test set
+    data    OUTPUT/data/{train,heldout,test}.parquet: 32x32 with a black margin, three equal channels; the last 3,000 images of
+            the training file are held out of every training
     vae     an AutoencoderKL, 32x32x3 -> 8x8x4
     dit     a DiTTransformer2DModel: noise, and the variance by the variational bound
     flow    the same body, which begins as the DiT and learns the velocity
-    save    OUTPUT/model and OUTPUT/flow, both a DiTPipeline, and their samples.png
+    save    OUTPUT/model and OUTPUT/flow, both a DiTPipeline, their samples.png, and classifier/, the feature network
+            of `nag compare`
 
 DiTPipeline writes class 1000 for "no class", so the table of classes has 1000 and one rows, of which ten and one are used.
 It asks its scheduler to scale the input, which diffusers' flow schedulers do not; DPM-Solver++ on flow sigmas does.
@@ -26,6 +28,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from typing import Annotated
 
 import numpy as np
@@ -43,7 +46,7 @@ from PIL.Image import fromarray
 from PIL.Image import open as open_image
 from torch import Tensor
 from torch.nn import functional
-from training import draw_grid, latents_of, plain_attention, train, train_autoencoder
+from training import draw_grid, latents_of, plain_attention, train, train_autoencoder, train_classifier
 from tyro.conf import Positional, arg
 
 from nag.blind.learned_variance import variational_bound
@@ -52,6 +55,7 @@ from nag.noise.read import read_training
 
 NULL = 1000
 """The class that DiTPipeline asks for where there is none."""
+HELD_OUT = 3000
 ROWS = 4
 """Samples of each class in samples.png."""
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -70,10 +74,12 @@ def read(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def write_data(source: Path, folder: Path) -> None:
-    """The images as the pipelines give them, for fine-tuning and measuring."""
+    """The images as the pipelines give them, for training, fine-tuning and measuring."""
     features = Features({"image": Image(), "label": Value("int64")})
-    for split, name in (("train", "train"), ("test", "heldout")):
-        images, labels = read(source, split)
+    (images, labels), test = read(source, "train"), read(source, "test")
+    cut = len(images) - HELD_OUT
+    splits = {"train": (images[:cut], labels[:cut]), "heldout": (images[cut:], labels[cut:]), "test": test}
+    for name, (images, labels) in splits.items():
         rows = {"image": [fromarray(one.numpy()).convert("RGB") for one in images], "label": labels.tolist()}
         with written_file(folder / f"{name}.parquet") as part:
             Dataset.from_dict(rows, features=features).to_parquet(part)
@@ -85,7 +91,7 @@ def as_input(images: Tensor) -> Tensor:
 
 
 def body(outputs: int, seed: int) -> DiTTransformer2DModel:
-    """A DiT of 16 tokens, four million parameters."""
+    """A DiT of 16 tokens, four million parameters; not in training mode, where each block hides labels of its own."""
     torch.manual_seed(seed)
     return DiTTransformer2DModel(
         num_attention_heads=4,
@@ -96,7 +102,7 @@ def body(outputs: int, seed: int) -> DiTTransformer2DModel:
         sample_size=8,
         patch_size=2,
         num_embeds_ada_norm=NULL,
-    )
+    ).eval()
 
 
 def draw(
@@ -145,15 +151,16 @@ def begin_as(flow: DiTTransformer2DModel, dit: DiTTransformer2DModel) -> None:
     flow.load_state_dict(weights, strict=False)
 
 
-def save(folder: Path, dit: DiTTransformer2DModel, vae: AutoencoderKL, scheduler, seed: int = 0) -> None:
+def save(folder: Path, dit: DiTTransformer2DModel, vae: AutoencoderKL, scheduler, classifier: Path) -> None:
     """A DiTPipeline, and samples of each class at class guidance 2, 30 steps."""
     pipe = DiTPipeline(dit, vae, scheduler)
     pipe.register_to_config(id2label=dict(enumerate(NAMES)))
     with written_whole(folder) as part:
         pipe.save_pretrained(part)
+        copytree(classifier, part / "classifier")
     pipe = DiTPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     images = pipe(
         [*range(10)] * ROWS, num_inference_steps=30, guidance_scale=2.0, generator=generator, output_type="np"
     ).images
@@ -166,14 +173,15 @@ def main(
     vae_steps: Annotated[int, arg(help="Steps of the autoencoder.")] = 600,
     dit_steps: Annotated[int, arg(help="Steps of the DiT.")] = 4000,
     flow_steps: Annotated[int, arg(help="Steps of the flow model; 0 leaves it out.")] = 1500,
+    classifier_steps: Annotated[int, arg(help="Steps of the feature network.")] = 1000,
     vae_batch: Annotated[int, arg(help="Images in a step of the autoencoder.")] = 32,
     dit_batch: Annotated[int, arg(help="Images in a step of the others.")] = 96,
     seed: Annotated[int, arg(help="Seed of weights and draws.")] = 0,
 ) -> None:
     """Train class-to-image models of Fashion-MNIST."""
-    if not (output_dir / "data" / "heldout.parquet").exists():
+    if not (output_dir / "data" / "test.parquet").exists():
         write_data(data, output_dir / "data")
-    images, labels = read(data, "train")
+    images, labels = (part[:-HELD_OUT] for part in read(data, "train"))
     if not (output_dir / "vae").exists():
 
         def batch(generator: torch.Generator) -> Tensor:
@@ -187,12 +195,25 @@ def main(
     vae = AutoencoderKL.from_pretrained(output_dir / "vae").eval()
     latents = torch.cat([latents_of(vae, as_input(some)) for some in images.split(2048)])
     some = partial(draw, latents, labels, dit_batch)
+    classifier = output_dir / "classifier"
+    if not classifier.exists():
+
+        def labelled(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            chosen = torch.randint(len(images), (dit_batch,), generator=generator)
+            shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+            return as_input(images[chosen].roll(shift, (-2, -1))), labels[chosen]
+
+        network = train_classifier(
+            labelled, 10, output_dir / "classifier.safetensors", steps=classifier_steps, seed=seed
+        )
+        with written_whole(classifier) as part:
+            network.save_pretrained(part)
     kinds = {"steps": dit_steps, "learning_rate": 1e-3, "seed": seed}
 
     dit = plain_attention(body(8, seed))
     scheduler = DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
     train(dit, denoising(dit, scheduler, some), output_dir / "dit.safetensors", **kinds)
-    save(output_dir / "model", dit, vae, scheduler)
+    save(output_dir / "model", dit, vae, scheduler, classifier)
     if flow_steps:
         flow = plain_attention(body(4, seed))
         begin_as(flow, dit)
@@ -200,7 +221,7 @@ def main(
         scheduler = DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0
         )
-        save(output_dir / "flow", flow, vae, scheduler)
+        save(output_dir / "flow", flow, vae, scheduler, classifier)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from nag.files import written_file
+from nag.quality.feature_network import SmallClassifier
 
 
 def train(
@@ -41,8 +42,7 @@ def train(
     parameters = [one for one in network.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     averaged = EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75)
-    done = _load(checkpoint, parameters, optimizer, averaged) if checkpoint.exists() else 0
-    network.train()
+    done = _load(checkpoint, network, parameters, optimizer, averaged) if checkpoint.exists() else 0
     bar = tqdm(range(done, steps), desc=checkpoint.stem, initial=done, total=steps, mininterval=5)
     mean = 0.0
     for step in bar:
@@ -58,7 +58,7 @@ def train(
         mean = value.item() if not mean else 0.98 * mean + 0.02 * value.item()
         bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
         if (step + 1) % every == 0 or step + 1 == steps:
-            _save(checkpoint, parameters, optimizer, averaged, step + 1)
+            _save(checkpoint, network, parameters, optimizer, averaged, step + 1)
     averaged.copy_to(parameters)
     network.eval()
 
@@ -121,6 +121,26 @@ def _standardize(vae: AutoencoderKL, images: Tensor) -> None:
     vae.register_to_config(scaling_factor=1.0)
 
 
+def train_classifier(
+    draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    classes: int,
+    checkpoint: Path,
+    *,
+    steps: int,
+    seed: int,
+) -> SmallClassifier:
+    """The feature network of `nag compare` beside a model; `draw` gives images and labels."""
+    torch.manual_seed(seed)
+    network = SmallClassifier(sample_size=32, in_channels=3, num_classes=classes)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        images, labels = draw(generator)
+        return functional.cross_entropy(network.logits(images).float(), labels)
+
+    train(network, loss, checkpoint, steps=steps, learning_rate=3e-3, seed=seed)
+    return network
+
+
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Mean and deviation of the latents (N, 2, 4, 8, 8)."""
@@ -136,24 +156,36 @@ def draw_grid(images: list[Image], rows: int, path: Path) -> None:
 
 
 def _save(
-    path: Path, parameters: list[Tensor], optimizer: torch.optim.Optimizer, averaged: EMAModel, step: int
+    path: Path,
+    network: nn.Module,
+    parameters: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    averaged: EMAModel,
+    step: int,
 ) -> None:
-    tensors = {"step": torch.tensor(step)}
+    tensors = {"step": torch.tensor(step)} | {f"buffer {name}": one for name, one in network.named_buffers()}
     for i, (one, shadow) in enumerate(zip(parameters, averaged.shadow_params, strict=True)):
-        tensors |= {f"{i}.weight": one.detach(), f"{i}.averaged": shadow}
-        tensors |= {f"{i}.{name}": value for name, value in optimizer.state[one].items()}
+        tensors |= {f"weight {i}": one.detach(), f"averaged {i}": shadow}
+        tensors |= {f"{name} {i}": value for name, value in optimizer.state[one].items()}
     with written_file(path) as part:
         save_file({name: value.contiguous() for name, value in tensors.items()}, part)
 
 
-def _load(path: Path, parameters: list[Tensor], optimizer: torch.optim.Optimizer, averaged: EMAModel) -> int:
+def _load(
+    path: Path,
+    network: nn.Module,
+    parameters: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    averaged: EMAModel,
+) -> int:
     tensors = load_file(path)
-    step = int(tensors.pop("step"))
-    averaged.optimization_step = step
+    averaged.optimization_step = int(tensors.pop("step"))
     for i, (one, shadow) in enumerate(zip(parameters, averaged.shadow_params, strict=True)):
-        one.data.copy_(tensors.pop(f"{i}.weight"))
-        shadow.copy_(tensors.pop(f"{i}.averaged"))
+        one.data.copy_(tensors.pop(f"weight {i}"))
+        shadow.copy_(tensors.pop(f"averaged {i}"))
+    for name, one in network.named_buffers():
+        one.copy_(tensors.pop(f"buffer {name}"))
     for name, value in tensors.items():
-        i, key = name.split(".")
+        key, i = name.split()
         optimizer.state[parameters[int(i)]][key] = value
-    return step
+    return averaged.optimization_step

@@ -11,9 +11,12 @@ from datasets import Dataset, Features, Image, Value
 from diffusers import DDIMScheduler, DiTPipeline, StableDiffusionPipeline
 from PIL.Image import fromarray
 
+from nag.cli.main import COMMANDS
+from nag.corrections.text import parse_methods
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "examples" / "hub_models"
-SMALL = {"vae_steps": 2, "vae_batch": 4}
+SMALL = {"vae_steps": 2, "vae_batch": 4, "classifier_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +24,13 @@ def scripts():
     """The scripts, by name; other examples have some of the same names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(HERE)
-        names = ("training", "emoji", "fashion_dit")
+        names = ("training", "emoji", "fashion_dit", "whole_way")
         for name in names:
             patch.delitem(sys.modules, name, raising=False)
         found = {name: importlib.import_module(name) for name in names}
         patch.setattr(found["emoji"], "PROMPTS", ["red heart", "face a"])
         patch.setattr(found["fashion_dit"], "ROWS", 1)
+        patch.setattr(found["fashion_dit"], "HELD_OUT", 5)
         yield found
         for name in names:
             del sys.modules[name]
@@ -96,7 +100,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(scripts, tmp_path):
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
-def test_standard_latents_leave_the_images_alone(scripts):
+def test_standard_latents_leave_the_images_alone(scripts, tmp_path):
     training = scripts["training"]
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = {}
@@ -106,7 +110,7 @@ def test_standard_latents_leave_the_images_alone(scripts):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train", untrained)
-        vae = training.train_autoencoder(None, x, None, steps=0, seed=0)
+        vae = training.train_autoencoder(None, x, tmp_path / "vae.safetensors", steps=0, seed=0)
     posterior = vae.encode(x).latent_dist
     torch.testing.assert_close(vae.decode(posterior.mean).sample, found["before"], rtol=0, atol=1e-4)
     torch.testing.assert_close(posterior.mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
@@ -127,3 +131,28 @@ def test_dits_open_in_plain_diffusers(scripts, tmp_path):
         assert labels == [8, 7]
         images = pipe(labels, num_inference_steps=2, output_type="np", generator=torch.manual_seed(0)).images
         assert images.shape == (2, 32, 32, 3)
+
+
+def test_the_way_is_of_commands_that_exist(scripts):
+    way = scripts["whole_way"]
+    for step in way.WAY:
+        words = way.command(step, Path("outputs"))
+        place = COMMANDS[words[0]]
+        module, name = place[words[1]] if isinstance(place, dict) else place
+        known = set(getattr(importlib.import_module(module), name).__dataclass_fields__)
+        flags = {word[2:] for word in words if word.startswith("--")}
+        assert flags - {"lora_rank"} <= known, step
+        if words[0] == "compare":
+            given = words[words.index("--corrections") + 1 : words.index("--output_dir")]
+            assert parse_methods(dict.fromkeys(word for word in given if not word.startswith("-")))
+
+
+def test_a_step_that_is_done_is_left_alone(scripts, tmp_path, capsys, monkeypatch):
+    way, ran = scripts["whole_way"], []
+    monkeypatch.setattr(way.subprocess, "run", lambda words, check: ran.append(words[3:]))
+    (tmp_path / "emoji" / "null").mkdir(parents=True)
+    (tmp_path / "emoji" / "null" / "model_index.json").touch()
+    way.main(("emoji_null", "emoji_regressor"), tmp_path)
+    assert [words[:3] for words in ran] == [["finetune", "regressor", str(tmp_path / "emoji" / "null")]]
+    with pytest.raises(SystemExit, match="steps must be among .*, got emoji_all"):
+        way.main(("emoji_all",), tmp_path)
