@@ -19,7 +19,7 @@ from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
 from nag.quality.sampling import Pace, Sampled, count_cost, sample_features
 from nag.seams.attach import sampler_of, split_arguments
-from nag.seams.run import first_question
+from nag.seams.run import autoencoder_of, first_question
 from nag.shift.calibrate import calibrate
 from nag.shift.calls import (
     Conditions,
@@ -29,6 +29,7 @@ from nag.shift.calls import (
     image_size,
     main_network,
     silent,
+    sizes,
     takes,
 )
 from nag.shift.data import DataOptions
@@ -89,8 +90,8 @@ class Bench:
         """With some of the images of a table, all of which have the prompts of the conditions in turn."""
         pipe, prompts = self.pipeline, self.conditions.of(len(table)).get("prompt")
         states, labels = table.tensor(range(len(table))[rows]), table.classes
-        if getattr(pipe, "vae", None) is not None:
-            call = batch_of(pipe, self.conditions.of(1), 0, 1, num_samples=1, seed=0)
+        if autoencoder_of(pipe) is not None:
+            call = batch_of(pipe, self.conditions.of(1) | self.sized, 0, 1, num_samples=1, seed=0)
             with silent(pipe):
                 at = first_question(pipe, lambda: pipe(**call | {"num_inference_steps": 4}))
             states = encoded(pipe, states, at.u)
@@ -102,6 +103,11 @@ class Bench:
             captions=None if prompts is None else tuple(prompts[rows]),
         )
 
+    @property
+    def sized(self) -> dict[str, Any]:
+        """Those of the arguments that say the size of an image."""
+        return {k: v for k, v in self.arguments.items() if k not in ("guidance_scale", "eta")}
+
     def labels(self) -> Tensor | None:
         """The images' classes, if the estimator uses them."""
         return self.image_labels if self.regressor is not None and self.regressor.config.uses_class else None
@@ -110,7 +116,8 @@ class Bench:
         """The estimator under the images' captions, for pipelines that take prompts."""
         if self.captions is None:
             return None
-        return Told(self.pipeline, self.regressor, {"prompt": list(self.captions)}, len(self.captions))
+        asked = {"prompt": list(self.captions)} | self.sized
+        return Told(self.pipeline, self.regressor, asked, len(self.captions))
 
     def sample(self, arguments: Mapping[str, Any], seed: int, count: int, *, keep_images: int = 0) -> Sampled:
         """Samples of one seed, as the feature network sees them."""
@@ -243,10 +250,10 @@ def held_out_images(
         num_images: how many, at most.
         with_labels: whether classes are needed.
     """
-    channels, resolution = image_size(pipeline)
+    channels, size = image_size(pipeline)
     table = data.images(
         channels=channels,
-        resolution=resolution,
+        resolution=data.resolution or size,
         labels=with_labels,
         max_samples=num_images,
         held_out=True,
@@ -295,13 +302,12 @@ def open_bench(
 ) -> Bench:
     """A bench that holds no images yet; the data are read for their captions, where the pipeline takes prompts."""
     pipeline = load_pipeline(model, regressor, device)
+    asked = {"guidance_scale": guidance_scale, "eta": eta or None}
     return Bench(
         pipeline=pipeline,
         regressor=pipeline.regressor,
         conditions=conditions_of(pipeline, data, num_images, prompts),
-        arguments={
-            k: v for k, v in {"guidance_scale": guidance_scale, "eta": eta or None}.items() if v is not None
-        },
+        arguments={k: v for k, v in asked.items() if v is not None} | sizes(pipeline, data.resolution),
         cache_dir=cache_folder(cache_dir),
         **others,
     )

@@ -136,6 +136,15 @@ class ImageTable(torch.utils.data.Dataset):
         )
         return image.float() / 127.5 - 1, self.labels[index]
 
+    @property
+    def resident(self) -> Tensor | None:
+        """All images as bytes `(N, C, H, W)`, if they are in memory."""
+        return self.bytes
+
+    def clean(self, stored: Tensor, draws: Any) -> Tensor:
+        """Images `(B, C, H, W)` in [-1, 1], from bytes or from themselves; nothing is drawn."""
+        return stored.float() / 127.5 - 1 if stored.dtype == torch.uint8 else stored
+
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         return [self[index] for index in indices]
 

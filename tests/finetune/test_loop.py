@@ -1,6 +1,7 @@
 """Fine-tuning: the objective against its formula, resuming bit for bit, data checks, and what is written."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,12 +22,14 @@ from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.model_card import command_line
 from nag.finetune.regressor import RegressorOptions
 from nag.finetune.stream import Draws, batches
+from nag.finetune.subject import Subject
 from nag.load import NAGPipeline
-from nag.network.null import null_level
+from nag.network.null import null_level, recorded_dropout
 from nag.network.regressor import NoiseLevelRegressor
 from nag.shift import images
 from nag.shift.images import load_images
 from tests.models import tiny_unet, write_parquet
+from tests.seams.zoo_pixels import unconditional_ldm
 
 TINY = {
     "sample_size": 8,
@@ -89,7 +92,7 @@ def test_loss_is_the_weighted_error_of_the_target(prediction_type, null_loss_wei
     else:
         scheduler = DDPMScheduler(prediction_type=prediction_type)
     chosen = DenoiserOptions(data="", level_dropout=0.5, class_dropout=0.5, null_loss_weight=null_loss_weight)
-    task = denoiser.DenoiserTask(unet, scheduler, chosen)
+    task = denoiser.DenoiserTask(Subject.of_unet(unet, scheduler), chosen)
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.arange(16) % 3
     found = task.loss(unet, images, labels, Draws(0, range(16)))
@@ -286,6 +289,24 @@ def test_result_opens_in_diffusers_and_here(options, tmp_path):
     assert names == {".json", ".safetensors", ".md", ".png"}  # no pickle
 
 
+def test_level_dropout_is_recorded_where_diffusers_keeps_it(options, tmp_path, caplog):
+    """In the network's own configuration, without a word from diffusers, which tells of names that it does not know."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        denoiser.run(replace(options, max_train_steps=1))
+        plain = DDPMPipeline.from_pretrained(options.output_dir)
+        assert recorded_dropout(plain.unet) == 0.3
+        plain.save_pretrained(tmp_path / "again")
+        assert recorded_dropout(UNet2DModel.from_pretrained(tmp_path / "again" / "unet")) == 0.3
+        assert not caplog.records
+        UNet2DModel.from_config({**plain.unet.config, "level_dropout": 0.3})
+        assert "level_dropout" in caplog.text  # it can fail: a public name is told of
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert recorded_dropout(tiny_unet()) is None
+
+
 def test_gradient_checkpointing_changes_memory_and_not_the_result(options, tmp_path):
     plain = replace(options, max_train_steps=2, random_flip=True, output_dir=tmp_path / "plain")
     denoiser.run(plain)
@@ -397,7 +418,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
         ({"logging_steps": 0}, ValueError, "logging_steps.*got 0"),
         ({"pause_at_step": 0}, ValueError, "pause_at_step.*got 0"),
         ({"num_class_embeds": 2}, ValueError, r"labels.*got \(0, 1\)"),
-        ({"out_channels": 2}, ValueError, "model must predict 1 channels.*got 2"),
+        ({"out_channels": 2}, ValueError, "model must predict as many channels.*got 2"),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, tmp_path, change, kind, text):
@@ -490,3 +511,13 @@ def test_snapshots_are_the_averages_of_their_steps(options, tmp_path):
     average = load_file(paused.output_dir / "checkpoint-2" / "ema.safetensors")
     kept = UNet2DModel.from_pretrained(long.output_dir / "snapshot-2", subfolder="unet").state_dict()
     assert all(torch.equal(kept[name], value) for name, value in average.items())
+
+
+def test_latents_are_not_trained_on_as_pixels(tmp_path, data):
+    """A latent UNet2DModel takes images of three channels too, at another size."""
+    unconditional_ldm().save_pretrained(tmp_path / "ldm")
+    options = {"model": str(tmp_path / "ldm"), "data": str(data)}
+    for module, kind in ((denoiser, DenoiserOptions), (regressor, RegressorOptions)):
+        with pytest.raises(ValueError, match="model must denoise pixels.*LDMPipeline"):
+            module.run(kind(output_dir=tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()
