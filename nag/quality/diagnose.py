@@ -423,7 +423,7 @@ class _Looking:
         if fetch_beside(self.model, "classifier/config.json") is not None:
             return Finding(name="feature network", state="ok", text="classifier/ beside the model")
         text = "none beside the model; compare and tune need one"
-        return self._missing("feature network", text, "compare", features="facebook/dinov2-base")
+        return self._missing("feature network", text, "features classifier")
 
     def device(self) -> Finding:
         modules = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +144,10 @@ def test_the_way_is_of_commands_that_exist(scripts):
         flags = {word[2:] for word in words if word.startswith("--")}
         assert flags - {"lora_rank"} <= known, step
         if words[0] == "compare":
-            given = words[words.index("--corrections") + 1 : words.index("--output_dir")]
-            assert parse_methods(dict.fromkeys(word for word in given if not word.startswith("-")))
+            given = takewhile(
+                lambda word: not word.startswith("--"), words[words.index("--corrections") + 1 :]
+            )
+            assert parse_methods(dict.fromkeys(given))
 
 
 def test_a_step_that_is_done_is_left_alone(scripts, tmp_path, capsys, monkeypatch):
