@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "free_for",
     "fresh_seeds",
     "plain",
+    "same_flags",
     "sampling",
 ]
 
@@ -141,6 +143,16 @@ def plain(options: ModelOptions) -> dict[str, object]:
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in vars(options).items()
     }
+
+
+def same_flags(options: SamplerOptions) -> str:
+    """Model, data and how it samples, as another command is told them."""
+    words = [options.model]
+    for one in fields(SamplerOptions):
+        value = getattr(options, one.name)
+        if one.name not in ("model", "num_images", "seed", "device") and value not in (None, one.default):
+            words += [f"--{one.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
 
 
 def candidates(*texts: str) -> list[Method]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain, sampling
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain, same_flags, sampling
 
 if TYPE_CHECKING:
     from nag.shift import NoiseShift
@@ -39,7 +39,7 @@ class ShiftOptions(SamplerOptions):
 
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """Measures the shifts and writes report.html, shift.png and shift.json."""
-    from nag.noise.named import make_scheduler
+    from nag.noise.named import SCHEDULERS, make_scheduler
     from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
     from nag.shift import ReportRun, forward_reference, measure_shift, record, write_report
     from nag.shift.page import check_output
@@ -52,6 +52,8 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     schedulers = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
+    told: dict[str, dict[str, str]] = {}
+    short = {known: name for name, known in SCHEDULERS.items()}
     for name, scheduler in schedulers.items():
         print(scheduler_line(scheduler))
         for steps in options.steps:
@@ -73,6 +75,10 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
                     **arguments,
                 )
                 baselines[label] = None if label == first else first
+                told[label] = {
+                    "method": "" if label == first else method.label,
+                    "scheduler": name or short.get(type(scheduler).__name__, ""),
+                }
     reference = forward_reference(
         bench.images,
         bench.regressor,
@@ -89,6 +95,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
             images=trajectory.images,
             settings=trajectory.settings,
             baseline=baselines[name],
+            **told[name],
         )
         for name, trajectory in trajectories.items()
     }
@@ -97,6 +104,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         options.output_dir,
         title=f"Noise shift of {Path(options.model).name}",
         settings=plain(options),
+        about=same_flags(options),
         overwrite=options.overwrite,
     )
     print(shift_table(shifts))
