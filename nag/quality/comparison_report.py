@@ -7,7 +7,6 @@ plain sampling of the same scheduler and budget; compare.md has the order of the
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from safetensors import safe_open
 
 from nag.files import written_file
 from nag.shift.chart import COLOURS, DASHES, SHAPES, Chart, cells, on_one_axis, scale_of, swatch
-from nag.shift.page import Answer, digits, number, render, thumbnails
+from nag.shift.page import Answer, digits, number, render, short, thumbnails
 
 __all__ = ["answer", "markdown", "verdicts", "write_comparison"]
 
@@ -73,7 +72,7 @@ def write_comparison(data: dict[str, Any], samples: Sequence[Path], folder: Path
         if row["refused"] is None and path.is_file():
             with safe_open(path, framework="np") as file:
                 found = thumbnails(file.get_tensor("images"), max(2, min(8, 160 // len(samples))))
-            images.setdefault(_group(row), []).append({"name": _short(row["chosen"]), "images": found})
+            images.setdefault(_group(row), []).append({"name": short(row["chosen"]), "images": found})
     shown = data | {
         "file": "compare.json",
         "by_significance": sorted(measured, key=_significance),
@@ -97,11 +96,6 @@ def write_comparison(data: dict[str, Any], samples: Sequence[Path], folder: Path
 
 def _group(row: Mapping[str, Any]) -> str:
     return f"{row['scheduler']}, {row['budget']} evaluations"
-
-
-def _short(method: str) -> str:
-    """A method as it is read: networks by the names of their folders alone."""
-    return re.sub(r"(?:network|head)=(?:[^,|+]*/)?", "", method).replace(":", ": ").replace(",", ", ")
 
 
 def _clear(found: Mapping[str, Any] | None) -> bool:
@@ -129,14 +123,14 @@ def answer(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], about
         best = min(gains, key=lambda row: (-often[row["method"]], row["minus_plain"]["z"]))
         found, count = best["minus_plain"], often[best["method"]]
         plain = best["frechet"]["value"] - found["value"]
-        text = f"{_short(best['chosen'])} is better than plain sampling at equal cost"
+        text = f"{short(best['chosen'])} is better than plain sampling at equal cost"
         if len(places) > 1:
             text += f" in {count} of {len(places)} settings, most clearly"
         text += f" with {_group(best)}: Frechet distance {number(best['frechet']['value'], 2)} instead of {number(plain, 2)} "
         text += f"({_pm(found, 2, sign=True)})"
         rival = best["minus_best_baseline"]
         if best["best_baseline"] not in (None, "plain") and not (_clear(rival) and rival["value"] < 0):
-            text += f", though not clearly better than {_short(best['best_baseline'])}"
+            text += f", though not clearly better than {short(best['best_baseline'])}"
         then = "This looks for its best strength for one sampler, confirms it on fresh seeds and saves it beside the model:"
         command = f"nag tune {about} --scheduler {best['scheduler']} --steps {best['steps']}"
         return Answer(text=f"{text}.", then=then if about else "", command=command if about else "")
@@ -149,7 +143,7 @@ def answer(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], about
         return Answer(text=text, then="Leave it off.")
     more = 4 * settings["num_samples"]
     gain = _pm(hope["minus_plain"], 2, sign=True)
-    then = f"{_short(hope['chosen'])} with {_group(hope)} may be better ({gain}). More samples tell:"
+    then = f"{short(hope['chosen'])} with {_group(hope)} may be better ({gain}). More samples tell:"
     line = f'nag compare {about} --scheduler {hope["scheduler"]} --steps {hope["budget"]} --corrections "{hope["chosen"]}"'
     return Answer(text=text, then=then, command=f"{line} --num_samples {more} --output_dir outputs/more")
 
@@ -171,7 +165,7 @@ def _differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         side = ("better" if share < 0 else "worse") if clear else "not clear"
         found.append(
             {
-                "name": _short(row["chosen"]),
+                "name": short(row["chosen"]),
                 "first": False,
                 "share": share,
                 "half": 1.96 * apart["standard_error"] / plain,
@@ -191,7 +185,7 @@ def _shifts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     strips: list[dict[str, Any]] = []
     before = None
     for row in with_shift:
-        name, value = _short(row["chosen"]), _shift(row, "mean_shift", sign=True, places=3)
+        name, value = short(row["chosen"]), _shift(row, "mean_shift", sign=True, places=3)
         if _group(row) != before:
             before = _group(row)
             strips.append({"name": before, "first": True, "cells": [], "value": "", "words": before})
@@ -270,7 +264,7 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         *(all_of(metric, "evaluations") for metric in METRICS if metric != "frechet"),
     ]
     return {
-        "legend": [(swatch(**look(name)), _short(name)) for name in ("plain", *methods)],
+        "legend": [(swatch(**look(name)), short(name)) for name in ("plain", *methods)],
         "first": all_of("frechet", "evaluations"),
         "others": [one for one in others if one["panels"]],
     }

@@ -15,7 +15,7 @@ from nag import __version__
 from nag.corrections.tuned import FILE_NAME, Entry
 from nag.files import written_file
 from nag.shift.chart import COLOURS, on_one_axis
-from nag.shift.page import Answer, number, render, thumbnails
+from nag.shift.page import Answer, number, render, short, thumbnails
 
 __all__ = ["answer", "write_tuned"]
 
@@ -30,24 +30,28 @@ def answer(entry: Entry, source: str = "tuned") -> Answer:
         return Answer(text=f"{sampler}: {entry.reason}")
     own, plain, apart = (found[name] for name in ("frechet", "plain_frechet", "difference"))
     figures = (
-        f"on fresh seeds its Frechet distance is {number(own['value'], 2)}, that of plain sampling at equal cost "
-        f"{number(plain['value'], 2)} ({number(apart['value'], 2, True)} ± {number(apart['standard_error'], 2)})"
+        f"Frechet distance {number(own['value'], 2)} instead of {number(plain['value'], 2)} "
+        f"({number(apart['value'], 2, True)} ± {number(apart['standard_error'], 2)}) on fresh seeds"
     )
-    name = entry.evidence["choice"]["candidate"]
-    if not entry.helps:
-        why = (
-            "not clearly better"
-            if not apart["value"] < -2 * apart["standard_error"]
-            else "better, but at the cost of recall"
-        )
+    if entry.helps:
         return Answer(
-            text=f"{sampler}: leave it off. The best of {entry.evidence['trials']} trials is {why}: {figures}."
+            text=f"{sampler}: {_named(entry.evidence['choice'])} is better than plain sampling at equal cost, {figures}.",
+            then="A pipeline uses it when it is asked to:",
+            command=f'pipe(num_inference_steps={steps}, noise_guidance="{source}")',
         )
-    return Answer(
-        text=f"{sampler}: use {name}; {figures}.",
-        then="A pipeline uses it when it is asked to:",
-        command=f'pipe(num_inference_steps={steps}, noise_guidance="{source}")',
+    better = apart["value"] < -2 * apart["standard_error"]
+    why = (
+        "better than plain sampling only at the cost of recall"
+        if better
+        else "not clearly better than plain sampling"
     )
+    best = f"the best of {entry.evidence['trials']} trials, {_named(entry.evidence['choice'])}"
+    return Answer(text=f"{sampler}: leave it off; {best}, is {why} at equal cost, {figures}.")
+
+
+def _named(trial: Mapping[str, Any]) -> str:
+    """A candidate without its number of steps, which is the sampler's."""
+    return short(trial["candidate"].rpartition(",")[0])
 
 
 def write_tuned(
@@ -74,7 +78,7 @@ def write_tuned(
         rows += [
             {"name": "Confirmed on fresh seeds, other images", "first": True},
             {
-                "name": entry.evidence["choice"]["candidate"],
+                "name": _named(entry.evidence["choice"]),
                 "first": False,
                 "share": apart["value"] / plain,
                 "half": 1.96 * apart["standard_error"] / plain,
@@ -91,7 +95,7 @@ def write_tuned(
         own, plain = trial["reading"], trial["plain"]["frechet"]
         rows.append(
             {
-                "name": trial["candidate"],
+                "name": _named(trial),
                 "first": False,
                 "share": (own["frechet"] - plain) / plain,
                 "half": 0.0,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 
 from nag.shift.page import number
@@ -38,7 +38,7 @@ MOST_SIGNS = 40  # in a strip of more steps a sign has no room
 
 
 def scale_of(plain: Iterable[Iterable[Mapping[str, Any]]]) -> float:
-    """The shift at which the colours of all strips are full: 1, 2 or 5 times a power of ten, above nine plain steps in ten."""
+    """The shift at which the colours of all strips are full: 1, 2, 3 or 5 times a power of ten, above nine plain steps in ten."""
     found = [
         abs(next(v for v in (step["shift"], step.get("bound")) if v is not None))
         for steps in plain
@@ -47,13 +47,12 @@ def scale_of(plain: Iterable[Iterable[Mapping[str, Any]]]) -> float:
     ]
     top = max(SMALLEST_SCALE, float(np.quantile(found, 0.9)) if found else 0.0)
     power = 10.0 ** math.floor(math.log10(top) + 1e-9)
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= top * (1 - 1e-9))
+    return next(digit * power for digit in (1, 2, 3, 5, 10) if digit * power >= top * (1 - 1e-9))
 
 
 def tint(share: float) -> str:
-    """The colour of a shift, from -1 (cleaner, blue) over 0 (white) to 1 (noisier, red)."""
-    share = min(max(share, -1.0), 1.0)
-    stops, place = HOT if share > 0 else COLD, 2 * abs(share)
+    """The colour of a shift, from -1 (cleaner, blue) over 0 (white) to 1 (noisier, red); by the root, so that small ones show."""
+    stops, place = HOT if share > 0 else COLD, 2 * math.sqrt(min(abs(share), 1.0))
     first, second = stops[int(place > 1)], stops[1 + int(place > 1)]
     mixed = (round(a + (b - a) * (place - (place > 1))) for a, b in zip(first, second, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
@@ -90,7 +89,7 @@ def cells(
             {
                 "kind": kind,
                 "colour": None if kind == "blank" else tint(share),
-                "dark": abs(share) > 0.75,
+                "dark": abs(share) > 0.6,
                 "sign": ("+" if share > 0 else "−") if clear and len(steps) <= MOST_SIGNS else "",
                 "words": f"{where}: {said}",
                 "counts": low <= step["log_snr"] < high,
@@ -193,12 +192,13 @@ class Chart:
     def _path(
         self, points: Sequence[tuple[float, float]], style: str, words: str = "", closed: bool = False
     ) -> None:
+        points = [point for point in points if self._drawable(*point)]
         self._x += [x for x, _ in points]
         self._y += [y for _, y in points]
         title = f"<title>{escape(words)}</title>" if words else ""
 
         def mark(px: Place, py: Place) -> str:
-            at = [(round(10 * px(x)), round(10 * py(y))) for x, y in points]
+            at = _thinned([(round(10 * px(x)), round(10 * py(y))) for x, y in points])
             steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(at)]
             text = f"M{at[0][0] / 10:g} {at[0][1] / 10:g}l" + " ".join(
                 f"{u / 10:g} {v / 10:g}" for u, v in steps
@@ -312,7 +312,7 @@ class Chart:
     def extent(self, axis: str) -> tuple[float, float]:
         """What was drawn, from the least to the most."""
         found = self._x if axis == "x" else self._y
-        return (min(found), max(found)) if found else (0.0, 1.0)
+        return (min(found), max(found)) if found else (1.0, 10.0)
 
     def _ends(self, axis: str) -> tuple[float, float]:
         fixed, log = (self.x_range, self.log_x) if axis == "x" else (self.y_range, self.log_y)
@@ -323,7 +323,7 @@ class Chart:
         return (10 ** (low - more), 10 ** (high + more)) if log else (low - more, high + more)
 
     @property
-    def svg(self) -> Markup:
+    def svg(self) -> str:
         """The figure. Widths and font are those of a phone; a wider page shows it larger, or more of them."""
         (x0, x1), (y0, y1) = self._ends("x"), self._ends("y")
         across = self.x_names or _labels(ticks(x0, x1, self.log_x))
@@ -355,10 +355,30 @@ class Chart:
             turned = f"translate(13 {(top + bottom) / 2:.1f}) rotate(-90)"
             text.append(f'<text transform="{turned}" text-anchor="middle">{escape(self.y)}</text>')
         marks = "".join(mark(px, py) for mark in self._marks)
-        return Markup(
+        return (
             f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.words)}">'
             f'<path class="grid" d="{grid}"/>{marks}{"".join(text)}</svg>'
         )
+
+
+Point = tuple[int, int]
+
+
+def _thinned(points: list[Point], tolerance: float = 2.5) -> list[Point]:
+    """A path without the points that lie so near to the straight way between those kept."""
+    kept, start = points[:1], 0
+    for k in range(2, len(points)):
+        if any(_away(point, points[start], points[k]) > tolerance for point in points[start + 1 : k]):
+            start = k - 1
+            kept.append(points[start])
+    return kept + points[1:][-1:]
+
+
+def _away(point: Point, start: Point, end: Point) -> float:
+    """Distance of a point from a piece of a straight line."""
+    (u, v), (x, y) = ((one[0] - start[0], one[1] - start[1]) for one in (end, point))
+    share = min(max((x * u + y * v) / (u * u + v * v), 0.0), 1.0) if u or v else 0.0
+    return math.hypot(x - share * u, y - share * v)
 
 
 def _shape(shape: str, x: float, y: float, size: float, colour: str, hollow: bool, inside: str) -> str:
@@ -376,8 +396,8 @@ def _shape(shape: str, x: float, y: float, size: float, colour: str, hollow: boo
     return f'<path d="{paths[shape]}" fill="{fill}" stroke="{colour}" stroke-width="1.5">{inside}</path>'
 
 
-def swatch(colour: str, *, dash: str = "", shape: str = "", hollow: bool = False) -> Markup:
+def swatch(colour: str, *, dash: str = "", shape: str = "", hollow: bool = False) -> str:
     """A line of a legend."""
     line = f'<path d="M1 7H27" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash or "none"}"/>'
     mark = _shape(shape, 14, 7, 3.5, colour, hollow, "") if shape else ""
-    return Markup(f'<svg class="swatch" viewBox="0 0 28 14" aria-hidden="true">{line}{mark}</svg>')
+    return f'<svg class="swatch" viewBox="0 0 28 14" aria-hidden="true">{line}{mark}</svg>'

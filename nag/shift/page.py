@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-__all__ = ["Answer", "check_output", "digits", "number", "render", "thumbnails"]
+__all__ = ["Answer", "check_output", "digits", "number", "render", "short", "thumbnails"]
 
 SIDE = 224  # pixels of a thumbnail; photographs above LOSSLESS are compressed
-LOSSLESS = 64
+LOSSLESS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def thumbnails(images: UInt8[np.ndarray, "kept height width channels"], most: in
         picture, buffer = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), io.BytesIO()
         small = max(picture.size) <= LOSSLESS
         picture.thumbnail((SIDE, SIDE))
-        picture.save(buffer, format="PNG" if small else "WEBP", optimize=True, quality=80)
+        picture.save(buffer, format="PNG" if small else "WEBP", optimize=True, quality=85)
         text = base64.b64encode(buffer.getvalue()).decode("ascii")
         found.append(f"data:image/{'png' if small else 'webp'};base64,{text}")
     return found
@@ -81,6 +82,11 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     value = round(value, digits) or 0.0  # no negative zero
     text = f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
     return text.replace("-", "−")
+
+
+def short(method: str) -> str:
+    """A method as it is read: networks by the names of their folders alone."""
+    return re.sub(r"(?:network|head)=(?:[^,|+]*/)?", "", method).replace(":", ": ").replace(",", ", ")
 
 
 def digits(found: Mapping[str, Any] | None) -> str:

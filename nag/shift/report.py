@@ -24,7 +24,7 @@ from nag.files import written_whole
 from nag.shift.chart import COLOURS, DASHES, SHAPES, Chart, cells, scale_of, swatch
 from nag.shift.measure import NoiseShift, StepShift
 from nag.shift.page import check_output, number, render, thumbnails
-from nag.shift.verdict import Told, answer, reading
+from nag.shift.verdict import Told, answer, lead, reading
 
 __all__ = ["FILES", "ReportRun", "reading", "write_report"]
 
@@ -108,7 +108,11 @@ def write_report(
         "runs": entries,
     }
     text = json.dumps(data, allow_nan=False)
-    inside = json.dumps(data | {"runs": [_without_densities(entry) for entry in entries]}, allow_nan=False)
+    inside = json.dumps(
+        data | {"runs": [_without_densities(entry) for entry in entries]},
+        allow_nan=False,
+        separators=(",", ":"),
+    )
     shown = data | _figures(runs, entries) | {"file": "shift.json"}
     with written_whole(output_dir) as folder:
         (folder / "shift.json").write_text(text, encoding="utf-8")
@@ -134,6 +138,7 @@ def _figures(runs: Mapping[str, ReportRun], entries: list[dict[str, Any]]) -> di
     steps = {entry["name"]: entry["shift"]["steps"] for entry in entries}
     scale = scale_of(steps[name] for name, run in runs.items() if run.baseline is None)
     extent = _extent([run.shift for run in runs.values()])
+    opened = lead({name: run.told for name, run in runs.items()}) or next(iter(runs))
     strips, groups = [], []
     methods = list(dict.fromkeys(_method(name, run) for name, run in runs.items() if run.baseline))
     for first in (name for name, run in runs.items() if run.baseline is None):
@@ -164,6 +169,7 @@ def _figures(runs: Mapping[str, ReportRun], entries: list[dict[str, Any]]) -> di
         groups.append(
             {
                 "name": first,
+                "open": first == opened,
                 "shifts": panels or [_against(group, first, None, titles[first], 0, extent)],
                 "ridges": _ridges({titles[name]: run.shift for name, run in group.items()}),
                 "samples": [

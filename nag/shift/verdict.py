@@ -16,7 +16,7 @@ import numpy as np
 from nag.shift.measure import NoiseShift, in_common
 from nag.shift.page import Answer, number
 
-__all__ = ["Told", "answer", "reading", "removed"]
+__all__ = ["Told", "answer", "lead", "reading", "removed"]
 
 LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
 FAR = 0.4  # from here on a shift is told as a factor
@@ -68,23 +68,32 @@ def _assured(shift: NoiseShift) -> float:
     return (shift.mean_abs_shift or 0.0) - 2 * (shift.mean_abs_shift_standard_error or 0.0)
 
 
+def lead(runs: Mapping[str, Told]) -> str | None:
+    """The plain sampler whose shift is surely the largest; None where none could be measured."""
+    plain = {name: run.shift for name, run in runs.items() if run.baseline is None}
+    measured = [name for name, shift in plain.items() if shift.mean_abs_shift is not None]
+    return max(measured, key=lambda name: (_shifted(plain[name]), _assured(plain[name])), default=None)
+
+
+def _shifted(shift: NoiseShift) -> bool:
+    return sided(shift) or _assured(shift) > 0
+
+
 def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
-    """The plain sampler whose shift is surely the largest, what takes its shift away best, and the command that follows.
+    """What is to be said of `lead`, what takes its shift away best, and the command that follows.
 
     Args:
         runs: by name.
         about: model, data and how it samples, as every command is told them; without it there is no command.
     """
-    plain = {name: run for name, run in runs.items() if run.baseline is None}
-    measured = {name: run for name, run in plain.items() if run.shift.mean_abs_shift is not None}
-    if not measured:
-        reason = next(iter(plain.values())).shift.steps[-1].reason
+    name = lead(runs)
+    if name is None:
+        reason = next(run.shift.steps[-1].reason for run in runs.values() if run.baseline is None)
         return Answer(text=f"No step could be measured: {reason}.")
-    shifted = {name: run for name, run in measured.items() if sided(run.shift) or _assured(run.shift) > 0}
-    name, worst = max((shifted or measured).items(), key=lambda item: _assured(item[1].shift))
-    shift = worst.shift
+    worst, shift = runs[name], runs[name].shift
     mean, error = shift.mean_shift or 0.0, shift.mean_shift_standard_error or 0.0
-    size = f"{number(mean, 3, True)} ± {number(error, 3)} in log(σ/α)"
+    bound = {"at least": "≥ ", "at most": "≤ "}.get(shift.mean_is or "", "")
+    size = f"{bound}{number(mean, 3, True)} ± {number(error, 3)} in log(σ/α)"
     flags = f"{about} {f'--scheduler {worst.scheduler} ' if worst.scheduler else ''}--steps"
 
     def follow(command: str, then: str, more: str = "", steps: int | None = None) -> dict[str, str]:
@@ -94,14 +103,16 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
     tune = follow(
         "tune", "Where nothing is to be mended, a better direction may still help. This looks for one:"
     )
-    if not shifted:
-        many = f"none of {len(measured)} samplers is" if len(measured) > 1 else f"{name} is not"
-        text = f"No shift to correct: {many} clearly noisier or cleaner than it believes"
-        return Answer(
-            text=f"{text} ({'most of all ' + name + ', ' if len(measured) > 1 else ''}{size}).", **tune
+    if not _shifted(shift):
+        others = sum(run.baseline is None for run in runs.values()) - 1
+        rest = (
+            f", nor is any of the {others} others" if others > 1 else ", nor is the other" if others else ""
         )
+        text = f"No clear shift: {name} is neither clearly noisier nor clearly cleaner than it believes ({size}){rest}."
+        return Answer(text=text, **tune)
     if sided(shift):
-        least = "at least " if shift.mean_is else ""
+        fewer = mean < -FAR  # then it is told as a factor below 1
+        least = f"at {'most' if fewer else 'least'} " if bound else ""
         side = "noisier" if mean > 0 else "cleaner"
         text = f"{name} runs {side} than it believes: {least}{amount(mean)} relative to the signal, {size}"
     else:
@@ -121,7 +132,7 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
     close = [
         one
         for one, run in tried.items()
-        if (run.shift.mean_abs_shift or math.inf) < (shift.mean_abs_shift or 0)
+        if run.shift.mean_abs_shift is not None and run.shift.mean_abs_shift < (shift.mean_abs_shift or 0)
     ]
     if close:
         text += f"; with {shift.num_samples} samples nothing that was tried is clearly less shifted, "
