@@ -6,6 +6,8 @@ The network f stays as it is. A head h on the features z of its last layer (`nag
 
 averaged over pixels, at levels within the interval; g is measured once, on held-out images, before the first step, so that a head
 that says nothing has the loss 1. There is no noise in the target. f_weak and the states are those of `nag.finetune.guided`.
+With `--weak exit` the head is the weak model: it learns f itself, f_weak = 0 above, from the state and the features after the
+middle block. As E[r | z] = E[E[r | u] | z], that is what it would learn of the data r, without their noise.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ __all__ = ["DirectionOptions", "DirectionTask", "run"]
 class DirectionOptions(GuidanceOptions):
     """Train a direction head: guidance by a weak model in the pass that sampling makes anyway.
 
-    nag finetune direction --pretrained_model_name_or_path MODEL --interval -2.5 inf --data IMAGES --output_dir MODEL/direction
+    nag finetune direction MODEL --interval -2.5 inf --data IMAGES --output_dir MODEL/direction
     """
 
     learning_rate: float = 1e-2
@@ -47,13 +49,13 @@ class DirectionTask(GuidanceTask):
     inside: ClassVar = True
     weights: Tensor | None = None
 
-    def change(self, u: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def change(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The features of the network's own pass, and what the head is to make of them, f - f_weak."""
         from nag.network.regressor import tapped
         from nag.network.table import split_output
 
-        with tapped(self.teacher) as kept:
-            told, weak = self.told_and_weak(u, t, kwargs)
+        with tapped(self.teacher, middle=self.exit) as kept:
+            told, weak = self.told_and_weak(u, t, labels)
         return kept[0], split_output(told - weak, u.shape[1])[0]
 
     def weight(self, t: Tensor) -> Tensor:
@@ -74,18 +76,18 @@ class DirectionTask(GuidanceTask):
         return [self.change(*asked)[1].square().flatten(1).mean(1)]
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        u, t, kwargs, _ = self.batch(images, labels, draws)
-        features, change = self.change(u, t, kwargs)
+        u, t, labels, _ = self.batch(images, labels, draws)
+        features, change = self.change(u, t, labels)
         weight = self.weight(t)
-        found = model(features, self.process.log_snr(t), u.shape).float()
+        found = model(features, self.process.log_snr(t), u).float()
         return weight * (found - change).square().flatten(1).mean(1)
 
     def explained(self) -> dict[str, float]:
         """1 - |h - d|^2 / |d|^2 and <h, d> / |h| |d|, d = f - f_weak, on held-out images, over all levels and by level."""
 
-        def parts(u: Tensor, t: Tensor, kwargs: dict[str, Any]) -> list[Tensor]:
-            features, change = self.change(u, t, kwargs)
-            found = self.model(features, self.process.log_snr(t), u.shape).float()
+        def parts(u: Tensor, t: Tensor, labels: Tensor) -> list[Tensor]:
+            features, change = self.change(u, t, labels)
+            found = self.model(features, self.process.log_snr(t), u).float()
             pairs = ((found - change,) * 2, (change, change), (found, change), (found, found))
             return [(a * b).flatten(1).sum(1) for a, b in pairs]
 
@@ -112,7 +114,7 @@ class DirectionTask(GuidanceTask):
                 options,
                 title="Direction head",
                 text=f"Regresses f - f_weak for the weak model {options.weak!r}: guidance without a second pass, by "
-                "`nag.corrections.DirectionGuidance`.",
+                f"`nag.corrections.{'ExitGuidance' if self.exit else 'DirectionGuidance'}`.",
                 figures=self.figures,
             )
         upload(folder, options)

@@ -10,12 +10,12 @@ from nag.finetune.options import TrainingOptions
 
 __all__ = ["command_line", "upload", "write_model_card"]
 
-UNTOLD = ("resume_from_checkpoint", "overwrite_output_dir", "pause_at_step")
+UNTOLD = ("model", "resume_from_checkpoint", "overwrite", "pause_at_step")
 
 
 def command_line(name: str, options: TrainingOptions) -> str:
     """The command that gives these options."""
-    words = [f"nag finetune {name}"]
+    words = [f"nag finetune {name}" + ("" if options.model is None else f" {options.model}")]
     for item in fields(options):
         value = getattr(options, item.name)
         if value is None or value == item.default or item.name in UNTOLD:
@@ -39,7 +39,7 @@ def write_model_card(
     """Writes `README.md` with the Hub's metadata, the exact command and the measured figures."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    base = options.pretrained_model_name_or_path
+    base = options.model
     data = ModelCardData(
         library_name="diffusers",
         base_model=base if base and not Path(base).exists() else None,

@@ -9,40 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
+from nag.shift.data import DataOptions
+
 __all__ = ["TrainingOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """The images that are learned from."""
+class ImageOptions(DataOptions):
+    """How images are learned from."""
 
-    data: str
-    """Images: a folder of images or parquet files, one parquet file, or the name of a dataset on the Hub."""
-    dataset_config_name: str | None = None
-    """Configuration of the Hub dataset."""
-    split: str = "train"
-    """Split of the dataset."""
-    image_column: str = "image"
-    """Column of the images."""
-    label_column: str = "label"
-    """Column of the class labels; used by class-conditional models."""
     max_train_samples: int | None = None
     """Use only the first samples."""
-    skip_unreadable_images: bool = False
-    """Leave unreadable images out instead of refusing the data."""
-    resolution: int | None = None
-    """Image size in pixels. None: the model's sample size."""
-    center_crop: bool = True
-    """Crop the middle square after resizing the short side, else squash."""
     random_flip: bool = False
     """Mirror half of the images."""
+    cache_dir: Path | None = None
+    """Where latents and the rows of captions are kept, for several trainings. None: $NAG_CACHE, or nag in the user's cache
+    folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What is trained from, where it goes, and how a run is stopped and gone on with."""
 
-    pretrained_model_name_or_path: str | None = None
+    model: Positional[str | None] = None
     """Pipeline to start from: a folder or a Hub id."""
     revision: str | None = None
     """Revision on the Hub."""
@@ -50,7 +41,7 @@ class RunOptions:
     """Variant of the weights, such as fp16."""
     output_dir: Path = Path("output")
     """Folder for the result, its checkpoints and logs."""
-    overwrite_output_dir: bool = False
+    overwrite: bool = False
     """Write into a folder that is not empty."""
     save_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the saved weights."""
@@ -146,5 +137,5 @@ class HubOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(HubOptions, SpeedOptions, OptimizerOptions, RunOptions, DataOptions):
+class TrainingOptions(HubOptions, SpeedOptions, OptimizerOptions, RunOptions, ImageOptions):
     """What every training shares; fields stand in groups, as the help shows them."""

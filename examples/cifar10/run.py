@@ -44,15 +44,15 @@ from tyro.conf import arg
 HERE = Path(__file__).resolve().parent
 STOPPED = 130
 TRAIN = (
-    "finetune denoiser --model_config_name_or_path {out}/unet.json --data {out}/data --output_dir {out}/base "
+    "finetune denoiser --model_config {out}/unet.json --data {out}/data --output_dir {out}/base "
     "--resume_from_checkpoint latest --random_flip --level_dropout 0 --no_clip_sample --timestep_spacing trailing "
 )
 DROPOUT = (
-    "finetune denoiser --pretrained_model_name_or_path {out}/base --data {out}/data --output_dir {out}/model "
+    "finetune denoiser {out}/base --data {out}/data --output_dir {out}/model "
     "--resume_from_checkpoint latest --random_flip --level_dropout 0.2 "
 )
 REGRESSOR = (
-    "finetune regressor --pretrained_model_name_or_path {out}/model --data {out}/data "
+    "finetune regressor {out}/model --data {out}/data "
     "--held_out_data {out}/data/heldout.parquet --output_dir {out}/model/regressor --kind frozen "
     "--resume_from_checkpoint latest "
 )

@@ -88,7 +88,7 @@ def flags_of(models: Path, data: Path) -> dict[str, Any]:
     """Those that `small_ft_10_800` was trained with."""
     name, flags = MODELS[ZERO]
     places = {
-        "pretrained_model_name_or_path": str(models / "small_base"),
+        "model": str(models / "small_base"),
         "data": data / f"{name}_16",
     }
     return COMMON | flags | places | {"checkpointing_steps": 100}
@@ -117,7 +117,7 @@ def train_model(models: Path, data: Path) -> None:
 
     options = options_of(models, data)
     checkpoint = check_output_dir(options)
-    pipe = NAGPipeline.from_pretrained(str(options.pretrained_model_name_or_path), regressor=False)
+    pipe = NAGPipeline.from_pretrained(str(options.model), regressor=False)
     unet = pipe.unet.float()
     learn_null_embedding(unet)
     task = Task(unet, pipe.scheduler, options)
@@ -160,7 +160,7 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
         losses = {}
         for name, pipe in pipes.items():
             options = options_of(models, data, level_dropout=share, class_dropout=0.0)
-            task = DenoiserTask(pipe.unet, pipe.scheduler, options)
+            task = DenoiserTask(Subject.of_unet(pipe.unet, pipe.scheduler), options)
             with torch.no_grad():
                 parts = [
                     task.loss(

@@ -29,7 +29,7 @@ COMMON = {
 }
 SCRATCH = {"no_clip_sample": None, "timestep_spacing": "trailing", "level_dropout": 0.15}
 SMALL = SCRATCH | {
-    "model_config_name_or_path": HERE / "unet_16_small.json",
+    "model_config": HERE / "unet_16_small.json",
     "max_train_steps": 4000,
     "learning_rate": 0.002,
     "lr_warmup_steps": 200,
@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
         "fashion_mnist",
         SCRATCH
         | {
-            "model_config_name_or_path": HERE / "unet_16_large.json",
+            "model_config": HERE / "unet_16_large.json",
             "max_train_steps": 2000,
             "learning_rate": 0.001,
             "lr_warmup_steps": 100,
@@ -60,7 +60,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
             "fashion_mnist",
             TUNED
             | {
-                "pretrained_model_name_or_path": "small_base",
+                "model": "small_base",
                 "level_dropout": share / 100,
                 "max_train_steps": steps,
             },
@@ -70,7 +70,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     **{
         f"m_{name}": (
             name,
-            TUNED | {"pretrained_model_name_or_path": MODEL, "level_dropout": 0.15, "max_train_steps": 800},
+            TUNED | {"model": MODEL, "level_dropout": 0.15, "max_train_steps": 800},
         )
         for name in SETS
     },
@@ -95,10 +95,12 @@ def call(kind: str, output: Path, flags: dict[str, object]) -> None:
     """One `nag finetune`; returns at once if its result is there."""
     if (output / ("model_index.json" if kind == "denoiser" else "config.json")).exists():
         return
-    words = [word for name, value in flags.items() for word in (f"--{name}", value) if word is not None]
-    command = [sys.executable, "-m", "nag.cli", "finetune", kind, "--output_dir", output, *words]
+    model = [flags["model"]] if "model" in flags else []
+    named = {name: value for name, value in flags.items() if name != "model"}
+    words = [word for name, value in named.items() for word in (f"--{name}", value) if word is not None]
+    command = [sys.executable, "-m", "nag.cli", "finetune", kind, *model, "--output_dir", output, *words]
     print(" ".join(map(str, command)), flush=True)
-    subprocess.run([*map(str, command), "--overwrite_output_dir"], check=True)
+    subprocess.run([*map(str, command), "--overwrite"], check=True)
 
 
 def main(
@@ -112,14 +114,14 @@ def main(
         raise SystemExit(f"names must be among {', '.join(MODELS)}, got {', '.join(unknown)}.")
     for name in names or MODELS:
         data, flags = MODELS[name]
-        base = flags.get("pretrained_model_name_or_path")
+        base = flags.get("model")
         if isinstance(base, str):
-            flags = flags | {"pretrained_model_name_or_path": output_dir / base}
+            flags = flags | {"model": output_dir / base}
         where = {"data": data_dir / f"{data}_16"}
         call("denoiser", output_dir / name, COMMON | where | flags)
         if name in HEADS:
             held_out = {"held_out_data": data_dir / f"{data}_16" / "heldout.parquet"}
-            model = {"pretrained_model_name_or_path": output_dir / name}
+            model = {"model": output_dir / name}
             common = {key: value for key, value in COMMON.items() if key != "num_validation_images"}
             call(
                 "regressor",

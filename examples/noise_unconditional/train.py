@@ -38,8 +38,8 @@ CONSISTENCY: dict[str, object] = {"learning_rate": 0.001}
 def _both(name: str, flags: dict[str, object]) -> dict[str, dict[str, object]]:
     """With and without the level."""
     blind = dict(flags)
-    if "pretrained_model_name_or_path" in flags:
-        blind["pretrained_model_name_or_path"] = f"{flags['pretrained_model_name_or_path']}_blind"
+    if "model" in flags:
+        blind["model"] = f"{flags['model']}_blind"
     return {
         name: {"objective": name.split("_")[0], "level_dropout": 0} | flags,
         f"{name}_blind": {"objective": name.split("_")[0], "level_dropout": 1} | blind,
@@ -52,9 +52,9 @@ MODELS: dict[str, dict[str, object]] = {
     **_both("edm", {}),
     **_both("uedm", {}),
     **_both("uedm_uniform", {"uedm_weight": "uniform"}),
-    **_both("adm", VP | {"model_config_name_or_path": HERE / "unet_16_variance.json"}),
+    **_both("adm", VP | {"model_config": HERE / "unet_16_variance.json"}),
     **_both("ict", CONSISTENCY),
-    **_both("ecm", {"pretrained_model_name_or_path": "edm", "learning_rate": 0.0005, "max_train_steps": 750}),
+    **_both("ecm", {"model": "edm", "learning_rate": 0.0005, "max_train_steps": 750}),
     **{
         f"eqm_{decay}": {"objective": "eqm", "eqm_decay": decay, "level_dropout": 1}
         for decay in ("truncated", "constant", "linear")
@@ -69,13 +69,14 @@ MODELS: dict[str, dict[str, object]] = {
 
 def command(name: str, output: Path, data: Path) -> list[str]:
     """The call of `nag finetune denoiser` for a model."""
-    flags = COMMON | {"model_config_name_or_path": UNET} | MODELS[name]
-    if "pretrained_model_name_or_path" in flags:
-        del flags["model_config_name_or_path"]
-        flags["pretrained_model_name_or_path"] = output / str(flags["pretrained_model_name_or_path"])
+    flags = COMMON | {"model_config": UNET} | MODELS[name]
+    if "model" in flags:
+        del flags["model_config"]
+        flags["model"] = output / str(flags["model"])
     flags["data"] = data / "fashion_mnist_16" / "train.parquet"
     flags["output_dir"] = output / name
     words = ["-m", "nag.cli", "finetune", "denoiser"]
+    words += [str(flags.pop("model"))] if "model" in flags else []
     for flag, value in flags.items():
         words += [f"--{flag}"] if value is None else [f"--{flag}", str(value)]
     return words

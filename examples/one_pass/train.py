@@ -26,7 +26,7 @@ COMMON: dict[str, object] = {
     "resume_from_checkpoint": "latest",
 }
 WEAK: dict[str, object] = {
-    "model_config_name_or_path": EXAMPLES / "evidence" / "unet_16_small.json",
+    "model_config": EXAMPLES / "evidence" / "unet_16_small.json",
     "no_clip_sample": None,
     "timestep_spacing": "trailing",
     "level_dropout": 0.15,
@@ -39,7 +39,7 @@ WEAK: dict[str, object] = {
     "num_validation_images": 0,
 }
 TUNED: dict[str, object] = {
-    "pretrained_model_name_or_path": MODEL,
+    "model": MODEL,
     "train_batch_size": 96,
     "max_train_steps": 1000,
     "learning_rate": 5e-4,
@@ -67,6 +67,8 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     # a head instead of a student, at the weak network and at the null branch
     "direction": ("direction", HEAD | {"weak": "{output}/weak_0", "seed": 0}),
     "direction_null": ("direction", HEAD | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
+    # what the network predicts after its middle block, as the weak model
+    "exit": ("direction", HEAD | {"weak": "exit", "max_train_steps": 500, "seed": 0}),
     # other weak models and forms
     "student_null": ("distill", STUDENT | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
     "student_lora": (
@@ -118,7 +120,8 @@ def main(
         flags = {"data": data_dir / "fashion_mnist_16" / "train.parquet"} | COMMON | flags
         if name == "neon" and not (output_dir / "own_samples.parquet").exists():
             sample_own(output_dir / "own_samples.parquet")
-        words = [sys.executable, "-m", "nag.cli", "finetune", kind, "--output_dir", folder]
+        model = [flags.pop("model")] if "model" in flags else []
+        words = [sys.executable, "-m", "nag.cli", "finetune", kind, *model, "--output_dir", folder]
         for flag, value in flags.items():
             words += [
                 f"--{flag}",

@@ -68,13 +68,14 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     from nag.quality.blind_measure import Network, level_rows, walk
     from nag.quality.blind_report import FILES, write_blind_check
     from nag.quality.feature_network import extract_features
+    from nag.seams.run import autoencoder_of
     from nag.shift.calls import balanced_labels, classes_of, main_network, takes
     from nag.shift.page import check_output
 
     _check(options)
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     pipe = load_pipeline(options.model, options.regressor, options.device)
-    if getattr(pipe, "vae", None) is not None or takes(pipe, "prompt"):
+    if autoencoder_of(pipe) is not None or takes(pipe, "prompt"):
         raise ValueError(
             f"model must sample pixels, with classes or without, got a {type(pipe).__name__}. The exact posteriors are "
             "those of images; `nag shift` measures latent and text-to-image models."
@@ -87,7 +88,8 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     if options.features is not None or Path(options.model, "classifier").is_dir():
         features = feature_network(options, pipe.device)
     classes = classes_of(pipe)
-    images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes is not None)
+    table = held_out_images(pipe, options, options.num_images, with_labels=classes is not None)
+    images, labels = table.tensor(), table.classes
     where = pipe.device if pipe.device.type == "cuda" else torch.device("cpu")  # others have no float64
     kept = images[: options.num_posterior_images].to(where)
     kept_labels = None if labels is None else labels[: options.num_posterior_images].to(where)
@@ -143,7 +145,8 @@ def run(options: BlindCheckOptions) -> BlindCheck:
         levels=tuple(rows),
         drift=tuple(drift),
         walks=tuple(one for one, _ in found),
-        settings=plain(options) | {"scheduler": scheduler_line(scheduler), "classes": classes},
+        settings=plain(options)
+        | {"images": table.note, "scheduler": scheduler_line(scheduler), "classes": classes},
     )
     sheets = {}
     for one, ends in found:

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from nag.corrections.text import Method, method_names, parse_methods
 from nag.noise.named import SCHEDULERS
+from nag.shift.data import DataOptions
 
 __all__ = [
     "Corrections",
@@ -20,6 +21,7 @@ __all__ = [
     "SamplerOptions",
     "Scheduler",
     "Schedulers",
+    "about",
     "at_least",
     "candidates",
     "feature_network",
@@ -31,7 +33,9 @@ __all__ = [
 ]
 
 _NAMES = ", ".join(SCHEDULERS)
-Scheduler = Annotated[str | None, arg(help=f"Sampler, of {_NAMES}. None: the model's own.")]
+Scheduler = Annotated[
+    str | None, arg(aliases=["--schedulers"], help=f"Sampler, of {_NAMES}. None: the model's own.")
+]
 Schedulers = Annotated[
     tuple[str, ...],
     arg(aliases=["--scheduler"], help=f"Samplers, of {_NAMES}. Empty: the model's own."),
@@ -46,13 +50,11 @@ Corrections = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(DataOptions):
     """What every measurement needs: a model and held-out images."""
 
     model: Positional[str]
     """Pipeline: a folder or a Hub id."""
-    data: Path
-    """Held-out images: a folder or a parquet file."""
     num_images: int = 500
     """Held-out images that are used."""
     seed: int = 0
@@ -75,6 +77,8 @@ class SamplerOptions(ModelOptions):
     """Stochasticity of DDIM."""
     scheduler_config: tuple[str, ...] = ()
     """Settings of every scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
+    cache_dir: Path | None = None
+    """Folder of measurements that commands share. None: $NAG_CACHE, or nag in the user's cache folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ class FeatureOptions(ModelOptions):
 
 def sampling(options: SamplerOptions) -> dict[str, Any]:
     """What says how a pipeline samples, as arguments of `nag.quality.bench.open_bench`."""
-    names = ("regressor", "prompts", "guidance_scale", "eta", "device")
+    names = ("regressor", "prompts", "guidance_scale", "eta", "device", "cache_dir")
     return {name: getattr(options, name) for name in names}
 
 
@@ -112,6 +116,13 @@ def feature_network(options: FeatureOptions, device: Any) -> Any:
         channels=options.feature_channels,
         device=device,
     )
+
+
+def about(seconds: float) -> str:
+    """A time, in words."""
+    if seconds < 90:
+        return "about a minute" if seconds > 30 else "less than a minute"
+    return f"about {seconds / 60:.0f} minutes" if seconds < 5400 else f"about {seconds / 3600:.1f} hours"
 
 
 def at_least(options: ModelOptions, **bounds: int) -> None:
@@ -150,7 +161,11 @@ def same_flags(options: SamplerOptions) -> str:
     words = [options.model]
     for one in fields(SamplerOptions):
         value = getattr(options, one.name)
-        if one.name not in ("model", "num_images", "seed", "device") and value not in (None, one.default):
+        if one.name in ("model", "num_images", "seed", "device", "cache_dir") or value in (None, one.default):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no_'}{one.name}")
+        else:
             words += [f"--{one.name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 

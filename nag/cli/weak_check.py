@@ -59,7 +59,7 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
     methods = candidates(*map(_with_scale, options.weak))
     bench = open_bench(
         options.model,
-        options.data,
+        options,
         device=options.device,
         prompts=options.prompts,
         num_images=options.num_images,
@@ -75,12 +75,18 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
                 "class_interval, perturbed_attention or block_drop."
             )
         weak[text] = found[0]
+    bench.left_out(
+        {
+            (f"{options.steps} steps", text): (pipe.scheduler, options.steps, {"corrections": [one]})
+            for text, one in weak.items()
+        }
+    )
     classes = classes_of(pipe) is not None
-    images, labels = held_out_images(pipe, options.data, options.num_images, with_labels=classes)
-    given = {"class_labels": labels} if classes else bench.conditions.of(len(images))
+    table = held_out_images(pipe, options, options.num_images, with_labels=classes)
+    given = {"class_labels": table.classes} if classes else bench.conditions.of(len(table))
     rows = screen(
         pipe,
-        bench.holding(images, labels).images,
+        bench.holding(table).images,
         weak,
         conditions=given,
         num_inference_steps=options.steps,
@@ -100,7 +106,7 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
             + ", ".join(f"{100 * v:.2f} % of the loss on {k} states" for k, v in by_states.items())
         )
     summary: dict[str, Any] = {
-        "settings": plain(options),
+        "settings": plain(options) | {"images": table.note},
         "rows": [asdict(row) for row in rows],
         "mean": found,
     }

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import io
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nag.corrections.calibration import NoiseCalibration
-from nag.files import parse_json
+from nag.files import cache_folder, parse_json
 from nag.load import NAGPipeline
+from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
-from nag.quality.sampling import Sampled, sample_features
+from nag.quality.sampling import Pace, Sampled, count_cost, sample_features
 from nag.seams.attach import sampler_of, split_arguments
-from nag.seams.run import first_question
+from nag.seams.run import autoencoder_of, first_question
 from nag.shift.calibrate import calibrate
 from nag.shift.calls import (
     Conditions,
@@ -27,10 +27,14 @@ from nag.shift.calls import (
     classes_of,
     encoded,
     image_size,
+    main_network,
     silent,
+    sizes,
     takes,
 )
-from nag.shift.forward import Told, told_by
+from nag.shift.data import DataOptions
+from nag.shift.forward import ForwardReference, Told, forward_reference
+from nag.shift.images import CAPTIONS, ImageTable
 
 __all__ = [
     "Bench",
@@ -38,7 +42,9 @@ __all__ = [
     "held_out_images",
     "load_bench",
     "load_pipeline",
+    "needed",
     "open_bench",
+    "open_regressor",
     "read_assignments",
     "scheduler_line",
 ]
@@ -53,6 +59,7 @@ class Bench:
         regressor: the estimator of levels, its network attached; None where none is needed.
         conditions: of the samples.
         images: `(M, *shape)`, as states of the pipeline: in [-1, 1], or encoded by its VAE.
+        note: how many images there are in the data, and what was done to them, in words.
         image_labels: `(M,)`, or None for an estimator that knows no classes.
         captions: of the images, or None for a pipeline that takes none.
         network: the feature network.
@@ -60,6 +67,7 @@ class Bench:
         arguments: of every call of the pipeline: class guidance and eta, where they are set.
         batch_size: samples per call.
         mixed_precision: "no", "bf16" or "fp16": autocast of the samples; estimates are in float32.
+        cache_dir: folder of what is measured once for all commands; None measures anew.
         progress: show progress bars.
     """
 
@@ -67,6 +75,7 @@ class Bench:
     regressor: Any
     conditions: Conditions
     images: Any = None
+    note: str = ""
     image_labels: Tensor | None = None
     captions: tuple[str, ...] | None = None
     network: Any = None
@@ -74,23 +83,30 @@ class Bench:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 250
     mixed_precision: str = "no"
+    cache_dir: Path | None = None
     progress: bool = True
 
-    def holding(self, images: Tensor, labels: Tensor | None, rows: slice = slice(None)) -> Bench:
-        """With some of the images `(M, C, H, W)` in [-1, 1], all of which have the prompts of the conditions in turn."""
-        pipe, prompts = self.pipeline, self.conditions.of(len(images)).get("prompt")
-        states = images[rows]
-        if getattr(pipe, "vae", None) is not None:
-            call = batch_of(pipe, self.conditions.of(1), 0, 1, num_samples=1, seed=0)
+    def holding(self, table: ImageTable, rows: slice = slice(None)) -> Bench:
+        """With some of the images of a table, all of which have the prompts of the conditions in turn."""
+        pipe, prompts = self.pipeline, self.conditions.of(len(table)).get("prompt")
+        states, labels = table.tensor(range(len(table))[rows]), table.classes
+        if autoencoder_of(pipe) is not None:
+            call = batch_of(pipe, self.conditions.of(1) | self.sized, 0, 1, num_samples=1, seed=0)
             with silent(pipe):
                 at = first_question(pipe, lambda: pipe(**call | {"num_inference_steps": 4}))
             states = encoded(pipe, states, at.u)
         return replace(
             self,
             images=states,
+            note=table.note,
             image_labels=None if labels is None else labels[rows],
             captions=None if prompts is None else tuple(prompts[rows]),
         )
+
+    @property
+    def sized(self) -> dict[str, Any]:
+        """Those of the arguments that say the size of an image."""
+        return {k: v for k, v in self.arguments.items() if k not in ("guidance_scale", "eta")}
 
     def labels(self) -> Tensor | None:
         """The images' classes, if the estimator uses them."""
@@ -100,7 +116,8 @@ class Bench:
         """The estimator under the images' captions, for pipelines that take prompts."""
         if self.captions is None:
             return None
-        return told_by(self.pipeline, self.regressor, {"prompt": list(self.captions)}, len(self.captions))
+        asked = {"prompt": list(self.captions)} | self.sized
+        return Told(self.pipeline, self.regressor, asked, len(self.captions))
 
     def sample(self, arguments: Mapping[str, Any], seed: int, count: int, *, keep_images: int = 0) -> Sampled:
         """Samples of one seed, as the feature network sees them."""
@@ -117,6 +134,22 @@ class Bench:
             progress=self.progress,
         )
 
+    def pace(self) -> Pace:
+        """How long samples take with the pipeline's scheduler: three batches of few steps are drawn, the first to warm up."""
+        (_, _), (first, begin), (second, end) = (self._timed(steps) for steps in (4, 4, 8))
+        evaluation = max(
+            (end - begin) / max(second - first, 1), 0.5 * end / second
+        )  # a busy machine may say 0
+        return Pace(sample=max(0.0, end - second * evaluation), evaluation=evaluation)
+
+    def _timed(self, steps: int) -> tuple[float, float]:
+        """Evaluations, and seconds per sample, of one batch."""
+        arguments = {**self.arguments, "num_inference_steps": steps}
+        cost = count_cost(self.pipeline, arguments, each=self.conditions.of(1)).evaluations
+        begin = time.monotonic()
+        replace(self, progress=False).sample(arguments, 0, self.batch_size)
+        return cost, (time.monotonic() - begin) / self.batch_size
+
     def calibrate(self, *, num_samples: int, **arguments: Any) -> NoiseCalibration:
         """The levels of the pipeline's sampler; arguments as of `nag.shift.calibrate`."""
         return calibrate(
@@ -126,7 +159,22 @@ class Bench:
             num_samples=num_samples,
             image_labels=self.labels(),
             told=self.told(),
+            cache_dir=self.cache_dir,
             **{"progress": self.progress} | self.conditions.of(num_samples) | arguments,
+        )
+
+    def forward_reference(self, levels: Any, *, seed: int, progress: bool = True) -> ForwardReference:
+        """Estimates of the images at some levels."""
+        return forward_reference(
+            self.images,
+            self.regressor,
+            levels,
+            seed=seed,
+            batch_size=self.batch_size,
+            class_labels=self.labels(),
+            told=self.told(),
+            cache_dir=self.cache_dir,
+            progress=progress,
         )
 
     def why_not(self, scheduler: Any, arguments: Mapping[str, Any], *, steps: int = 10) -> str | None:
@@ -146,6 +194,27 @@ class Bench:
         finally:
             pipe.scheduler = before
         return None
+
+    def left_out(
+        self, rows: Mapping[tuple[str, str], tuple[Any, int, Mapping[str, Any]]]
+    ) -> dict[tuple[str, str], str]:
+        """Why some rows cannot run, which is printed; a method that can nowhere is refused.
+
+        Args:
+            rows: scheduler, steps and arguments by the names of sampler and method.
+        """
+        reasons = {
+            name: self.why_not(scheduler, arguments, steps=steps)
+            for name, (scheduler, steps, arguments) in rows.items()
+        }
+        for method in dict.fromkeys(method for _, method in rows):
+            own = [reason for (_, other), reason in reasons.items() if other == method]
+            if None not in own:
+                raise ValueError(f"{method!r}: {own[0]}")
+        found = {name: reason for name, reason in reasons.items() if reason is not None}
+        for name, reason in found.items():
+            print(f"{' '.join(name)} is left out: {reason}")
+        return found
 
     def check_sampler(self, schedulers: Iterable[Any]) -> None:
         """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes."""
@@ -171,49 +240,32 @@ def load_pipeline(model: str, regressor: str | None, device: str | torch.device 
 
 
 def held_out_images(
-    pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool, exact: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Images `(M, C, H, W)` in [-1, 1] at the model's size, and their classes `(M,)` where these are asked for.
+    pipeline: Any, data: DataOptions, num_images: int | None = None, *, with_labels: bool
+) -> ImageTable:
+    """The held-out images at the model's size, read as training reads them, with their classes where these are asked for.
 
     Args:
         pipeline: says channels and size.
-        data: folder or parquet file.
+        data: which images.
         num_images: how many, at most.
         with_labels: whether classes are needed.
-        exact: refuse images of another size: a distance would be that of the resizing.
     """
-    table = image_table(pipeline, data, num_images, with_labels=with_labels)
-    size = (table.resolution, table.resolution)
-    for cell in table.rows[table.image_column] if exact else ():
-        with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]) as image:
-            if image.size != size:
-                raise ValueError(
-                    f"{data} must hold images of the model's resolution {size[0]}x{size[1]}, got one of "
-                    f"{image.size[0]}x{image.size[1]}. Resize them as the training images were."
-                )
-    return table.tensor(), table.labels if with_labels else None
-
-
-def image_table(pipeline: Any, data: Path, num_images: int | None = None, *, with_labels: bool) -> Any:
-    """Images at the pipeline's resolution, with their captions; of a folder of parquet files the held-out ones."""
-    from nag.shift.images import load_images
-
-    channels, resolution = image_size(pipeline)
-    held_out = [s for s in ("heldout", "validation", "test") if any(Path(data).glob(f"{s}*.parquet"))]
-    return load_images(
-        data=data,
-        split=held_out[0] if held_out else "train",
+    channels, size = image_size(pipeline)
+    table = data.images(
         channels=channels,
-        resolution=resolution,
-        label_column="label" if with_labels else None,
+        resolution=data.resolution or size,
+        labels=with_labels,
         max_samples=num_images,
+        held_out=True,
     )
+    if table.resized:
+        print(f"{data.data}: {table.note}")
+    return table
 
 
-CAPTIONS = ("text", "caption", "prompt")
-
-
-def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions:
+def conditions_of(
+    pipeline: Any, data: DataOptions, num_images: int | None, prompts: Path | None
+) -> Conditions:
     """What a pipeline's samples are to show: prompts of a file, captions of the data, classes, or nothing."""
     required = takes(pipeline, "prompt")
     if not required:
@@ -226,19 +278,18 @@ def conditions_of(pipeline: Any, table: Any, prompts: Path | None) -> Conditions
         lines = [line.strip() for line in Path(prompts).read_text(encoding="utf-8").splitlines()]
         found = [line for line in lines if line]
     else:
-        column = next((name for name in CAPTIONS if name in table.rows.column_names), None)
-        found = [] if column is None else [str(caption) for caption in table.rows[column]]
+        found = held_out_images(pipeline, data, num_images, with_labels=False).captions or []
     if not found:
         raise ValueError(
             f"prompts must be given for a {type(pipeline).__name__}, got none, and no column {', '.join(CAPTIONS)} in the data. "
-            "Pass --prompts FILE, one prompt in each line."
+            "Pass --prompts FILE, one prompt in each line, or name the column with --caption_column."
         )
     return Conditions(prompts=tuple(found))
 
 
 def open_bench(
     model: str,
-    data: Path,
+    data: DataOptions,
     *,
     regressor: str | None = None,
     device: Any = None,
@@ -246,32 +297,44 @@ def open_bench(
     guidance_scale: float | None = None,
     eta: float = 0.0,
     num_images: int | None = None,
+    cache_dir: Path | None = None,
     **others: Any,
 ) -> Bench:
-    """A bench that holds no images yet; the data are read for their captions alone."""
+    """A bench that holds no images yet; the data are read for their captions, where the pipeline takes prompts."""
     pipeline = load_pipeline(model, regressor, device)
+    asked = {"guidance_scale": guidance_scale, "eta": eta or None}
     return Bench(
         pipeline=pipeline,
         regressor=pipeline.regressor,
-        conditions=conditions_of(
-            pipeline, image_table(pipeline, data, num_images, with_labels=False), prompts
-        ),
-        arguments={
-            k: v for k, v in {"guidance_scale": guidance_scale, "eta": eta or None}.items() if v is not None
-        },
+        conditions=conditions_of(pipeline, data, num_images, prompts),
+        arguments={k: v for k, v in asked.items() if v is not None} | sizes(pipeline, data.resolution),
+        cache_dir=cache_folder(cache_dir),
         **others,
     )
 
 
-def load_bench(model: str, data: Path, num_images: int, **others: Any) -> Bench:
-    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
-    bench = open_bench(model, data, num_images=num_images, **others)
-    if bench.regressor is None:
+def needed(regressor: Any, model: str) -> Any:
+    """A regressor that must be there."""
+    if regressor is None:
         raise ValueError(
             f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
         )
-    labels = bench.regressor.config.uses_class
-    return bench.holding(*held_out_images(bench.pipeline, data, num_images, with_labels=labels))
+    return regressor
+
+
+def open_regressor(pipeline: Any, regressor: str) -> Any:
+    """Another regressor for a pipeline's states, in float32 on its device."""
+    found = NoiseLevelRegressor.from_pretrained(regressor).to(pipeline.device).float().eval()
+    if found.config.kind == "frozen":
+        found.attach_backbone(main_network(pipeline))
+    return found
+
+
+def load_bench(model: str, data: DataOptions, num_images: int, **others: Any) -> Bench:
+    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
+    bench = open_bench(model, data, num_images=num_images, **others)
+    labels = needed(bench.regressor, model).config.uses_class
+    return bench.holding(held_out_images(bench.pipeline, data, num_images, with_labels=labels))
 
 
 def read_assignments(texts: Iterable[str]) -> dict[str, Any]:

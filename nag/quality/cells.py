@@ -29,14 +29,15 @@ from nag.quality.bench import Bench
 from nag.quality.comparison import Cell, SeedResult, cell_name
 from nag.quality.distances import FeatureMoments, frechet_distance_of_moments
 from nag.quality.measures import frechet_resamples, measure_quality
-from nag.quality.sampling import Cost, Sampled, count_cost, largest_steps, within
+from nag.quality.sampling import Cost, Pace, Sampled, count_cost, largest_steps, within
 from nag.seams.attach import sampler_of
-from nag.shift import ForwardReference, forward_reference, measure_shift, record
+from nag.shift import ForwardReference, measure_shift, record
 from nag.shift.forward import Diverged
 
 __all__ = ["DERIVED_SEEDS", "Comparison", "Sizes", "arguments_of_candidates"]
 
 DERIVED_SEEDS = 5
+FILLED = 40  # levels of a forward reference besides those of the steps
 SHOWN = 16  # samples of a cell that the report shows
 
 
@@ -122,13 +123,33 @@ class Comparison:
     _forward: dict[str, ForwardReference] = field(default_factory=dict)
 
     def cell(self, scheduler: str, budget: int, method: Method) -> Cell:
-        """Measures a method with a scheduler and so many evaluations per sample; what cannot be is marked with the reason."""
+        """Measures a method with a scheduler and so many evaluations per sample; what fails is marked with the reason."""
         cell = Cell(scheduler=scheduler, budget=budget, method=method.label)
         self._use(scheduler)
         try:
             return self._measured(cell, method)
-        except (ValueError, Diverged) as error:
-            return replace(cell, refused=str(error))
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+        ) as error:  # no memory, no disk: other cells may still have them
+            return replace(cell, refused=str(error) or type(error).__name__)
+
+    def seconds(self, places: Sequence[tuple[str, int, Method]], pace: Pace) -> float:
+        """About how long some cells take; an estimate of a level is counted as one evaluation."""
+        sizes, found = self.sizes, 0.0
+        for _, budget, method in places:
+            candidates = method.candidates()
+            calibrated = sum(one.calibrated for one in candidates)
+            drawn = len(sizes.seeds) * sizes.num_samples
+            drawn += len(candidates) * sizes.tune_samples if len(candidates) > 1 else 0
+            watched = calibrated * sizes.calibration_samples
+            watched += sizes.shift_samples if self.judging.regressor is not None else 0
+            found += pace.seconds(drawn, budget) + pace.seconds(watched, 2 * budget)
+        estimated = self.judging.regressor is not None
+        samplers = {(scheduler, budget) for scheduler, budget, _ in places} if estimated else set()
+        states = sum(budget + FILLED for _, budget in samplers) * len(self.judging.images)
+        return found + states * pace.evaluation
 
     def _use(self, scheduler: str | None) -> None:
         """Puts a fresh scheduler into the pipeline."""
@@ -190,7 +211,7 @@ class Comparison:
             if within(cost, cell.budget):
                 return _Run(method=candidate, cost=cost, arguments=calibrated)
         raise ValueError(
-            f"steps must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget} evaluations. "
+            f"evaluations must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget}. "
             "Give it more."
         )
 
@@ -278,16 +299,7 @@ class Comparison:
             return None
         levels = json.dumps(trajectory.log_snr.tolist())
         if levels not in self._forward:
-            self._forward[levels] = forward_reference(
-                bench.images,
-                bench.regressor,
-                trajectory,
-                seed=sizes.seed + 4,
-                batch_size=bench.batch_size,
-                class_labels=bench.labels(),
-                told=bench.told(),
-                progress=False,
-            )
+            self._forward[levels] = bench.forward_reference(trajectory, seed=sizes.seed + 4, progress=False)
         found = measure_shift(trajectory, self._forward[levels])
         names = ("mean_shift", "mean_shift_standard_error", "mean_abs_shift", "mean_abs_shift_standard_error")
         return {name: getattr(found, name) for name in (*names, "num_measured", "num_steps")} | {

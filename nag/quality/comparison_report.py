@@ -138,13 +138,15 @@ def answer(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], about
     where = f" in any of {len(places)} settings" if len(places) > 1 else f" with {_group(compared[0])}"
     text = f"Nothing that was tried is clearly better than plain sampling at equal cost{where}"
     text += f"; {worse} of {len(compared)} are clearly worse." if worse else "."
+    if few := next((few for row in compared if (few := row["minus_plain"].get("too_few"))), None):
+        return Answer(text=f"Nothing can be told yet: {few}")
     hope = min(compared, key=lambda row: row["minus_plain"]["z"] or 0.0)
     if (hope["minus_plain"]["z"] or 0.0) > -1 or not about:
         return Answer(text=text, then="Leave it off.")
     more = 4 * settings["num_samples"]
     gain = _pm(hope["minus_plain"], 2, sign=True)
     then = f"{short(hope['chosen'])} with {_group(hope)} may be better ({gain}). More samples tell:"
-    line = f'nag compare {about} --scheduler {hope["scheduler"]} --steps {hope["budget"]} --corrections "{hope["chosen"]}"'
+    line = f'nag compare {about} --scheduler {hope["scheduler"]} --evaluations {hope["budget"]} --corrections "{hope["chosen"]}"'
     return Answer(text=text, then=then, command=f"{line} --num_samples {more} --output_dir outputs/more")
 
 
@@ -298,7 +300,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             text = (
                 f"{best['chosen']} has the smallest Frechet distance, {distance}: {_pm(found, sign=True)} against plain "
                 f"sampling at equal cost ({number(100 * share, 1, True)} %), "
-                + ("a clear difference." if _clear(found) else "which may be chance.")
+                + ("a clear difference." if _clear(found) else found.get("too_few") or "which may be chance.")
             )
         said.append({"where": where, "text": text})
     return said

@@ -319,7 +319,7 @@ class Chart:
         low, high = fixed or self.extent(axis)
         if log:
             low, high = math.log10(low), math.log10(high)
-        more = 0.0 if fixed else 0.05 * (high - low) or 0.5 * (0.1 if log else abs(low) or 1.0)
+        more = 0.0 if fixed and low < high else 0.05 * (high - low) or 0.5 * (0.1 if log else abs(low) or 1.0)
         return (10 ** (low - more), 10 ** (high + more)) if log else (low - more, high + more)
 
     @property

@@ -23,8 +23,9 @@ from nag import __version__
 from nag.files import written_whole
 from nag.shift.chart import COLOURS, DASHES, SHAPES, Chart, cells, scale_of, swatch
 from nag.shift.measure import NoiseShift, StepShift
-from nag.shift.page import check_output, number, render, thumbnails
-from nag.shift.verdict import Told, answer, lead, reading
+from nag.shift.page import Answer, check_output, number, render, thumbnails
+from nag.shift.verdict import Told, lead, reading
+from nag.shift.verdict import answer as answer_of
 
 __all__ = ["FILES", "ReportRun", "reading", "write_report"]
 
@@ -71,6 +72,7 @@ def write_report(
     title: str = "Noise shift",
     settings: Mapping[str, Any] | None = None,
     about: str = "",
+    answer: Answer | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes report.html, shift.png and shift.json.
@@ -81,6 +83,7 @@ def write_report(
         title: heading of the report.
         settings: what holds for all runs: model, data, command.
         about: model, data and flags of the command that the answer ends with; "" for none.
+        answer: what the report leads with; None: what the figures say.
         overwrite: replace these three files in a folder that is in use; other files there stay.
 
     Returns:
@@ -104,7 +107,7 @@ def write_report(
         "title": title,
         "version": __version__,
         "settings": dict(settings or {}),
-        "answer": asdict(answer({name: run.told for name, run in runs.items()}, about)),
+        "answer": asdict(answer or answer_of({name: run.told for name, run in runs.items()}, about)),
         "runs": entries,
     }
     text = json.dumps(data, allow_nan=False)
@@ -194,7 +197,9 @@ def _figures(runs: Mapping[str, ReportRun], entries: list[dict[str, Any]]) -> di
 
 def _method(name: str, run: ReportRun) -> str:
     """A corrected run's name without that of the plain run; "" for a plain run."""
-    return run.method or (name.removeprefix(run.baseline).strip() or name if run.baseline else "")
+    if run.baseline is None:
+        return ""
+    return run.method or name.removeprefix(run.baseline).strip() or name
 
 
 def _words(step: StepShift) -> str:

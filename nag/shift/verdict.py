@@ -94,10 +94,10 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
     mean, error = shift.mean_shift or 0.0, shift.mean_shift_standard_error or 0.0
     bound = {"at least": "≥ ", "at most": "≤ "}.get(shift.mean_is or "", "")
     size = f"{bound}{number(mean, 3, True)} ± {number(error, 3)} in log(σ/α)"
-    flags = f"{about} {f'--scheduler {worst.scheduler} ' if worst.scheduler else ''}--steps"
+    flags = f"{about}{f' --scheduler {worst.scheduler}' if worst.scheduler else ''}"
 
-    def follow(command: str, then: str, more: str = "", steps: int | None = None) -> dict[str, str]:
-        line = f"nag {command} {flags} {steps or worst.steps}{more}"
+    def follow(command: str, then: str, more: str = "") -> dict[str, str]:
+        line = f"nag {command} {flags} {more or f'--steps {worst.steps}'}"
         return {"then": then, "command": line} if about else {}
 
     tune = follow(
@@ -127,8 +127,8 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
         percent, spread = (round(100 * value) for value in found[best])
         text += f"; {tried[best].method or best} takes {percent} ± {max(spread, 1)} % of it away."
         then = "Whether the samples become better at equal cost is another question. This answers it:"
-        more = f' --corrections "{tried[best].method}"'
-        return Answer(text=text, **follow("compare", then, more, len(shift.steps)))
+        more = f'--evaluations {len(shift.steps)} --corrections "{tried[best].method}"'
+        return Answer(text=text, **follow("compare", then, more))
     close = [
         one
         for one, run in tried.items()
@@ -138,7 +138,7 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
         text += f"; with {shift.num_samples} samples nothing that was tried is clearly less shifted, "
         text += f"{tried[close[0]].method or close[0]} perhaps."
         methods = "".join(f' "{run.method}"' for run in tried.values() if run.method)
-        more = f" --corrections{methods} --num_samples {4 * shift.num_samples}"
+        more = f"--steps {worst.steps} --corrections{methods} --num_samples {4 * shift.num_samples}"
         return Answer(text=text, **follow("shift", "More samples tell:", more if methods else ""))
     if any("calibrated" in run.method for run in tried.values()):
         return Answer(text=f"{text}; nothing that was tried makes it smaller.", **tune)

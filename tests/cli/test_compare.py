@@ -17,8 +17,10 @@ from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.text import parse_method
 from nag.noise.read import read_levels
 from nag.quality import cells
+from nag.quality.bench import Bench
 from nag.quality.cells import Comparison
 from nag.quality.comparison import Cell, cell_name, load_cell
+from nag.quality.sampling import Pace
 from nag.shift.forward import Diverged
 from tests.models import tiny_checkpoint, tiny_unet, write_parquet
 from tests.quality.test_sampling import classifier
@@ -37,7 +39,7 @@ def options(checkpoint, output_dir, **changed):
         "model": str(checkpoint / "model"),
         "data": checkpoint / "data",
         "schedulers": ("ddim", "heun"),
-        "steps": (3,),
+        "evaluations": (3,),
         "corrections": ("nag:scale=0.5|1", "calibrated"),
         "num_samples": 10,
         "tune_samples": 8,
@@ -139,7 +141,7 @@ def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_in
     cell = Cell(scheduler="ddim", budget=6, method=method.label)
     run = comparison.prepared(cell, method)
     assert (run.arguments["num_inference_steps"], run.cost.passes, run.cost.evaluations) == (3, 6, 6)
-    with pytest.raises(ValueError, match="at least one step of .*, got a budget of 1 eval"):
+    with pytest.raises(ValueError, match="at least one step of .*, got a budget of 1. "):
         comparison.prepared(dataclasses.replace(cell, budget=1), method)
 
 
@@ -158,7 +160,7 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     features = str(checkpoint / "model" / "classifier")
     given = {"model": str(tmp_path / "model"), "features": features, "schedulers": ("ddim",), "seeds": (101,)}
-    path = job.run(options(checkpoint, tmp_path / "out", **given, corrections=("plain",), steps=(1,)))
+    path = job.run(options(checkpoint, tmp_path / "out", **given, corrections=("plain",), evaluations=(1,)))
     assert "The noise shift is not measured" in capsys.readouterr().out
     html = path.read_text(encoding="utf-8")
     assert "Not measured: there was no regressor" in html
@@ -180,7 +182,7 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
 def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
     given = {
         "schedulers": ("ddim",),
-        "steps": (1,),
+        "evaluations": (1,),
         "corrections": ("class_guidance:scale=2",),
         "seeds": (101,),
     }
@@ -188,7 +190,7 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert rows[0]["refused"] is None
     assert (
-        "steps must pay for at least one step of 'class_guidance:scale=2', got a budget of 1"
+        "evaluations must pay for at least one step of 'class_guidance:scale=2', got a budget of 1"
         in rows[1]["refused"]
     )
 
@@ -201,8 +203,8 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
         ({"schedulers": ()}, r"schedulers.*\[\]"),
         ({"schedulers": ("flow_euler",)}, "scheduler must be for networks with a DiscreteVP process"),
         ({"schedulers": ("ddim", "ddim")}, r"schedulers.*\['ddim', 'ddim'\]"),
-        ({"steps": (0,)}, r"steps.*\[0\]"),
-        ({"steps": (3, 3)}, r"steps.*\[3, 3\]"),
+        ({"evaluations": (0,)}, r"evaluations.*\[0\]"),
+        ({"evaluations": (3, 3)}, r"evaluations.*\[3, 3\]"),
         ({"seeds": (101, 101)}, r"seeds.*\[101, 101\]"),
         ({"seeds": (3,)}, r"seeds.*1, 2, 3, 4, 5.*\[3\]"),
         ({"seeds": (-1,)}, r"seeds.*\[-1\]"),
@@ -226,15 +228,21 @@ def test_refused_before_any_work(checkpoint, tmp_path, changed, text):
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_do_not_do(checkpoint, tmp_path):
-    big = tmp_path / "big"
+def test_images_of_another_size_are_resized_as_training_resizes_them(checkpoint, tmp_path, capsys):
+    generator, big = np.random.default_rng(0), tmp_path / "big"
     big.mkdir()
-    for k in range(2):
-        Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(big / f"{k}.png")
-    with pytest.raises(
-        ValueError, match="big must hold images of the model's resolution 8x8, got one of 9x9"
-    ):
-        job.run(options(checkpoint, tmp_path / "out", reference=big))
+    for k in range(8):
+        pixels = generator.integers(0, 256, (9, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(big / f"{k}.png")
+    given = {"schedulers": ("ddim",), "corrections": ("plain",), "seeds": (101,), "shift": False}
+    job.run(options(checkpoint, tmp_path / "out", reference=big, **given))
+    said = "8 images of 8x8, 8 of them cropped to their middle square and resized"
+    assert said in capsys.readouterr().out
+    settings = json.loads((tmp_path / "out" / "compare.json").read_text())["settings"]
+    assert settings["images"] == f"40 images of 8x8; samples are compared with {said}"
+
+
+def test_images_that_do_not_do(checkpoint, tmp_path):
     few = write_parquet(tmp_path / "few", count=4, split="heldout")
     with pytest.raises(
         ValueError, match="reference must hold at least 5 images for a network of 4 features, got 4"
@@ -245,6 +253,83 @@ def test_images_that_do_not_do(checkpoint, tmp_path):
     plain = options(checkpoint, tmp_path / "out")
     with pytest.raises(ValueError, match="reference must not be the images of data, got .* for both"):
         job.run(options(checkpoint, tmp_path / "out", reference=plain.data))
+
+
+ONE = {"schedulers": ("ddim",), "corrections": ("plain",), "seeds": (101,), "shift": False}
+
+
+def rows_of(folder):
+    return json.loads((folder / "compare.json").read_text())["rows"]
+
+
+def test_time_is_told_before_it_is_spent(checkpoint, tmp_path, monkeypatch, capsys):
+    """Two cells of 10 samples and 3 evaluations at 2 s each: 2 min; a comparison that does not fit is not begun."""
+    monkeypatch.setattr(Bench, "pace", lambda self: Pace(sample=0.0, evaluation=2.0))
+    given = ONE | {"corrections": ("plain", "dcw:scale=0.1")}
+    with pytest.raises(
+        ValueError, match=r"needs about 2 minutes, got 1\. .*--num_samples to 5, .* 1 of 2 cells"
+    ):
+        job.run(options(checkpoint, tmp_path / "out", **given, minutes=1.0))
+    said = capsys.readouterr().out
+    assert "2 of 2 cells are to be measured: needs about 2 minutes." in said
+    job.run(
+        options(checkpoint, tmp_path / "out", **given | {"num_samples": 5, "minutes": 1.0})
+    )  # the folder is free
+    assert len(rows_of(tmp_path / "out")) == 2
+
+
+def test_the_cells_of_a_grid_are_timed_by_hand(checkpoint, tmp_path):
+    methods = [parse_method("nag:scale=0.5|1"), parse_method("calibrated")]
+    comparison, _ = job.load(
+        options(checkpoint, tmp_path / "out", corrections=("calibrated",)), methods, "cpu"
+    )
+    places = [("ddim", 3, method) for method in methods]
+    sampled = 2 * 2 * 10 + 2 * 8  # two seeds of both methods, and two candidates
+    watched = 8 + 2 * 8  # a calibration, and the shifts of both
+    states = 20 * (3 + cells.FILLED)  # of the images, once
+    found = comparison.seconds(places, Pace(sample=0.1, evaluation=1.0))
+    assert found == pytest.approx(sampled * 3.1 + watched * 6.1 + states)
+
+
+def test_too_few_samples_make_no_difference_clear(checkpoint, tmp_path, capsys):
+    """4 features need 64 samples."""
+    given = ONE | {"corrections": ("plain", "dcw:scale=0.1")}
+    job.run(options(checkpoint, tmp_path / "few", **given))
+    found = rows_of(tmp_path / "few")[1]["minus_plain"]
+    assert (found["z"], found["p"], found["p_holm"]) == (None, None, None)
+    assert "num_samples is 10: with the 4 features of the network no difference counts" in found["too_few"]
+    assert found["too_few"] in capsys.readouterr().out
+    job.run(options(checkpoint, tmp_path / "enough", **given, num_samples=64))
+    assert rows_of(tmp_path / "enough")[1]["minus_plain"]["p"] is not None
+
+
+def test_a_folder_begins_anew(checkpoint, tmp_path):
+    job.run(options(checkpoint, tmp_path / "out", **ONE))
+    job.run(options(checkpoint, tmp_path / "out", **ONE | {"num_samples": 12, "overwrite": True}))
+    (row,) = rows_of(tmp_path / "out")
+    assert row["seeds"][0]["quality"]["num_samples"] == 12
+
+
+def test_what_was_measured_is_written_though_a_later_cell_fails(checkpoint, tmp_path, monkeypatch):
+    """A cell that runs out of memory bears the reason; after an interruption the others are written all the same."""
+    sample = Bench.sample
+
+    def fails(kind):
+        def failing(self, arguments, seed, count, **others):
+            if count == 10 and arguments.get("corrections"):
+                raise kind("no memory")
+            return sample(self, arguments, seed, count, **others)
+
+        monkeypatch.setattr(Bench, "sample", failing)
+
+    given = ONE | {"corrections": ("plain", "dcw:scale=0.1")}
+    fails(RuntimeError)
+    job.run(options(checkpoint, tmp_path / "out", **given))
+    assert [row["refused"] for row in rows_of(tmp_path / "out")] == [None, "no memory"]
+    fails(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(options(checkpoint, tmp_path / "other", **given))
+    assert [row["method"] for row in rows_of(tmp_path / "other")] == ["plain"]
 
 
 def test_a_model_without_a_feature_network(checkpoint, tmp_path):
@@ -270,7 +355,7 @@ def test_a_folder_in_use(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_cells(checkpoint, tmp_path):
     """As `accelerate launch` starts them; what they find is what one process finds."""
-    shared = {"schedulers": ("ddim",), "corrections": ("nag:scale=1",), "steps": (2, 3), "shift": False}
+    shared = {"schedulers": ("ddim",), "corrections": ("nag:scale=1",), "evaluations": (2, 3), "shift": False}
     job.run(options(checkpoint, tmp_path / "one", **shared))
     given = options(checkpoint, tmp_path / "two", **shared)
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "nag.cli", "compare"]
@@ -280,7 +365,7 @@ def test_two_processes_share_the_cells(checkpoint, tmp_path):
         "--no_shift",
         "--corrections",
         "nag:scale=1",
-        "--steps",
+        "--evaluations",
         "2",
         "3",
         "--device",

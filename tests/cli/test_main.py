@@ -69,9 +69,12 @@ def test_flags_stand_in_groups():
     """By the class that declares them: what is common first, then the command's own."""
     title = re.compile(r"^[╭─ ]*((?:[a-z]+ )?(?:arguments|options))(?: ─.*| *)$", re.M)
     found = [text.strip() for text in title.findall(nag("shift", "--help").output)]
-    assert found == ["positional arguments", "options", "model options", "shift options", "sampler options"]
+    assert found == [
+        "positional arguments", "options",
+        "data options", "shift options", "sampler options", "model options",
+    ]  # fmt: skip
     text = nag("finetune", "distill", "--help").output
-    assert [text.strip() for text in title.findall(text)][1:4] == [
+    assert [text.strip() for text in title.findall(text)][2:5] == [
         "data options",
         "distill options",
         "guidance options",
@@ -186,7 +189,7 @@ def test_a_model_without_a_regressor_is_refused(checkpoint, tmp_path):
 def test_errors_reach_a_user_as_one_line(tmp_path):
     done = nag("finetune", "denoiser", "--data", "d", "--output_dir", tmp_path)
     assert done.exit_code == WRONG_INPUT
-    assert done.output.strip().startswith("Error: model must be named")
+    assert done.output.strip().startswith("Error: model must be given")
     assert len(done.output.strip().splitlines()) == 1
 
 

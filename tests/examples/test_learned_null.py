@@ -144,7 +144,7 @@ def test_the_options_are_those_of_the_zero_embedding(study, tmp_path):
     asked = study.COMMON | study.MODELS[study.ZERO][1]
     found = study.options_of(tmp_path, tmp_path)
     assert found.level_dropout == 0.1
-    assert found == replace(found, **{k: v for k, v in asked.items() if k != "pretrained_model_name_or_path"})
+    assert found == replace(found, **{k: v for k, v in asked.items() if k != "model"})
 
 
 def test_the_table_is_what_was_measured(study, monkeypatch, tmp_path):

@@ -37,7 +37,7 @@ def test_every_model_can_be_asked_for(scripts):
         assert flags <= known, name
         if name.endswith("_blind"):
             told = train.MODELS[name.removesuffix("_blind")]
-            same = {"level_dropout", "pretrained_model_name_or_path"}
+            same = {"level_dropout", "model"}
             assert {k: v for k, v in told.items() if k not in same} == {
                 k: v for k, v in train.MODELS[name].items() if k not in same
             }

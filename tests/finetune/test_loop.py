@@ -1,6 +1,7 @@
 """Fine-tuning: the objective against its formula, resuming bit for bit, data checks, and what is written."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,12 +22,14 @@ from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.model_card import command_line
 from nag.finetune.regressor import RegressorOptions
 from nag.finetune.stream import Draws, batches
+from nag.finetune.subject import Subject
 from nag.load import NAGPipeline
-from nag.network.null import null_level
+from nag.network.null import null_level, recorded_dropout
 from nag.network.regressor import NoiseLevelRegressor
 from nag.shift import images
 from nag.shift.images import load_images
 from tests.models import tiny_unet, write_parquet
+from tests.seams.zoo_pixels import unconditional_ldm
 
 TINY = {
     "sample_size": 8,
@@ -51,7 +54,7 @@ def options(tmp_path, data) -> DenoiserOptions:
     config = tmp_path / "unet.json"
     config.write_text(json.dumps(TINY))
     return DenoiserOptions(
-        model_config_name_or_path=str(config),
+        model_config=str(config),
         data=str(data),
         output_dir=tmp_path / "model",
         train_batch_size=8,
@@ -89,7 +92,7 @@ def test_loss_is_the_weighted_error_of_the_target(prediction_type, null_loss_wei
     else:
         scheduler = DDPMScheduler(prediction_type=prediction_type)
     chosen = DenoiserOptions(data="", level_dropout=0.5, class_dropout=0.5, null_loss_weight=null_loss_weight)
-    task = denoiser.DenoiserTask(unet, scheduler, chosen)
+    task = denoiser.DenoiserTask(Subject.of_unet(unet, scheduler), chosen)
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.arange(16) % 3
     found = task.loss(unet, images, labels, Draws(0, range(16)))
@@ -286,6 +289,24 @@ def test_result_opens_in_diffusers_and_here(options, tmp_path):
     assert names == {".json", ".safetensors", ".md", ".png"}  # no pickle
 
 
+def test_level_dropout_is_recorded_where_diffusers_keeps_it(options, tmp_path, caplog):
+    """In the network's own configuration, without a word from diffusers, which tells of names that it does not know."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        denoiser.run(replace(options, max_train_steps=1))
+        plain = DDPMPipeline.from_pretrained(options.output_dir)
+        assert recorded_dropout(plain.unet) == 0.3
+        plain.save_pretrained(tmp_path / "again")
+        assert recorded_dropout(UNet2DModel.from_pretrained(tmp_path / "again" / "unet")) == 0.3
+        assert not caplog.records
+        UNet2DModel.from_config({**plain.unet.config, "level_dropout": 0.3})
+        assert "level_dropout" in caplog.text  # it can fail: a public name is told of
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert recorded_dropout(tiny_unet()) is None
+
+
 def test_gradient_checkpointing_changes_memory_and_not_the_result(options, tmp_path):
     plain = replace(options, max_train_steps=2, random_flip=True, output_dir=tmp_path / "plain")
     denoiser.run(plain)
@@ -304,7 +325,7 @@ def test_mixed_precision_and_tensorboard(options, fresh_accelerate):
 def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tmp_path):
     denoiser.run(options)
     second = DenoiserOptions(
-        pretrained_model_name_or_path=str(options.output_dir),
+        model=str(options.output_dir),
         data=data,
         output_dir=tmp_path / "second",
         train_batch_size=8,
@@ -316,7 +337,7 @@ def test_fine_tuning_a_pretrained_pipeline_then_its_regressors(options, data, tm
         denoiser.run(replace(second, output_dir=tmp_path / "third", prediction_type="v_prediction"))
     for kind in ("frozen", "full", "encoder"):
         chosen = RegressorOptions(
-            pretrained_model_name_or_path=str(options.output_dir),
+            model=str(options.output_dir),
             kind=kind,
             data=data,
             held_out_data=write_parquet(tmp_path / "held", count=160),
@@ -384,7 +405,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
 @pytest.mark.parametrize(
     ("change", "kind", "text"),
     [
-        ({"model_config_name_or_path": None}, ValueError, "model.*None, None"),
+        ({"model_config": None}, ValueError, "model.*None, None"),
         ({"level_dropout": 1.5}, ValueError, "level_dropout.*got 1.5"),
         ({"data": "empty"}, ValueError, "data must hold images"),
         (
@@ -397,7 +418,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
         ({"logging_steps": 0}, ValueError, "logging_steps.*got 0"),
         ({"pause_at_step": 0}, ValueError, "pause_at_step.*got 0"),
         ({"num_class_embeds": 2}, ValueError, r"labels.*got \(0, 1\)"),
-        ({"out_channels": 2}, ValueError, "pretrained_model_name_or_path must predict 1 channels.*got 2"),
+        ({"out_channels": 2}, ValueError, "model must predict as many channels.*got 2"),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, tmp_path, change, kind, text):
@@ -408,7 +429,7 @@ def test_refusals_come_before_anything_is_written(options, tmp_path, change, kin
         change["data"] = tmp_path / "empty"
         change["data"].mkdir()
     with pytest.raises(kind, match=text):
-        denoiser.run(replace(options, **({"model_config_name_or_path": str(config)} | change)))
+        denoiser.run(replace(options, **({"model_config": str(config)} | change)))
     assert not options.output_dir.exists()
 
 
@@ -420,7 +441,7 @@ def test_a_folder_in_use_and_too_many_images_are_refused(options, monkeypatch):
     assert [p.name for p in options.output_dir.iterdir()] == ["precious"]
     monkeypatch.setattr(images, "MEMORY_LIMIT", 100)
     with pytest.raises(ValueError, match="draws.*got 'batch'"):
-        denoiser.run(replace(options, draws="batch", overwrite_output_dir=True))
+        denoiser.run(replace(options, draws="batch", overwrite=True))
 
 
 def test_the_command_in_the_card_gives_the_same_options(options):
@@ -490,3 +511,13 @@ def test_snapshots_are_the_averages_of_their_steps(options, tmp_path):
     average = load_file(paused.output_dir / "checkpoint-2" / "ema.safetensors")
     kept = UNet2DModel.from_pretrained(long.output_dir / "snapshot-2", subfolder="unet").state_dict()
     assert all(torch.equal(kept[name], value) for name, value in average.items())
+
+
+def test_latents_are_not_trained_on_as_pixels(tmp_path, data):
+    """A latent UNet2DModel takes images of three channels too, at another size."""
+    unconditional_ldm().save_pretrained(tmp_path / "ldm")
+    options = {"model": str(tmp_path / "ldm"), "data": str(data)}
+    for module, kind in ((denoiser, DenoiserOptions), (regressor, RegressorOptions)):
+        with pytest.raises(ValueError, match="model must denoise pixels.*LDMPipeline"):
+            module.run(kind(output_dir=tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()

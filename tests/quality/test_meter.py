@@ -14,6 +14,7 @@ from nag.quality.feature_network import SmallClassifier, load_feature_network
 from nag.quality.meter import Candidate, Meter, recall_of
 from nag.quality.reference import reference_features
 from nag.shift.calls import sample_generators
+from nag.shift.data import DataOptions
 from tests.models import tiny_checkpoint
 
 STEPS, FEATURES = 4, 6
@@ -41,10 +42,11 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def meter(folder):
     network = load_feature_network(folder / "model" / "classifier")
-    bench = open_bench(str(folder / "model"), folder / "data", device="cpu", batch_size=16, progress=False)
-    images, labels = held_out_images(bench.pipeline, folder / "data", with_labels=False)
-    bench = replace(bench, network=network, reference=reference_features(images, network))
-    return Meter(bench.holding(images, labels), num_inference_steps=STEPS, sizes=(10, 20, 40))
+    data = DataOptions(data=str(folder / "data"))
+    bench = open_bench(str(folder / "model"), data, device="cpu", batch_size=16, progress=False)
+    table = held_out_images(bench.pipeline, data, with_labels=False)
+    bench = replace(bench, network=network, reference=reference_features(table.tensor(), network))
+    return Meter(bench.holding(table), num_inference_steps=STEPS, sizes=(10, 20, 40))
 
 
 def test_cost_is_counted_and_paid_for_in_plain_steps(meter):

@@ -111,7 +111,9 @@ def test_nothing_is_cut(log):
 
 @pytest.mark.parametrize("log", [False, True])
 def test_an_empty_figure_is_one(log):
-    assert ET.fromstring(Chart(words="nothing", log_x=log, log_y=log).svg).get("aria-label") == "nothing"
+    for ends in (None, (2.0, 2.0)):
+        chart = Chart(words="nothing", log_x=log, log_y=log, x_range=ends, y_range=ends)
+        assert ET.fromstring(chart.svg).get("aria-label") == "nothing"
 
 
 def test_a_line_is_interrupted_where_there_is_no_number():

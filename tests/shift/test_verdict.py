@@ -49,7 +49,7 @@ def test_a_shift_that_a_correction_takes_away():
         "calibrated takes 80 ± 5 % of it away."
     )
     assert (
-        found.command == f'nag compare {ABOUT} --scheduler ddim --steps 4 --corrections "calibrated"'
+        found.command == f'nag compare {ABOUT} --scheduler ddim --evaluations 4 --corrections "calibrated"'
     )  # 4 evaluations
     assert answer(runs).command == ""
 
