@@ -131,6 +131,7 @@ def _measured(
     from nag.quality.diagnose import trainable
     from nag.quality.verdict import LEAST, Budget, Verdict, judge, measure_sampler, pass_time
     from nag.shift import write_report
+    from nag.shift.page import Answer
 
     pipe = found.pipe
     blocked = next((one for one in found.findings if one.state == "wrong" and one.name != "regressor"), None)
@@ -193,7 +194,8 @@ def _measured(
     path = write_report(
         measured.runs,
         folder / "report",
-        title=f"{Path(options.model).name}: {sentence.split('; ')[0]}",
+        title=f"Diagnosis of {Path(options.model).name}",
+        answer=Answer(text=f"{sentence[0].upper()}{sentence[1:]}.", then="Next:", command=verdict.command),
         settings={"verdict": sentence, "command": verdict.command, **plain(options)},
         overwrite=options.overwrite,
     )
