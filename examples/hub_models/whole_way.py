@@ -58,6 +58,7 @@ def of_model(name: str, guided: float, stronger: str, judge: dict[str, Any]) -> 
     here = f"{{models}}/{name}"
     train, heldout = f"{here}/data/train.parquet", f"{here}/data/heldout.parquet"
     null, beside = f"{here}/null", {"data": heldout, "regressor": f"{here}/regressor"}
+    quiet = {"num_validation_images": 0}
     way: dict[str, Command] = {
         "adapter": (
             "finetune denoiser",
