@@ -23,6 +23,7 @@ from nag.files import written_file
 from nag.finetune.stream import Draws, mix
 from nag.finetune.subject import Subject
 from nag.network.regressor import fingerprint
+from nag.seams.run import autoencoder_of
 from nag.shift.calls import latents
 from nag.shift.images import MEMORY_LIMIT, ImageTable
 
@@ -127,10 +128,11 @@ def encoded_images(subject: Subject, table: ImageTable, folder: Path) -> LatentT
         folder: of the cache.
     """
     pipe, like = subject.pipeline, torch.empty(subject.shape or ())
+    vae: Any = autoencoder_of(pipe)
     sample = table.tensor(range(0, len(table), max(len(table) // 64, 1)))
     seen = hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest()
-    config = {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}
-    name = f"latents-{key(pipe.vae, config, subject.shape, len(table), seen)}"
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    name = f"latents-{key(vae, config, subject.shape, len(table), seen)}"
 
     def rows(start: int, stop: int) -> dict[str, Tensor]:
         mean, std = latents(pipe, table.tensor(range(start, stop)), like)

@@ -196,8 +196,11 @@ class DenoiserTask:
         """The pipeline that is saved, with a copy of the weights in the precision that is asked for."""
         from nag.finetune.loop import saved_copy
         from nag.finetune.training_objectives import pipeline_of
+        from nag.network.null import record_dropout
 
-        return pipeline_of(self.subject, saved_copy(self.model, self.options), self.options)
+        network = saved_copy(self.model, self.options)
+        record_dropout(network, self.options.level_dropout)
+        return pipeline_of(self.subject, network, self.options)
 
     def save(self, folder: Path) -> None:
         """Writes the pipeline, with a model card, and uploads it if asked."""

@@ -23,7 +23,7 @@ from nag.network.table import architecture_of, unwrap
 from nag.noise.checks import require
 from nag.pipelines import UNet2DPipeline
 from nag.seams.asking import rows_of
-from nag.seams.run import denoisers, first_question
+from nag.seams.run import autoencoder_of, denoisers, first_question
 from nag.shift.calls import batch_of, image_size, main_network, silent, sizes, takes
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Subject:
         Raises:
             ValueError: if the pipeline cannot be asked about one state and one caption at a time.
         """
-        if not takes(pipeline, "prompt") and getattr(pipeline, "vae", None) is None:
+        if not takes(pipeline, "prompt") and autoencoder_of(pipeline) is None:
             return cls.of_unet(main_network(pipeline), pipeline.scheduler)
         network, scheduler = main_network(pipeline), pipeline.scheduler
         null = architecture_of(network).null_class(unwrap(network))

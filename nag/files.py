@@ -18,13 +18,22 @@ from typing import Any, Self
 from zipfile import BadZipFile
 
 import numpy as np
-from huggingface_hub import hf_hub_download, list_repo_files
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, list_repo_files
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 __all__ = [
     "REGRESSOR_FOLDER",
     "Archive",
     "cache_folder",
+    "fetch",
     "fetch_beside",
     "hide_from_download",
     "hub_options",
@@ -38,6 +47,10 @@ __all__ = [
 
 REGRESSOR_FOLDER = "regressor"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[
+    0
+]  # of the HTTP client that huggingface_hub is built on
+_PATIENCE = 3.0  # seconds, for the Hub's first answer
 _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -166,13 +179,69 @@ def fetch_beside(checkpoint: str | os.PathLike[str], name: str, **options: Any) 
         name: path of the file in it, with forward slashes.
         options: as for `from_pretrained`: cache_dir, force_download, local_files_only, revision, token.
     """
-    if os.path.isdir(checkpoint):
-        path = Path(checkpoint, name)
-        return path if path.is_file() else None
     try:
-        return Path(hf_hub_download(str(checkpoint), name, **hub_options(options)))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return fetch("checkpoint", checkpoint, name, **options)
+    except (FileNotFoundError, ConnectionError):
         return None
+
+
+def fetch(argument: str, checkpoint: str | os.PathLike[str], name: str, **options: Any) -> Path:
+    """The local path of a file that a checkpoint must have; a Hub that cannot be reached is said at once.
+
+    Args:
+        argument: what the caller's user calls the checkpoint.
+        checkpoint: folder or Hub id.
+        name: path of the file in it, with forward slashes.
+        options: as of `fetch_beside`.
+
+    Raises:
+        FileNotFoundError: if the folder, the repository or what was kept of it has no such file.
+        ConnectionError: if there is no such folder, and the Hub cannot be reached.
+        ValueError: if there is no such folder, and no repository can have that name, or none has.
+    """
+    path, options = os.fspath(checkpoint), hub_options(options)
+    if os.path.isdir(path):
+        if not Path(path, name).is_file():
+            raise FileNotFoundError(f"{argument} must hold a {name}, got the folder {path!r} without one.")
+        return Path(path, name)
+    absent = f"{argument} must be a folder or a repository on the Hub, got {path!r}: there is no such folder"
+    unreached: Exception | None = None
+    try:
+        if not options.get("local_files_only"):
+            url = hf_hub_url(path, name, revision=options.get("revision"))
+            try:  # `hf_hub_download` alone would try again for half a minute
+                get_hf_file_metadata(url, timeout=_PATIENCE, token=options.get("token"))
+            except HfHubHTTPError as error:
+                if error.response.status_code < 500:
+                    raise
+                unreached = error
+            except (_HTTP_ERROR, OfflineModeIsEnabled) as error:
+                unreached = error
+        return Path(
+            hf_hub_download(path, name, **options | ({"local_files_only": True} if unreached else {}))
+        )
+    except HFValidationError:
+        must = "A repository is called NAME or OWNER/NAME, of letters, digits, '-', '_' and '.'."
+        raise ValueError(f"{absent}, and no repository can have that name. {must}") from None
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{argument} must be a repository that you may read, got {path!r}, which asks for consent. Give it on "
+            f"huggingface.co/{path} and log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"revision must be one of {path!r}, got {options['revision']!r}.") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{absent}, and no such repository. Correct the name; for a private one, log in with `hf auth login`."
+        ) from error
+    except EntryNotFoundError as error:
+        if unreached is not None:
+            reason = "HF_HUB_OFFLINE is set" if isinstance(unreached, OfflineModeIsEnabled) else unreached
+            raise ConnectionError(
+                f"{absent}, and the Hub cannot be reached ({reason}). Check the name of the folder, or the connection."
+            ) from error
+        kept = "what is kept here of the repository" if options.get("local_files_only") else "the repository"
+        raise FileNotFoundError(f"{argument} must hold a {name}, got {kept} {path!r} without one.") from error
 
 
 def safely(path: str, options: dict[str, Any], load: Callable[[], Any]) -> Any:

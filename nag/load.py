@@ -15,10 +15,11 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.tuned import FILE_NAME as TUNED_FILE
-from nag.files import REGRESSOR_FOLDER, fetch_beside, hub_options, read_json, safely
+from nag.files import REGRESSOR_FOLDER, fetch, fetch_beside, hub_options, read_json, safely
 from nag.network.direction import DIRECTION_FOLDER
 from nag.network.regressor import NoiseLevelRegressor
 from nag.seams.attach import Attached, attach
+from nag.seams.run import AUTOENCODERS
 
 __all__ = ["NAGPipeline"]
 
@@ -66,14 +67,15 @@ class NAGPipeline:
             ```
         """
         path, where = str(pretrained_model_name_or_path), hub_options(kwargs)
-        index = fetch_beside(path, "model_index.json", **where)
-        if index is None:
+        try:
+            components = read_json(fetch("path", path, "model_index.json", **where))
+        except FileNotFoundError as error:
             raise ValueError(
-                f"path must hold a diffusers pipeline, got {path!r} without a model_index.json. Name a folder that "
-                "save_pretrained wrote, or a repository on the Hub."
-            )
-        components = read_json(index)
+                f"{error} It is no diffusers pipeline: name a folder that save_pretrained wrote, or a repository on the Hub."
+            ) from error
         own = _own_class(components)
+        if own is not None:
+            _refuse_latents(path, components)
         if own is not None and own.__name__ != "UNet2DPipeline":
             if regressor is not None and regressor is not False:
                 raise _without_regressor(own, regressor)
@@ -84,6 +86,7 @@ class NAGPipeline:
             if fetch_beside(path, f"{REGRESSOR_FOLDER}/config.json", **where) is not None:
                 regressor = NoiseLevelRegressor.from_pretrained(path, subfolder=REGRESSOR_FOLDER, **where)
         elif isinstance(regressor, str | os.PathLike):
+            fetch("regressor", regressor, "config.json", **where)
             regressor = NoiseLevelRegressor.from_pretrained(regressor, **where)
         pipe.regressor = regressor or None
         pipe.noise_calibration_path = fetch_beside(path, CALIBRATION_FILE, **where)
@@ -136,6 +139,16 @@ def _without_regressor(own: type, regressor: Any) -> ValueError:
         f"regressor must be None for a {own.__name__}, got {regressor!r}. It serves noise guidance, which needs a network "
         "that is told its level."
     )
+
+
+def _refuse_latents(path: str, components: dict[str, Any]) -> None:
+    """Refuses a pipeline in pixels with an autoencoder in it or beside it, whose images would be latents."""
+    found = [name for name in AUTOENCODERS if components.get(name) or os.path.isdir(os.path.join(path, name))]
+    if found:
+        raise ValueError(
+            f"path must hold a pipeline that decodes its latents, got {path!r}, a {components['_class_name']}, which samples "
+            f"pixels, with a {found[0]}. Save its parts as an LDMPipeline(vqvae=..., unet=..., scheduler=...)."
+        )
 
 
 def _own_class(components: dict[str, Any]) -> Any:

@@ -22,12 +22,15 @@ class SimulatedHub:
         self.files: dict[str, dict[str, bytes]] = {}
         self.downloaded: list[str] = []
         self.order: list[str] = []
+        self.asked = 0
+        self.down = False
         http = importlib.import_module(type(huggingface_hub.get_session()).__module__.split(".")[0])
         self.client, self.transport, self.response = (
             http.Client,
             http.MockTransport(self.handle),
             http.Response,
         )
+        self.unreachable = http.ConnectError("Name or service not known")
 
     def upload(self, repo: str, folder: Path) -> None:
         self.files[repo] = {
@@ -36,6 +39,9 @@ class SimulatedHub:
 
     def handle(self, request):
         path, method = request.url.path, request.method
+        self.asked += 1
+        if self.down:
+            raise self.unreachable
         if method == "POST" and path == "/api/repos/create":
             body = json.loads(request.content)
             repo = f"{body.get('organization') or 'someone'}/{body['name']}"

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from diffusers import (
@@ -15,6 +14,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    LDMPipeline,
     StableDiffusionPipeline,
     UNet2DModel,
 )
@@ -26,6 +26,7 @@ from nag.network.regressor import NoiseLevelRegressor
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
 from nag.seams.attach import Attached
 from tests.models import pipeline, plain, tiny_unet
+from tests.seams.zoo_pixels import unconditional_ldm
 from tests.seams.zoo_unets import stable_diffusion, text
 from tests.simulated_hub import SimulatedHub
 
@@ -138,7 +139,29 @@ def test_models_without_a_level_come_back_plain(unet: UNet2DModel) -> None:
 
 
 def test_a_path_without_a_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="path.* .* without a model_index.json"):
+    with pytest.raises(ValueError, match="path must hold a model_index.json, got the folder .* without one"):
+        NAGPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="path.* got 'my model!!'.*no repository can have that name"):
+        NAGPipeline.from_pretrained("my model!!")
+
+
+def test_latent_diffusion_comes_back_as_itself(tmp_path: Path) -> None:
+    unconditional_ldm().save_pretrained(tmp_path)
+    pipe = NAGPipeline.from_pretrained(tmp_path)
+    assert type(pipe).plain_class is LDMPipeline
+    assert pipe(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize("where", ["in the index", "beside it"])
+def test_latents_are_not_taken_for_images(tmp_path: Path, where: str) -> None:
+    """A pipeline for pixels with an autoencoder would return the latents of its samples."""
+    made = unconditional_ldm()
+    DDIMPipeline(made.unet, made.scheduler).save_pretrained(tmp_path)
+    made.vqvae.save_pretrained(tmp_path / "vqvae")
+    if where == "in the index":
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        (tmp_path / "model_index.json").write_text(json.dumps(index | {"vqvae": ["diffusers", "VQModel"]}))
+    with pytest.raises(ValueError, match="path must .*decodes.*, a DDIMPipeline, .* with a vqvae"):
         NAGPipeline.from_pretrained(tmp_path)
 
 
@@ -375,5 +398,28 @@ def test_pickle_weights_on_the_hub_are_refused(unet: UNet2DModel, hub: Simulated
 
 
 def test_a_repository_that_is_not_there(hub: SimulatedHub) -> None:
-    with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+    with pytest.raises(ValueError, match="path.* got 'someone/nothing': .*no such folder, and no such repo"):
         NAGPipeline.from_pretrained("someone/nothing")
+
+
+def test_a_repository_without_a_pipeline(unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path) -> None:
+    full(unet).save_pretrained(tmp_path / "regressor")
+    hub.upload("someone/regressor", tmp_path / "regressor")
+    with pytest.raises(ValueError, match="path must hold a model_index.json, got the repository 'someone/re"):
+        NAGPipeline.from_pretrained("someone/regressor")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(
+    unet: UNet2DModel, hub: SimulatedHub, tmp_path: Path
+) -> None:
+    """One question of three seconds at most, where huggingface_hub asks seven times in 25; and what is kept here serves."""
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "model")
+    hub.upload("someone/model", tmp_path / "model")
+    NAGPipeline.from_pretrained("someone/model")
+    hub.down, hub.asked = True, 0
+    with pytest.raises(ConnectionError, match="path.* 'someone/other': there is no such folder, and the Hub"):
+        NAGPipeline.from_pretrained("someone/other")
+    with pytest.raises(ConnectionError, match="regressor.* 'someone/other': there is no such folder, and"):
+        NAGPipeline.from_pretrained(tmp_path / "model", regressor="someone/other")
+    assert hub.asked == 2
+    assert same_weights(NAGPipeline.from_pretrained("someone/model").unet, unet)

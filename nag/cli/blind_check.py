@@ -68,13 +68,14 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     from nag.quality.blind_measure import Network, level_rows, walk
     from nag.quality.blind_report import FILES, write_blind_check
     from nag.quality.feature_network import extract_features
+    from nag.seams.run import autoencoder_of
     from nag.shift.calls import balanced_labels, classes_of, main_network, takes
     from nag.shift.page import check_output
 
     _check(options)
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     pipe = load_pipeline(options.model, options.regressor, options.device)
-    if getattr(pipe, "vae", None) is not None or takes(pipe, "prompt"):
+    if autoencoder_of(pipe) is not None or takes(pipe, "prompt"):
         raise ValueError(
             f"model must sample pixels, with classes or without, got a {type(pipe).__name__}. The exact posteriors are "
             "those of images; `nag shift` measures latent and text-to-image models."

@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "INTERRUPTED", "WRONG_INPUT", "main"]
 WRONG_INPUT, INTERRUPTED = 2, 130  # exit codes
 
 COMMANDS: dict[str, Any] = {
+    "diagnose": ("nag.cli.diagnose", "DiagnoseOptions"),
     "shift": ("nag.cli.shift", "ShiftOptions"),
     "calibrate": ("nag.cli.calibrate", "CalibrateOptions"),
     "compare": ("nag.cli.compare", "CompareOptions"),

@@ -34,7 +34,7 @@ from nag.noise.levels import SchedulerLevels
 from nag.noise.read import read_levels, read_settings
 from nag.noise.relevel import require_calibratable
 
-__all__ = ["CONVERTER", "FILE_NAME", "Calibrated", "Entries", "NoiseCalibration"]
+__all__ = ["CONVERTER", "FILE_NAME", "Calibrated", "Entries", "NoiseCalibration", "read_tables"]
 
 FILE_NAME = "noise_calibration.json"
 _MEASURE = "Measure one with `nag calibrate`."
@@ -298,3 +298,8 @@ _VERSION = 2
 _TABLES = Entries(
     name=FILE_NAME, form="nag noise calibration", key="tables", kind=NoiseCalibration, made_by=_MEASURE
 )
+
+
+def read_tables(path: str | os.PathLike[str]) -> list[NoiseCalibration]:
+    """All tables of a file."""
+    return _TABLES.read(path)

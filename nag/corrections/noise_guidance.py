@@ -39,6 +39,7 @@ import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ from nag.corrections.directions import (
     training_target,
 )
 from nag.corrections.reuse import REUSES, reused
+from nag.network.null import recorded_dropout
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
 from nag.noise.levels import SchedulerLevels
@@ -65,6 +67,8 @@ UNTRAINED = 0.5
 """|f_null - f_t| / |f_t| from which a null branch is taken for untrained: 0.02 to 0.1 where it was trained."""
 
 _log = logging.getLogger("nag")
+_told_of: WeakSet[nn.Module] = WeakSet()
+"""Networks without a record that the user was told of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ class NoiseGuidance(Correction):
         max_norm: "gradient" only: largest |sigma grad| as a part of |eps_hat|, per sample; None for no bound. A level
             that is off by d in log(sigma/alpha) asks for about 2 d.
         every: ask at every so many steps of the interval only; `reuse` says what the steps between get.
-        reuse: "hold", "line" or "impulse"; see `nag.corrections.reuse`.
+        reuse: "hold", "line", "profile" or "impulse"; see `nag.corrections.reuse`.
         null_pass: how the null rows are asked; the result is the same. "batched" with the pipeline's own rows, "sequential"
             after them, "whole" by the unchanged call again, which any network takes and which costs more with class
             guidance; "auto" takes the cheapest that the network is known to allow.
@@ -233,15 +237,23 @@ def _log_posterior(
 
 
 def _warn_if_untrained(at: At, told: Tensor, null: Tensor) -> None:
-    """Says once per run, at its first guided step, that a null branch looks untrained."""
+    """Says at the first guided step of a run that a null branch looks untrained, and once that nothing says it was trained."""
     if at.memory.setdefault("looked", False):
         return
     at.memory["looked"] = True
     apart = float(((told - null).norm() / told.norm().clamp_min(1e-12)).detach())
+    network = unwrap(at.network)
     if apart > UNTRAINED:
         _log.warning(
             "Without its level %s predicts something else by %.0f %% of the prediction: it was probably never trained "
             "without it. `nag finetune denoiser --level_dropout 0.1` does so; `nag blind-check` shows where it may be trusted.",
-            type(unwrap(at.network)).__name__,
+            type(network).__name__,
             100 * apart,
+        )
+    elif not recorded_dropout(network) and network not in _told_of:
+        _told_of.add(network)
+        _log.warning(
+            "%s has no record of level dropout: if it was never trained without its level, noise guidance compares with an output "
+            "that nobody trained. `nag diagnose MODEL --data IMAGES` tells.",
+            type(network).__name__,
         )

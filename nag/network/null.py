@@ -4,6 +4,9 @@ No parameter is added, so a network that was fine-tuned with level dropout stays
 that has a parameter `null_embedding`, `(C,)`, gets that in the place of the zeros; plain diffusers does not know it. AuraFlow
 and Cosmos need one: they modulate by layers without bias, whose gates a zero would close for good.
 
+A network's configuration records with which share of its training samples the level was hidden, under a private name, which
+diffusers keeps and does not warn of.
+
 The embedding module gets, for the length of a `with` block, another `__call__` that zeroes rows of the output (`nag.network.swap`).
 
 References:
@@ -23,10 +26,23 @@ import torch
 from torch import Tensor, nn
 
 from nag.network.swap import Instrument, instrumented
-from nag.network.table import architecture_of, level_modules
+from nag.network.table import architecture_of, level_modules, unwrap
 from nag.noise.checks import require
 
-__all__ = ["null_level"]
+__all__ = ["null_level", "record_dropout", "recorded_dropout"]
+
+_RECORD = "_level_dropout"
+
+
+def record_dropout(model: Any, share: float) -> None:
+    """Writes into a network's configuration with which share of its training samples the level was hidden."""
+    unwrap(model).register_to_config(**{_RECORD: share})
+
+
+def recorded_dropout(model: Any) -> float | None:
+    """What `record_dropout` wrote; None for a network that says nothing of it."""
+    found = getattr(getattr(unwrap(model), "config", None), _RECORD, None)
+    return None if found is None else float(found)
 
 
 class NullLevel(Instrument):

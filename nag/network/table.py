@@ -12,7 +12,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from nag.files import fetch_beside, read_json, safely
+from nag.files import fetch, read_json, safely
 from nag.network.rows import REFUSED, ROWS, Architecture
 
 __all__ = [
@@ -77,8 +77,7 @@ def level_modules(model: nn.Module) -> list[nn.Module]:
 
 def load_network(pipeline: str) -> nn.Module:
     """The denoiser of a saved pipeline, a folder or a Hub id, without the pipeline's other parts."""
-    index = fetch_beside(pipeline, "model_index.json")
-    parts = read_json(index) if index is not None else {}
+    parts = read_json(fetch("network", pipeline, "model_index.json"))
     for name, part in parts.items():
         if not name.startswith("_") and part[1] in {*ARCHITECTURES, *REFUSED}:
             cls = getattr(diffusers, part[1])
@@ -86,8 +85,7 @@ def load_network(pipeline: str) -> nn.Module:
             model: nn.Module = safely(pipeline, options, lambda: cls.from_pretrained(pipeline, **options))  # noqa: B023
             return model
     raise ValueError(
-        f"network must be named by a pipeline's folder or Hub id, got {pipeline!r} with "
-        f"{', '.join(parts) or 'no model_index.json'}."
+        f"network must be named by a pipeline's folder or Hub id, got {pipeline!r} with {', '.join(parts)}."
     )
 
 

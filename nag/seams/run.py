@@ -35,11 +35,22 @@ from nag.seams.layouts import layout_of
 from nag.seams.listening import heard, is_heard, tapped
 from nag.seams.question import AskedQuestion, Unheard, split_prediction
 
-__all__ = ["Diverged", "Run", "beside_checkpoint", "corrected", "denoisers", "first_question"]
+__all__ = [
+    "AUTOENCODERS",
+    "Diverged",
+    "Run",
+    "autoencoder_of",
+    "beside_checkpoint",
+    "corrected",
+    "denoisers",
+    "first_question",
+]
 
 _log = logging.getLogger("nag")
 _DENOISER = re.compile(r"(unet|transformer|prior|decoder|denoiser|dit)(_\d+)?")
 _BESIDE = re.compile(r".*(controlnet|encoder|vae|movq|projection|connector).*")
+AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
+"""Components between latents and images, as diffusers' pipelines call them."""
 _IMAGES = ("prepare_latents", "prepare_intermediate_images")
 
 
@@ -57,6 +68,12 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
         and not _BESIDE.fullmatch(name)
         and f"{name}_scheduler" not in pipe.components
     }
+
+
+def autoencoder_of(pipe: Any) -> nn.Module | None:
+    """The network between a pipeline's latents and its images; None for one whose states are images."""
+    parts = (pipe.components.get(name) for name in AUTOENCODERS)
+    return next((part for part in parts if part is not None), None)
 
 
 @contextmanager
@@ -167,7 +184,7 @@ class Run:
                         "one: it reads features of its own. Use kind 'full' or 'encoder'."
                     )
         self.sets_level, self.busy, self.drawn_with = bool(setters), False, None
-        self.listens = any(one.listens for one in self.corrections)
+        self.listens = {one.listens for one in self.corrections} - {None}
         self.heard_steps = self.heard_questions = self.unheard = 0
         self.finite: list[tuple[int, Tensor]] = []
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nag.network.table import architecture_of, unwrap
-from nag.seams.run import denoisers
+from nag.seams.run import autoencoder_of, denoisers
 
 __all__ = [
     "PER_SAMPLE",
@@ -71,7 +71,7 @@ def image_size(pipe: Any) -> tuple[int, int]:
     size: Any = (
         given[-1] if isinstance(given, list | tuple) else given or getattr(pipe, "default_sample_size", None)
     )
-    vae = getattr(pipe, "vae", None)
+    vae: Any = autoencoder_of(pipe)
     if vae is None:
         return int(config.in_channels), int(size)
     factor = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
@@ -178,7 +178,8 @@ def encoded(pipe: Any, images: Tensor, like: Tensor, *, seed: int = 0, batch_siz
     Returns:
         `(M, *shape)`, float32 on the CPU.
     """
-    if getattr(pipe, "vae", None) is None:
+    vae: Any = autoencoder_of(pipe)
+    if vae is None:
         return images
     parts = []
     for start in range(0, len(images), batch_size):
@@ -195,11 +196,16 @@ def latents(pipe: Any, images: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if they are no states of the pipeline, or not finite.
     """
-    vae = pipe.vae
+    vae: Any = autoencoder_of(pipe)
+    if vae not in (getattr(pipe, "vae", None), getattr(pipe, "vqvae", None)):
+        raise ValueError(
+            f"pipe must have a vae or a vqvae, got a {type(pipe).__name__} with a {type(vae).__name__} of another name. Its "
+            "images cannot be made its states here."
+        )
     part = images.to(vae.device, vae.dtype)
     found = vae.encode(part[:, :, None] if like.ndim == 5 else part)  # a video of one frame
     spread = getattr(found, "latent_dist", None)
-    mean = found.latent if spread is None else spread.mean
+    mean = found.latents if hasattr(found, "latents") else found.latent if spread is None else spread.mean
     zero = _normalised(vae.config, torch.zeros_like(mean))
     std = torch.zeros_like(mean) if spread is None else _normalised(vae.config, spread.std) - zero
     states = [value.float().cpu() for value in (_normalised(vae.config, mean), std)]

@@ -6,7 +6,7 @@ from accelerate import cpu_offload
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 
 from nag.corrections.noise_guidance import MODES, PASSES
-from nag.network.null import null_level
+from nag.network.null import null_level, record_dropout
 from nag.network.regressor import NoiseLevelRegressor
 from nag.theory.posterior import FiniteData
 from tests.models import tiny_unet
@@ -140,8 +140,26 @@ def test_an_untrained_null_branch_is_told_of_once(
         caplog.clear()
         unet.time_embedding.linear_2.weight.zero_()
         unet.time_embedding.linear_2.bias.zero_()
+        record_dropout(unet, 0.1)
         guided(unet, u, ask, scale=1.0)
     assert not caplog.text
+
+
+def test_a_network_without_a_record_of_its_null_branch_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for share in (None, 0.0):
+        unet = tiny_unet()
+        if share is not None:
+            record_dropout(unet, share)
+        u, ask = real(unet)
+        with torch.no_grad():
+            guided(unet, u, ask, scale=1.0)
+            guided(unet, u, ask, scale=1.0)
+        assert len(caplog.messages) == 1
+        assert "UNet2DModel has no record of level dropout" in caplog.text
+        assert "nag diagnose" in caplog.text
+        caplog.clear()
 
 
 # Refusals

@@ -1,6 +1,7 @@
 """Fine-tuning: the objective against its formula, resuming bit for bit, data checks, and what is written."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,11 +24,12 @@ from nag.finetune.regressor import RegressorOptions
 from nag.finetune.stream import Draws, batches
 from nag.finetune.subject import Subject
 from nag.load import NAGPipeline
-from nag.network.null import null_level
+from nag.network.null import null_level, recorded_dropout
 from nag.network.regressor import NoiseLevelRegressor
 from nag.shift import images
 from nag.shift.images import load_images
 from tests.models import tiny_unet, write_parquet
+from tests.seams.zoo_pixels import unconditional_ldm
 
 TINY = {
     "sample_size": 8,
@@ -287,6 +289,24 @@ def test_result_opens_in_diffusers_and_here(options, tmp_path):
     assert names == {".json", ".safetensors", ".md", ".png"}  # no pickle
 
 
+def test_level_dropout_is_recorded_where_diffusers_keeps_it(options, tmp_path, caplog):
+    """In the network's own configuration, without a word from diffusers, which tells of names that it does not know."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        denoiser.run(replace(options, max_train_steps=1))
+        plain = DDPMPipeline.from_pretrained(options.output_dir)
+        assert recorded_dropout(plain.unet) == 0.3
+        plain.save_pretrained(tmp_path / "again")
+        assert recorded_dropout(UNet2DModel.from_pretrained(tmp_path / "again" / "unet")) == 0.3
+        assert not caplog.records
+        UNet2DModel.from_config({**plain.unet.config, "level_dropout": 0.3})
+        assert "level_dropout" in caplog.text  # it can fail: a public name is told of
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert recorded_dropout(tiny_unet()) is None
+
+
 def test_gradient_checkpointing_changes_memory_and_not_the_result(options, tmp_path):
     plain = replace(options, max_train_steps=2, random_flip=True, output_dir=tmp_path / "plain")
     denoiser.run(plain)
@@ -491,3 +511,13 @@ def test_snapshots_are_the_averages_of_their_steps(options, tmp_path):
     average = load_file(paused.output_dir / "checkpoint-2" / "ema.safetensors")
     kept = UNet2DModel.from_pretrained(long.output_dir / "snapshot-2", subfolder="unet").state_dict()
     assert all(torch.equal(kept[name], value) for name, value in average.items())
+
+
+def test_latents_are_not_trained_on_as_pixels(tmp_path, data):
+    """A latent UNet2DModel takes images of three channels too, at another size."""
+    unconditional_ldm().save_pretrained(tmp_path / "ldm")
+    options = {"model": str(tmp_path / "ldm"), "data": str(data)}
+    for module, kind in ((denoiser, DenoiserOptions), (regressor, RegressorOptions)):
+        with pytest.raises(ValueError, match="model must denoise pixels.*LDMPipeline"):
+            module.run(kind(output_dir=tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()

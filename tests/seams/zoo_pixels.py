@@ -14,6 +14,7 @@ from diffusers import (
     DDPMScheduler,
     KandinskyV22Pipeline,
     KandinskyV22PriorPipeline,
+    LDMPipeline,
     LDMTextToImagePipeline,
     PriorTransformer,
     StableUnCLIPPipeline,
@@ -63,6 +64,23 @@ def consistency() -> Any:
 def ldm() -> Any:
     """The first latent diffusion pipeline, which knows no `prepare_latents`."""
     return LDMTextToImagePipeline(vae(), clip(length=77), clip_tokenizer(), latent_unet(), ddim())
+
+
+def unconditional_ldm() -> Any:
+    """Latent diffusion without texts: a UNet2DModel and a quantised autoencoder, which halves the size."""
+    pictures = draw(
+        VQModel,
+        seed=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        norm_num_groups=4,
+        num_vq_embeddings=8,
+    )
+    return LDMPipeline(
+        vqvae=pictures, unet=redraw(tiny_unet(in_channels=3, out_channels=3)), scheduler=ddim()
+    )
 
 
 def kandinsky() -> Any:

@@ -11,8 +11,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from nag.network.regressor import NoiseLevelRegressor
-from nag.shift.calls import encoded, main_network
+from nag.shift.calls import encoded, image_size, main_network
 from tests.command import nag
+from tests.seams.zoo_pixels import kandinsky, unconditional_ldm
 from tests.seams.zoo_transformers import dit
 from tests.seams.zoo_unets import stable_diffusion
 
@@ -50,20 +51,21 @@ def said(*words: object) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("kind", ["Stable Diffusion", "DiT"])
+@pytest.mark.parametrize("kind", ["Stable Diffusion", "DiT", "LDM"])
 def test_shift_end_to_end(kind, tmp_path):
-    pipe = stable_diffusion() if kind == "Stable Diffusion" else dit()
+    pipe = {"Stable Diffusion": stable_diffusion, "DiT": dit, "LDM": unconditional_ldm}[kind]()
     model, data = saved(pipe, tmp_path / "model"), captioned(tmp_path / "data")
     common = (model, "--data", data, "--num_samples", 8, "--batch_size", 8, "--steps", 4)
-    words = ("--corrections", "nag:scale=0.5", "--guidance_scale", 3, "--output_dir", tmp_path / "out")
+    guided = () if kind == "LDM" else ("--guidance_scale", 3)
+    words = ("--corrections", "nag:scale=0.5", *guided, "--output_dir", tmp_path / "out")
     assert "Report:" in said("shift", *common, *words)
     found = json.loads((tmp_path / "out" / "shift.json").read_text())
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
     runs = found["runs"]
     assert len(runs) == 2
-    said("calibrate", *common, "--guidance_scale", 3, "--output_dir", tmp_path)
+    said("calibrate", *common, *guided, "--output_dir", tmp_path)
     tables = json.loads((tmp_path / "noise_calibration.json").read_text())["tables"]
-    assert tables[0]["guidance_scale"] == 3
+    assert tables[0]["guidance_scale"] == (3 if guided else 1)
 
 
 def test_prompts_from_a_file(tmp_path):
@@ -108,3 +110,21 @@ def test_latents_are_those_of_the_vae():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="images must become states of shape"):
         encoded(pipe, images, torch.zeros(1, 4, 5, 5))
+
+
+def test_a_quantised_autoencoder_is_one_too():
+    """What the pipeline divides by its scale and decodes, which is what the encoder gives times that scale."""
+    pipe, images = (
+        unconditional_ldm(),
+        torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+    )
+    assert image_size(pipe) == (3, 16)
+    with torch.no_grad():
+        expected = pipe.vqvae.encode(images).latents * pipe.vqvae.config.scaling_factor
+    torch.testing.assert_close(encoded(pipe, images, torch.zeros(1, 3, 8, 8)), expected)
+
+
+def test_an_autoencoder_whose_scale_is_not_known_is_refused():
+    pipe = kandinsky()
+    with pytest.raises(ValueError, match="pipe must have a vae or a vqvae, got a KandinskyV22Pipeline"):
+        encoded(pipe, torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 8, 8))
