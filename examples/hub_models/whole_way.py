@@ -38,7 +38,7 @@ COMPARED: dict[str, Any] = {
     "num_samples": 700,
     "seeds": [101, 102],
     "tune_samples": 350,
-    "steps": 40,
+    "evaluations": 40,
     "schedulers": ["ddim"],
     "mixed_precision": "bf16",
 }
@@ -58,7 +58,6 @@ def of_model(name: str, guided: float, stronger: str, judge: dict[str, Any]) -> 
     here = f"{{models}}/{name}"
     train, heldout = f"{here}/data/train.parquet", f"{here}/data/heldout.parquet"
     null, beside = f"{here}/null", {"data": heldout, "regressor": f"{here}/regressor"}
-    quiet = {"num_validation_images": 0}
     way: dict[str, Command] = {
         "adapter": (
             "finetune denoiser",
