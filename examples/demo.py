@@ -143,10 +143,10 @@ def main() -> None:
     compare.run(
         compare.CompareOptions(
             model=str(MODEL),
-            data=DATA / "calibration.parquet",
-            reference=DATA / "test.parquet",
+            data=str(DATA / "calibration.parquet"),
+            reference=str(DATA / "test.parquet"),
             schedulers=("ddim",),
-            steps=(20,),
+            evaluations=(20,),
             scheduler_config=("timestep_spacing=trailing", "clip_sample=false"),
             corrections=("plain", "calibrated", "nag:scale=2,interval=-2.5..4", STUDENT),
             regressor=str(head),

@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nag.finetune.stream import Draws
+    from nag.finetune.subject import Subject
 
 __all__ = ["DenoiserOptions", "DenoiserTask", "run"]
 
@@ -86,24 +87,28 @@ class DenoiserOptions(TrainingOptions):
 
 
 class DenoiserTask:
-    """A UNet2DModel that is trained in place, what it is trained for, and the scheduler that is saved with it.
+    """A denoiser that is trained in place, what it is trained for, and the scheduler that is saved with it.
 
     Without an objective in the options, the scheduler's VP (eps, v, x_0) or flow (velocity) process says what is trained.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, options: DenoiserOptions) -> None:
+    def __init__(self, subject: Subject, options: DenoiserOptions) -> None:
         from nag.finetune.training_objectives import loss_of
-        from nag.network.table import architecture_of
 
-        self.model, self.options, self.scheduler = unet, options, scheduler
-        self.null_class = architecture_of(unet).null_class(unet)
+        self.subject, self.model, self.options = subject, subject.network, options
+        self.scheduler = subject.scheduler
         for name in ("level_dropout", "class_dropout"):
             value = getattr(options, name)
             require((name, value, "lie between 0 and 1", 0 <= value <= 1))
-        self.loss_rule = loss_of(scheduler, options)
-        wanted = self.loss_rule.outputs * unet.config.in_channels
-        found, must = unet.config.out_channels, f"predict {wanted} channels, twice its input's for adm alone"
-        require(("model", found, must, found == wanted))
+        self.loss_rule = loss_of(
+            self.scheduler, options, outputs=self._outputs(), latent=subject.pipeline is not None
+        )
+
+    def _outputs(self) -> int:
+        """Channels that the network gives per channel of the state."""
+        config = self.model.config
+        found, states = config.get("out_channels"), config.in_channels
+        return 1 if found is None else found // states if found % states == 0 else 0
 
     @property
     def signature(self) -> dict[str, Any]:
@@ -118,10 +123,10 @@ class DenoiserTask:
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuses labels that the class embedding cannot hold, the null class among them."""
-        if self.null_class is None:
+        if self.subject.null is None or self.subject.captions is not None:
             return
         low, high = int(labels.min()), int(labels.max())
-        most = self.null_class - (1 if self.options.class_dropout > 0 else 0)
+        most = self.subject.null - (1 if self.options.class_dropout > 0 else 0)
         must = f"lie between 0 and {most}, besides which class_dropout needs a class embedding of its own"
         require(("labels", (low, high), must, low >= 0 and high <= most))
 
@@ -139,14 +144,12 @@ class DenoiserTask:
         eps, u = draws.normal(images.shape[1:]), draws.uniform()
         hidden = draws.uniform() < self.options.level_dropout
         dropped = draws.uniform() < self.options.class_dropout
-        kwargs = {}
-        if self.null_class is not None:
-            kwargs["class_labels"] = torch.where(dropped, self.null_class, labels)
+        subject = self.subject
+        conditions = subject.conditions(subject.dropped(labels, dropped))
 
-        def ask(x_t: Tensor, label: Tensor) -> Tensor:
+        def ask(x_t: Tensor, timestep: Tensor) -> Tensor:
             with null_level(model, hidden):
-                value: Tensor = model(x_t, label, **kwargs).sample
-            return value
+                return subject.ask(model, x_t, timestep, conditions)
 
         error = self.loss_rule(ask, images, eps, u, draws.step)
         if self.options.null_loss_weight == "1/sigma":
@@ -156,25 +159,22 @@ class DenoiserTask:
         return error
 
     def validate(self, step: int, folder: Path) -> None:
-        """Writes `samples/step-STEP.png`: rows of samples from the saved scheduler, class by class."""
-        import torch
+        """Writes `samples/step-STEP.png`: rows of samples from the saved scheduler, class by class or caption by caption."""
         from diffusers.utils import make_image_grid
 
         from nag.finetune.training_objectives import pipeline_of
+        from nag.shift.calls import sample_generators, silent
 
         count = self.options.num_validation_images
         if count < 1:
             return
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        pipeline = pipeline_of(self.model, scheduler, self.options)
-        pipeline.set_progress_bar_config(disable=True)
-        labels = None if self.null_class is None else [i % max(self.null_class, 1) for i in range(count)]
-        images = pipeline(
-            batch_size=count,
-            class_labels=labels,
-            num_inference_steps=self.options.validation_inference_steps,
-            generator=[torch.Generator().manual_seed(i) for i in range(count)],
-        ).images
+        pipeline = pipeline_of(self.subject, self.model, self.options)
+        with silent(pipeline):
+            images = pipeline(
+                **self.subject.sampled(count),
+                num_inference_steps=self.options.validation_inference_steps,
+                generator=sample_generators(0, 0, count),
+            ).images
         columns = max(c for c in range(1, min(count, 10) + 1) if count % c == 0)
         (folder / "samples").mkdir(exist_ok=True)
         make_image_grid(images, count // columns, columns).save(folder / "samples" / f"step-{step}.png")
@@ -200,7 +200,7 @@ class DenoiserTask:
 
         network = saved_copy(self.model, self.options)
         record_dropout(network, self.options.level_dropout)
-        return pipeline_of(network, self.scheduler, self.options)
+        return pipeline_of(self.subject, network, self.options)
 
     def save(self, folder: Path) -> None:
         """Writes the pipeline, with a model card, and uploads it if asked."""
@@ -216,7 +216,7 @@ class DenoiserTask:
                 self.options,
                 title=title(self.scheduler, self.options),
                 text=(
-                    f"A UNet2DModel trained with level dropout {self.options.level_dropout} and class dropout "
+                    f"A {type(self.model).__name__} trained with level dropout {self.options.level_dropout} and class dropout "
                     f"{self.options.class_dropout}: "
                     + (
                         "it is never told its noise level (time embedding set to zero)."
@@ -229,35 +229,38 @@ class DenoiserTask:
         upload(folder, self.options)
 
 
-def _from_scratch(options: DenoiserOptions) -> tuple[Any, Any]:
+def _from_scratch(options: DenoiserOptions) -> Subject:
     from diffusers import UNet2DModel
 
     from nag.files import read_json
+    from nag.finetune.subject import Subject
     from nag.finetune.training_objectives import new_scheduler
 
     path = Path(options.model_config or "")
     config = read_json(path) if path.is_file() else UNet2DModel.load_config(str(path))
-    return UNet2DModel.from_config(config), new_scheduler(options)
+    return Subject.of_unet(UNet2DModel.from_config(config), new_scheduler(options))
 
 
-def _pretrained(options: DenoiserOptions) -> tuple[Any, Any]:
+def _pretrained(options: DenoiserOptions) -> Subject:
     from nag.finetune.loop import pretrained
     from nag.finetune.training_objectives import PREDICTIONS, kept_scheduler, read_network
 
-    pipeline = pretrained(options)
+    subject = pretrained(options)
     if options.objective is not None:
-        return pipeline.unet, kept_scheduler(pipeline.scheduler, options)
-    found, _ = read_network(pipeline.scheduler)
+        latent = "be left out for a pipeline with latents, which is trained for what its scheduler says"
+        require(("objective", options.objective, latent, subject.pipeline is None))
+        return replace(subject, scheduler=kept_scheduler(subject.scheduler, options))
+    found, _ = read_network(subject.scheduler)
     asked, must = options.prediction_type, f"be that of the pretrained model ({found}) without an --objective"
     require(("prediction_type", asked, must, asked is None or PREDICTIONS[asked] == found))
-    return pipeline.unet, pipeline.scheduler
+    return subject
 
 
 def run(options: DenoiserOptions) -> dict[str, Any]:
     """Trains a denoiser and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, images_of, train
+    from nag.finetune.loop import check_output_dir, examples_of, train
     from nag.finetune.stream import mix
 
     names = (options.model, options.model_config)
@@ -265,10 +268,11 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     require(("model", names, one, names.count(None) == 1))
     checkpoint = check_output_dir(options)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
-    unet, scheduler = _from_scratch(options) if options.model is None else _pretrained(options)
-    unet = unet.float()
-    task = DenoiserTask(unet, scheduler, options)
-    table = images_of(options, unet, labels=task.null_class is not None)
+    subject = _from_scratch(options) if options.model is None else _pretrained(options)
+    subject.network.float()
+    DenoiserTask(subject, options)  # refuses before anything is read
+    subject, table = examples_of(options, subject)
+    task = DenoiserTask(subject, options)
     task.check_labels(table.labels)
     return train(task, table, options, checkpoint)
 

@@ -47,13 +47,13 @@ class DirectionTask(GuidanceTask):
     inside: ClassVar = True
     weights: Tensor | None = None
 
-    def change(self, u: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def change(self, u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The features of the network's own pass, and what the head is to make of them, f - f_weak."""
         from nag.network.regressor import tapped
         from nag.network.table import split_output
 
         with tapped(self.teacher) as kept:
-            told, weak = self.told_and_weak(u, t, kwargs)
+            told, weak = self.told_and_weak(u, t, labels)
         return kept[0], split_output(told - weak, u.shape[1])[0]
 
     def weight(self, t: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ class DirectionTask(GuidanceTask):
         return [self.change(*asked)[1].square().flatten(1).mean(1)]
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        u, t, kwargs, _ = self.batch(images, labels, draws)
-        features, change = self.change(u, t, kwargs)
+        u, t, labels, _ = self.batch(images, labels, draws)
+        features, change = self.change(u, t, labels)
         weight = self.weight(t)
         found = model(features, self.process.log_snr(t), u.shape).float()
         return weight * (found - change).square().flatten(1).mean(1)
@@ -83,8 +83,8 @@ class DirectionTask(GuidanceTask):
     def explained(self) -> dict[str, float]:
         """1 - |h - d|^2 / |d|^2 and <h, d> / |h| |d|, d = f - f_weak, on held-out images, over all levels and by level."""
 
-        def parts(u: Tensor, t: Tensor, kwargs: dict[str, Any]) -> list[Tensor]:
-            features, change = self.change(u, t, kwargs)
+        def parts(u: Tensor, t: Tensor, labels: Tensor) -> list[Tensor]:
+            features, change = self.change(u, t, labels)
             found = self.model(features, self.process.log_snr(t), u.shape).float()
             pairs = ((found - change,) * 2, (change, change), (found, change), (found, found))
             return [(a * b).flatten(1).sum(1) for a, b in pairs]

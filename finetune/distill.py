@@ -54,13 +54,13 @@ class DistillTask(GuidanceTask):
 
     names: ClassVar = (*GuidanceTask.names, "level_dropout", "lora_rank", "control")
 
-    def target(self, u: Tensor, t: Tensor, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """What the student is to say, and the teacher's own prediction, each `(B, C, H, W)`."""
+    def target(self, u: Tensor, t: Tensor, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the student is to say, and the teacher's own prediction, each `(B, *shape)`."""
         import torch
 
         from nag.noise.target import expand
 
-        told, weak = self.told_and_weak(u, t, kwargs, hidden)
+        told, weak = self.told_and_weak(u, t, labels, hidden)
         change = told - weak
         if self.options.control == "shuffled":
             change = change.roll(1, dims=0)
@@ -70,20 +70,22 @@ class DistillTask(GuidanceTask):
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         from nag.network.null import null_level
 
-        u, t, kwargs, hide = self.batch(images, labels, draws)
+        u, t, labels, hide = self.batch(images, labels, draws)
         hidden = hide < self.options.level_dropout
-        wanted, _ = self.target(u, t, hidden, kwargs)
+        wanted, _ = self.target(u, t, hidden, labels)
+        subject = self.subject
         with null_level(model, hidden):
-            value = model(u, self.objective.timestep(t), **kwargs).sample.float()
+            value = subject.ask(model, u, self.objective.timestep(t), subject.conditions(labels)).float()
         return (value - wanted).square().mean(dim=tuple(range(1, value.ndim)))
 
     def explained(self) -> dict[str, float]:
         """1 - |s - target|^2 / |target - f|^2 on held-out images, over all levels and by level."""
         import torch
 
-        def parts(u: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-            wanted, told = self.target(u, t, torch.zeros_like(t, dtype=torch.bool), kwargs)
-            value = self.model(u, self.objective.timestep(t), **kwargs).sample.float()
+        def parts(u: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            wanted, told = self.target(u, t, torch.zeros_like(t, dtype=torch.bool), labels)
+            subject, timestep = self.subject, self.objective.timestep(t)
+            value = subject.ask(self.model, u, timestep, subject.conditions(labels)).float()
             return (value - wanted).square().flatten(1).sum(1), (wanted - told).square().flatten(1).sum(1)
 
         return by_level("explained", *self.measured(parts), lambda sums: 1 - sums[0] / sums[1])
@@ -94,15 +96,13 @@ class DistillTask(GuidanceTask):
         from nag.finetune.loop import saved_copy
         from nag.finetune.model_card import upload, write_model_card
         from nag.network.merged import save_adapter
-        from nag.pipelines import UNet2DPipeline
 
         options, self.figures = self.options, self.explained()
         with written_whole(folder) as part:
             if options.lora_rank:
-                save_adapter(self.model, part, options.model or "")
+                save_adapter(self.model, part, self.subject.name, options.model or "")
             else:
-                network = saved_copy(self.model, options)
-                UNet2DPipeline(unet=network, scheduler=self.scheduler).save_pretrained(part)
+                self.subject.pipeline_with(saved_copy(self.model, options)).save_pretrained(part)
             write_model_card(
                 part,
                 "distill",

@@ -23,7 +23,8 @@ from nag.finetune.options import TrainingOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nag.finetune.loop import Draws
+    from nag.finetune.stream import Draws
+    from nag.finetune.subject import Subject
     from nag.shift.images import ImageTable
 
 __all__ = ["BINS", "GuidanceOptions", "GuidanceTask", "by_level", "guided_states", "train_guided"]
@@ -64,10 +65,9 @@ class GuidanceTask:
 
     Args:
         model: trained in place.
-        teacher: never changed.
+        subject: the teacher, never changed, and how it is asked.
         weak: the weak network, or None for the teacher without what the options say.
-        scheduler: says what is predicted, and of which process.
-        heldout: images of the final figures.
+        heldout: images, or their latents, of the final figures.
         options: see `GuidanceOptions`.
     """
 
@@ -90,20 +90,17 @@ class GuidanceTask:
     def __init__(
         self,
         model: Any,
-        teacher: Any,
+        subject: Subject,
         weak: Any,
-        scheduler: Any,
         heldout: ImageTable,
         options: Any,
     ) -> None:
         from nag.finetune.training_objectives import objective_of_network
-        from nag.network.table import architecture_of
 
-        self.model, self.teacher, self.weak = model, teacher, weak
-        self.scheduler, self.heldout, self.options = scheduler, heldout, options
-        self.objective = objective_of_network(scheduler)
+        self.model, self.subject, self.weak = model, subject, weak
+        self.teacher, self.heldout, self.options = subject.network, heldout, options
+        self.objective = objective_of_network(subject.scheduler)
         self.process = self.objective.process
-        self.null_class = architecture_of(teacher).null_class(teacher)
         self.classless = weak is None and options.weak == "class"
         self.blind = weak is None and not self.classless
         if self.objective.prediction == "x_0" and self.blind:
@@ -111,8 +108,10 @@ class GuidanceTask:
                 "weak must be another network for one that predicts x_0, got 'null'. With and without its level it predicts the "
                 "same data wherever the data is certain."
             )
-        if self.classless and self.null_class is None:
-            raise ValueError("weak must be null or a network for one without classes, got 'class'.")
+        if self.classless and subject.null is None:
+            raise ValueError(
+                "weak must be null or a network for one without classes or captions, got 'class'."
+            )
         self.states: tuple[Tensor, Tensor, Tensor] | None = None
         self.figures: dict[str, float] = {}
 
@@ -152,32 +151,29 @@ class GuidanceTask:
         return self.objective.level(share)
 
     def told_and_weak(
-        self, u: Tensor, t: Tensor, kwargs: dict[str, Any], hidden: Tensor | None = None
+        self, u: Tensor, t: Tensor, labels: Tensor, hidden: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The teacher's prediction, without its level where `hidden` is set, and the weak one, each `(B, C, H, W)`."""
+        """The teacher's prediction, without its level where `hidden` is set, and the weak one, each `(B, *shape)`."""
         from contextlib import nullcontext
 
         import torch
 
         from nag.network.null import null_level
 
-        timestep = self.objective.timestep(t)
+        timestep, subject = self.objective.timestep(t), self.subject
         with torch.no_grad():
+            conditions = subject.conditions(labels)
             with nullcontext() if hidden is None else null_level(self.teacher, hidden):
-                told = self.teacher(u, timestep, **kwargs).sample.float()
+                told = subject.ask(self.teacher, u, timestep, conditions).float()
             if self.classless:
-                assert self.null_class is not None
-                kwargs = {"class_labels": torch.full_like(kwargs["class_labels"], self.null_class)}
+                assert subject.null is not None
+                conditions = subject.conditions(torch.full_like(labels, subject.null))
             asked = self.teacher if self.weak is None else self.weak
             with null_level(self.teacher) if self.blind else nullcontext():
-                return told, asked(u, timestep, **kwargs).sample.float()
+                return told, subject.ask(asked, u, timestep, conditions).float()
 
-    def batch(
-        self, images: Tensor, labels: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor, dict[str, Any], Tensor]:
-        """States `(B, C, H, W)`, levels t and what else the network is asked with; and `(B,)` uniform numbers for hidden levels."""
-        import torch
-
+    def batch(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States `(B, *shape)`, levels t, conditions `(B,)`; and `(B,)` uniform numbers for hidden levels."""
         for network in (self.teacher, self.weak):
             if network is not None:
                 network.to(images.device)
@@ -187,10 +183,7 @@ class GuidanceTask:
         u = self.process.corrupt(images, t, eps)
         if self.options.trajectories:
             u, t, labels = self._mixed(u, t, labels, reached < self.options.trajectory_share, place, which)
-        kwargs: dict[str, Any] = {}
-        if self.null_class is not None:
-            kwargs["class_labels"] = torch.where(dropped, self.null_class, labels)
-        return u, t, kwargs, hide
+        return u, t, self.subject.dropped(labels, dropped), hide
 
     def _mixed(
         self, u: Tensor, t: Tensor, labels: Tensor, reached: Tensor, place: Tensor, which: Tensor
@@ -204,11 +197,11 @@ class GuidanceTask:
         row, step = (place * states.shape[1]).long(), (which * len(states)).long()
         chosen = states[step, row].to(u)
         mask = reached.reshape(-1, *(1,) * (u.ndim - 1))
-        labels = labels if self.null_class is None else torch.where(reached, classes[row], labels)
+        labels = labels if self.subject.null is None else torch.where(reached, classes[row], labels)
         return torch.where(mask, chosen, u), torch.where(reached, times[step].to(t), t), labels
 
     def measured(
-        self, numbers: Callable[[Tensor, Tensor, dict[str, Any]], Sequence[Tensor]]
+        self, numbers: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Log-SNRs `(N,)` of held-out states, and some numbers of each, `(N, K)`."""
         import torch
@@ -220,11 +213,9 @@ class GuidanceTask:
             x_0 = images[first : first + 64]
             t = self.level(torch.rand(len(x_0), generator=generator))
             u = self.process.corrupt(x_0, t, torch.randn(x_0.shape, generator=generator)).to(device)
-            kwargs = {}
-            if self.null_class is not None:
-                kwargs["class_labels"] = self.heldout.labels[first : first + 64].to(device)
+            labels = self.heldout.labels[first : first + 64].to(device)
             with torch.no_grad():
-                found.append(torch.stack([*numbers(u, t.to(device), kwargs)], dim=1).cpu())
+                found.append(torch.stack([*numbers(u, t.to(device), labels)], dim=1).cpu())
             levels.append(self.process.log_snr(t))
         return torch.cat(levels), torch.cat(found)
 
@@ -243,13 +234,13 @@ def by_level(
 
 
 def guided_states(task: GuidanceTask, device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """States of guided DDIM or Euler trajectories: `(steps, M, C, H, W)`, their levels t `(steps,)`, classes `(M,)`."""
+    """States of guided trajectories: `(steps, M, *shape)`, their levels t `(steps,)`, conditions `(M,)`."""
     import torch
 
     from nag.corrections import Recorder, WeakModel
     from nag.noise.read import read_levels
-    from nag.pipelines import UNet2DPipeline
     from nag.seams import corrected
+    from nag.shift.calls import silent
 
     options = task.options
     states: list[Tensor] = []
@@ -261,21 +252,21 @@ def guided_states(task: GuidanceTask, device: Any) -> tuple[Tensor, Tensor, Tens
         unconditional=task.classless,
         interval=ends,  # type: ignore[arg-type]
     )
-    pipe = UNet2DPipeline(task.teacher, type(task.scheduler).from_config(task.scheduler.config))
-    pipe.set_progress_bar_config(desc="guided trajectories")
-    count = options.trajectories
-    labels = None if task.null_class is None else torch.arange(count, device=device) % max(task.null_class, 1)
-    with corrected(pipe, guidance, Recorder(seen=lambda at, u: states.append(u.detach().half().cpu()))):
+    subject, count = task.subject, options.trajectories
+    pipe = subject.pipeline_with(task.teacher, type(subject.scheduler).from_config(subject.scheduler.config))
+    pipe.to(device)
+    seen = Recorder(seen=lambda at, u: states.append(u.detach().half().cpu()))
+    with silent(pipe), corrected(pipe, guidance, seen):
         pipe(
-            batch_size=count,
-            class_labels=labels,
+            **subject.sampled(count),
             num_inference_steps=options.trajectory_steps,
             generator=torch.Generator().manual_seed(options.seed + 2),
             output_type="latent",
         )
     levels = read_levels(pipe.scheduler)
     t = levels.training.t_from_log_snr(levels.log_snr[: len(states)])
-    classes = torch.zeros(count, dtype=torch.long, device=device) if labels is None else labels
+    known = len(subject.texts) or max(subject.null or 0, 1)
+    classes = torch.arange(count, device=device) % known
     kept = task.acts(t) if task.inside else torch.ones_like(t, dtype=torch.bool)
     return torch.stack(states)[kept].to(device), t[kept].to(device), classes
 
@@ -286,17 +277,16 @@ def train_guided(
     """Trains what `model_of(teacher, weak, options)` gives, and prints the figures of the end."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, images_of, pretrained, train
+    from nag.finetune.loop import check_output_dir, examples_of, pretrained, train
     from nag.finetune.stream import mix
     from nag.finetune.weak import weak_network
-    from nag.network.table import architecture_of
 
     if options.model is None:
         raise ValueError("model must name the pipeline to learn from, got None.")
     checkpoint = check_output_dir(options)
-    pipeline = pretrained(options)
-    teacher = pipeline.unet.float().eval().requires_grad_(False)
-    table = images_of(options, teacher, labels=architecture_of(teacher).null_class(teacher) is not None)
+    subject = pretrained(options)
+    teacher = subject.network.float().eval().requires_grad_(False)
+    subject, table = examples_of(options, subject)
     count = options.held_out_samples
     if not 0 < count < len(table):
         raise ValueError(
@@ -305,10 +295,10 @@ def train_guided(
     heldout = table.subset(range(len(table) - count, len(table)))
     table, weak = table.subset(range(len(table) - count)), None
     if options.weak not in ("null", "class"):
-        weak = weak_network(options, teacher, pipeline.scheduler, table)
+        weak = weak_network(options, subject, table)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     model = model_of(teacher, weak, options)
-    task = task_of(model, teacher, weak, pipeline.scheduler, heldout, options)
+    task = task_of(model, subject, weak, heldout, options)
     found = train(task, table, options, checkpoint)  # type: ignore[arg-type]
     for name, value in task.figures.items():
         print(f"{name:<28} {value:.3f}")

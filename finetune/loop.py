@@ -7,6 +7,7 @@ is off by default: compiling, channels-last weights, TF32, fused updates, random
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,50 +15,73 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nag.files import read_json
+from nag.files import cache_folder, read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
+from nag.finetune.subject import Subject
 from nag.noise.checks import require
-from nag.shift.images import ImageTable, load_images
+from nag.shift.images import ImageTable
 
-__all__ = ["Task", "check_output_dir", "images_of", "pretrained", "saved_copy", "train", "weight_dtype"]
+__all__ = ["Task", "check_output_dir", "examples_of", "pretrained", "saved_copy", "train", "weight_dtype"]
 
 
-def images_of(options: TrainingOptions, unet: Any, *, labels: bool, **source: Any) -> ImageTable:
-    """The images of the options, or of another source, as a network takes them."""
-    size = unet.config.sample_size
+def examples_of(options: TrainingOptions, subject: Subject) -> tuple[Subject, Any]:
+    """What is learned from, as states of a subject, and that subject, which now knows its conditions."""
+    channels, size = subject.image_size
     known = options.resolution is not None or isinstance(size, int)
     require(("resolution", size, "be given for a model without a square sample size", known))
-    source = source or {
-        "data": options.data,
-        "dataset_config_name": options.dataset_config_name,
-        "split": options.split,
-        "caption_column": options.caption_column,
-        "max_samples": options.max_train_samples,
-    }
-    return load_images(
-        **source,
-        channels=unet.config.in_channels,
+    table = options.images(
+        channels=channels,
         resolution=options.resolution or size,
-        image_column=options.image_column,
-        label_column=options.label_column if labels else None,
-        center_crop=options.center_crop,
-        skip_unreadable_images=options.skip_unreadable_images,
+        labels=subject.null is not None and not subject.reads_captions,
+        max_samples=options.max_train_samples,
     )
+    if subject.pipeline is None:
+        return subject, table
+    from nag.finetune.cache import encoded_images
+
+    still = "be left out for latents, which are encoded once"
+    require(("random_flip", options.random_flip, still, not options.random_flip))
+    folder = cache_folder(options.cache_dir) or options.output_dir / "cache"
+    on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    subject.pipeline.to(on)
+    if subject.reads_captions:
+        subject, table.labels = with_captions(subject, table.captions, folder, options.resolution)
+    latents = encoded_images(subject, table, folder)
+    subject.pipeline.to("cpu")
+    return subject, latents
 
 
-def pretrained(options: TrainingOptions) -> Any:
-    """The pipeline that the options start from, without the regressor beside it."""
+def with_captions(
+    subject: Subject, captions: Sequence[str] | None, folder: Path, resolution: int | None
+) -> tuple[Subject, Tensor]:
+    """A subject that knows some captions, and the number of each image's."""
+    from nag.finetune.cache import encoded_captions
+
+    require(
+        ("captions", captions, "be a column of the data; name it with --caption_column", captions is not None)
+    )
+    assert captions is not None
+    missing = [i for i, caption in enumerate(captions) if not caption.strip()]
+    if missing:
+        raise ValueError(
+            f"captions must be given for every image, got {len(missing)} of {len(captions)} empty: rows "
+            f"{', '.join(map(str, missing[:5]))}{' ...' if len(missing) > 5 else ''}. Fill them in or leave the images out."
+        )
+    place = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    found = encoded_captions(subject, list(place), folder, resolution=resolution)
+    return found, torch.tensor([place[caption] for caption in captions])
+
+
+def pretrained(options: TrainingOptions) -> Subject:
+    """The denoiser of the pipeline that the options start from, without the regressor beside it, in evaluation mode."""
     from nag.load import NAGPipeline
-    from nag.seams.run import autoencoder_of
 
     pipe = NAGPipeline.from_pretrained(
         str(options.model), regressor=False, revision=options.revision, variant=options.variant
     )
-    name, must = type(pipe).__name__, "denoise pixels: training on latents is not built yet"
-    require(("model", name, must, autoencoder_of(pipe) is None))
-    return pipe
+    return Subject.of(pipe, options.resolution)
 
 
 def weight_dtype(options: TrainingOptions) -> torch.dtype:

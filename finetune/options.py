@@ -22,10 +22,11 @@ class ImageOptions(DataOptions):
 
     max_train_samples: int | None = None
     """Use only the first samples."""
-    resolution: int | None = None
-    """Image size in pixels. None: the model's sample size."""
     random_flip: bool = False
     """Mirror half of the images."""
+    cache_dir: Path | None = None
+    """Where latents and the rows of captions are kept, for several trainings. None: $NAG_CACHE, or nag in the user's cache
+    folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nag.finetune.stream import Draws
+    from nag.finetune.subject import Subject
+    from nag.shift.forward import Estimate
     from nag.shift.images import ImageTable
 
 __all__ = ["RegressorOptions", "RegressorTask", "fit", "run"]
@@ -57,10 +60,21 @@ class RegressorOptions(TrainingOptions):
 
 
 class RegressorTask:
-    """A regressor that is trained in place, and held-out images for what is fitted afterwards and for the figures."""
+    """A regressor that is trained in place, and held-out images for what is fitted afterwards and for the figures.
 
-    def __init__(self, regressor: Any, heldout: ImageTable, options: RegressorOptions) -> None:
-        self.model, self.heldout, self.options = regressor, heldout, options
+    Args:
+        regressor: trained.
+        subject: its network, and how that is asked.
+        heldout: held-out images, or their latents.
+        known: the subject that knows their conditions.
+        options: see `RegressorOptions`.
+    """
+
+    def __init__(
+        self, regressor: Any, subject: Subject, heldout: ImageTable, known: Subject, options: RegressorOptions
+    ) -> None:
+        self.model, self.subject, self.options = regressor, subject, options
+        self.heldout, self.known = heldout, known
 
     def parameter_groups(self, options: RegressorOptions) -> list[dict[str, Any]]:
         head = list(self.model.head.parameters())
@@ -70,8 +84,6 @@ class RegressorTask:
         return groups + ([{"params": body, "lr": options.learning_rate}] if body else [])
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        import torch
-
         from nag.blind.objectives import uniform_level
 
         process = self.model.process
@@ -80,11 +92,8 @@ class RegressorTask:
         eps = draws.normal(images.shape[1:])
         t = uniform_level(process, draws.uniform())
         hide = draws.uniform() < 0.5
-        shown = None
-        if self.model.config.uses_class:
-            null = self.model.class_conditioning(len(images), None, images.device)["class_labels"]
-            shown = torch.where(hide | (labels < 0), null, labels)
-        estimate = model(process.corrupt(images, t, eps), shown)
+        shown = conditions_of(self.subject, self.subject.dropped(labels, hide | (labels < 0)))
+        estimate = model(process.corrupt(images, t, eps), **shown)
         return -estimate.log_density(process.log_snr(t).float())
 
     def validate(self, step: int, folder: Path) -> None:
@@ -100,9 +109,10 @@ class RegressorTask:
         from nag.shift.accuracy import measure_accuracy
 
         half = len(self.heldout) // 2
-        fit(self.model, self.heldout.subset(range(half)), seed=self.options.seed + 1)
+        fit(self.model, self.heldout.subset(range(half)), self.known, seed=self.options.seed + 1)
         test = self.heldout.subset(range(half, len(self.heldout)))
-        accuracy = measure_accuracy(self.model.eval(), test.tensor(), seed=self.options.seed + 2)
+        told = None if self.known.pipeline is None else told_by(self.known, self.model, test.labels)
+        accuracy = measure_accuracy(self.model.eval(), test.tensor(), told=told, seed=self.options.seed + 2)
         dtype = weight_dtype(self.options)
         with written_whole(folder) as part:
             before = self.model.dtype
@@ -125,7 +135,32 @@ class RegressorTask:
         upload(folder, self.options)
 
 
-def fit(regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, batch_size: int = 250) -> None:
+def conditions_of(subject: Subject, labels: Tensor) -> dict[str, Any]:
+    """What a regressor is told besides the states: everything that its network is, but the level."""
+    from nag.finetune.subject import merged
+
+    return merged(subject.shared, subject.conditions(labels), labels.device)
+
+
+def told_by(subject: Subject, regressor: Any, labels: Tensor) -> Callable[[int, int], Estimate]:
+    """Estimates under the conditions `(N,)` of some images, for `nag.shift.accuracy`."""
+
+    def told(start: int, stop: int) -> Estimate:
+        chosen = labels[start:stop].to(regressor.device)
+        return lambda x, _: regressor.estimate(x, **conditions_of(subject, chosen))
+
+    return told
+
+
+def fit(
+    regressor: Any,
+    heldout: ImageTable,
+    subject: Subject,
+    *,
+    seed: int,
+    passes: int = 16,
+    batch_size: int = 250,
+) -> None:
     """Fits the regressor's bias and spread to held-out images, each at `passes` levels of the training prior."""
     import torch
 
@@ -143,11 +178,9 @@ def fit(regressor: Any, heldout: ImageTable, *, seed: int, passes: int = 16, bat
             x_0 = heldout.tensor(chosen)
             t = uniform_level(process, torch.rand(len(x_0), generator=generator))
             x_t = process.corrupt(x_0, t, torch.randn(x_0.shape, generator=generator))
-            labels = (
-                heldout.labels[chosen.start : chosen.stop].to(device) if regressor.config.uses_class else None
-            )
-            labels = None if labels is None or bool((labels < 0).any()) else labels
-            estimate = regressor.estimate(x_t.to(device), labels)
+            labels = heldout.labels[chosen.start : chosen.stop].to(device)
+            known = subject.dropped(labels, (labels < 0).any().expand(len(labels)))
+            estimate = regressor.estimate(x_t.to(device), **conditions_of(subject, known))
             means.append(estimate.log_snr.cpu())
             stds.append(estimate.std.cpu())
             truths.append(process.log_snr(t))
@@ -158,18 +191,26 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     """Trains a regressor and saves it; the figures of the run."""
     import torch
 
-    from nag.finetune.loop import check_output_dir, images_of, pretrained, train
+    from nag.finetune.loop import check_output_dir, examples_of, pretrained, train
     from nag.finetune.stream import mix
     from nag.network.regressor import NoiseLevelRegressor
-    from nag.network.table import architecture_of
 
+    least = 40  # so that half of them, at 16 levels each, tell bias and spread at all knots
+    require(
+        (
+            "held_out_samples",
+            options.held_out_samples,
+            f"be at least {least}",
+            options.held_out_samples >= least,
+        )
+    )
     checkpoint = check_output_dir(options)
-    pipeline = pretrained(options)
-    unet = pipeline.unet.float().eval().requires_grad_(False)
+    subject = pretrained(options)
+    subject.network.float().eval().requires_grad_(False)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     regressor = NoiseLevelRegressor.from_unet(
-        unet,
-        pipeline.scheduler,
+        subject.network,
+        subject.scheduler,
         kind=options.kind,
         features=options.features,
         head_type=options.head_type,
@@ -177,17 +218,19 @@ def run(options: RegressorOptions) -> dict[str, Any]:
     )
     regressor.requires_grad_(True)
     freeze_unused(regressor)
-    labels = options.kind == "frozen" and architecture_of(unet).null_class(unet) is not None
-    table = images_of(options, unet, labels=labels)
+    if not regressor.config.uses_class and not subject.reads_captions:
+        subject = replace(subject, null=None)  # it is always asked without a class
+    known, table = examples_of(options, subject)
     count = options.held_out_samples
     if options.held_out_data is not None:
-        heldout = images_of(options, unet, labels=labels, data=options.held_out_data, max_samples=count)
+        held_out = replace(options, data=str(options.held_out_data), max_train_samples=count)
+        others, heldout = examples_of(held_out, subject)
     else:
         must = f"be between 1 and {len(table) - 1}, which are held out of the training data, or --held_out_data given"
         require(("held_out_samples", count, must, 0 < count < len(table)))
-        heldout = table.subset(range(len(table) - count, len(table)))
+        others, heldout = known, table.subset(range(len(table) - count, len(table)))
         table = table.subset(range(len(table) - count))
-    return train(RegressorTask(regressor, heldout, options), table, options, checkpoint)
+    return train(RegressorTask(regressor, known, heldout, others, options), table, options, checkpoint)
 
 
 def freeze_unused(regressor: Any) -> None:

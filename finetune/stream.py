@@ -1,4 +1,4 @@
-"""What a training run sees: its images in order, and its random numbers, both functions of seed and position alone.
+"""What a training run sees: its images or latents in order, and its random numbers; functions of seed and position alone.
 
 Sample number p of the stream is image perm_e[p mod N] of epoch e = p div N. With `draws="sample"` its noise, level and
 dropouts come from a generator seeded with (seed, p), so that two processes with half the batch each see the same global
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,17 +126,23 @@ def batches(
         world,
     )
     if options.draws == "batch":
-        fits = "be sample for images that are too many for memory"
-        require(("draws", options.draws, fits, table.bytes is not None))
-        assert table.bytes is not None
-        return _resident(table.bytes, stream, positions, device)
+        stored, fits = table.resident, "be sample for images that are too many for memory"
+        require(("draws", options.draws, fits, stored is not None))
+        assert stored is not None
+        return _resident(stored, stream, positions, device)
     loader = torch.utils.data.DataLoader(
         stream, batch_sampler=positions, num_workers=options.dataloader_num_workers
     )
-    return (
-        (images.to(device), labels.to(device), Draws(options.seed, places.tolist(), device))
-        for images, labels, places in loader
-    )
+    return _loaded(table, loader, options.seed, device)
+
+
+def _loaded(
+    table: ImageTable, loader: Any, seed: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Draws]]:
+    """Batches that a loader brings."""
+    for stored, labels, places in loader:
+        draws = Draws(seed, places.tolist(), device)
+        yield table.clean(stored.to(device), draws), labels.to(device), draws
 
 
 def _resident(
@@ -146,4 +153,4 @@ def _resident(
     for places in positions:
         chosen = torch.tensor([stream.index(place) for place in places]).to(device)
         draws = Draws(stream.seed, places, device, "batch")
-        yield stored[chosen].float() / 127.5 - 1, labels[chosen], draws
+        yield stream.table.clean(stored[chosen], draws), labels[chosen], draws

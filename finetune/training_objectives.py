@@ -18,6 +18,7 @@ With level dropout 1 every pipeline but EqM's is NoiseUnconditional: the network
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -34,10 +35,11 @@ from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow
 from nag.noise.read import read_levels, read_settings, read_train_timesteps
 from nag.noise.target import expand
-from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
+from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
 
 if TYPE_CHECKING:
     from nag.finetune.denoiser import DenoiserOptions
+    from nag.finetune.subject import Subject
 
 __all__ = [
     "PREDICTIONS",
@@ -149,7 +151,9 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_pre
 
 def read_network(scheduler: Any) -> tuple[str, Any]:
     """What the network of a diffusers scheduler predicts, and its training process."""
-    copy = type(scheduler).from_config(scheduler.config)
+    shifts = "use_dynamic_shifting" in scheduler.config  # by the size of an image, which changes neither
+    fixed = {"use_dynamic_shifting": False} if shifts else {}
+    copy = type(scheduler).from_config(scheduler.config, **fixed)
     copy.set_timesteps(10)
     levels = read_levels(copy)
     return levels.prediction, levels.training
@@ -188,8 +192,21 @@ def objective_of(scheduler: Any, options: DenoiserOptions) -> Objective:
     return objective_of_network(scheduler, name)
 
 
-def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
-    """The loss of the options; options that do not go together would train something else than asked for."""
+def loss_of(scheduler: Any, options: DenoiserOptions, *, outputs: int, latent: bool = False) -> Loss:
+    """The loss of the options; options that do not go together would train something else than asked for.
+
+    Args:
+        outputs: channels that the network gives per channel of the state; two of a pretrained network mean a learned variance.
+        latent: whether its pipeline has latents.
+    """
+    learned = outputs == 2 and (latent or options.model is not None)
+    found = _loss_of(scheduler, options, learned_variance=learned)
+    must = "predict as many channels as its input has, twice as many with a learned variance"
+    require(("model", outputs, must, found.outputs == outputs))
+    return found
+
+
+def _loss_of(scheduler: Any, options: DenoiserOptions, *, learned_variance: bool) -> Loss:
     name = options.objective
     plain = name in (None, "ddpm", "flow")
     of, energy, asked = f"for the objective {name}", options.energy, options.prediction_type
@@ -226,6 +243,8 @@ def loss_of(scheduler: Any, options: DenoiserOptions) -> Loss:
             ConsistencyTraining(name=name, num_steps=options.max_train_steps, sigma_data=options.sigma_data)
         )
     objective = objective_of(scheduler, options)
+    if name is None and learned_variance and objective.prediction == "eps":
+        objective = replace(objective, learned_variance=True)
     if options.energy is not None:
         return ExplicitEnergy(objective, options.energy)
     return LearnedVariance(objective) if objective.learned_variance else Regression(objective)
@@ -276,15 +295,16 @@ def kept_scheduler(scheduler: Any, options: DenoiserOptions) -> Any:
     return new_scheduler(options)
 
 
-def pipeline_of(unet: Any, scheduler: Any, options: DenoiserOptions) -> Any:
+def pipeline_of(subject: Subject, network: Any, options: DenoiserOptions) -> Any:
     """The pipeline that is saved; it asks the network as it was trained."""
+    scheduler = type(subject.scheduler).from_config(subject.scheduler.config)
     if options.objective == "eqm":
-        return EqMPipeline(unet=unet, scheduler=scheduler, energy=options.energy)
-    if options.level_dropout == 1:
-        return NoiseUnconditionalPipeline(unet=unet, scheduler=scheduler)
+        return EqMPipeline(unet=network, scheduler=scheduler, energy=options.energy)
+    if options.level_dropout == 1 and subject.pipeline is None:
+        return NoiseUnconditionalPipeline(unet=network, scheduler=scheduler)
     if options.objective in ("uedm", "ict", "ecm"):
-        return NoiseUnconditionalPipeline(unet=unet, scheduler=scheduler, noise_condition=True)
-    return UNet2DPipeline(unet=unet, scheduler=scheduler)
+        return NoiseUnconditionalPipeline(unet=network, scheduler=scheduler, noise_condition=True)
+    return subject.pipeline_with(network, scheduler)
 
 
 def title(scheduler: Any, options: DenoiserOptions) -> str:

@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 __all__ = [
     "REGRESSOR_FOLDER",
     "Archive",
+    "cache_folder",
     "fetch",
     "fetch_beside",
     "hide_from_download",
@@ -51,6 +52,16 @@ _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[
 ]  # of the HTTP client that huggingface_hub is built on
 _PATIENCE = 3.0  # seconds, for the Hub's first answer
 _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """Where measurements are kept that commands share: the folder named, $NAG_CACHE (nowhere, if empty), or the user's."""
+    if folder is not None:
+        return Path(folder)
+    named = os.environ.get("NAG_CACHE")
+    if named is not None:
+        return Path(named).expanduser() if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nag")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -9,6 +9,7 @@ CACHE = tempfile.mkdtemp(prefix="nag-tests-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["HF_HOME"] = CACHE  # these before anything imports huggingface_hub
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["NAG_CACHE"] = ""  # no measurement is kept, unless a test says where
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook

@@ -64,7 +64,7 @@ SCALES = {
         regressor="--max_train_steps 1500 --train_batch_size 256 --learning_rate 1e-3 --mixed_precision bf16 "
         "--allow_tf32 --fused_optimizer --draws batch --logging_steps 50",
         calibrate="--steps 20 --num_samples 1024 --batch_size 512 --num_images 1000",
-        compare="--steps 20 --num_samples 50000 --seeds 101 --tune_samples 2500 --batch_size 1000 --resamples 10 "
+        compare="--evaluations 20 --num_samples 50000 --seeds 101 --tune_samples 2500 --batch_size 1000 --resamples 10 "
         "--feature_size 299 --feature_channels 3 --mixed_precision bf16",
         compare_methods=(
             ("nag:scale=0.5|1|2",),
@@ -90,7 +90,7 @@ SCALES = {
         tune="--train_batch_size 64 --learning_rate 4e-4 --lr_warmup_steps 10",
         regressor="--max_train_steps 300 --train_batch_size 64 --learning_rate 1e-3",
         calibrate="--steps 10 --num_samples 128 --batch_size 128 --num_images 200",
-        compare="--steps 10 --num_samples 500 --seeds 101 --tune_samples 200 --batch_size 100 --num_images 300 "
+        compare="--evaluations 10 --num_samples 500 --seeds 101 --tune_samples 200 --batch_size 100 --num_images 300 "
         "--calibration_samples 128 --shift_samples 128",
         compare_methods=(("nag:scale=0.5|1",), ("calibrated",)),
     ),

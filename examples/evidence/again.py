@@ -30,10 +30,12 @@ def stage_of(settings: dict[str, Any], methods: list[str], data: Path, output: P
     from nag.corrections.text import parse_methods
 
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if name in CompareOptions.__dataclass_fields__
     }
     values |= {"shift": False, "judge": None, "corrections": tuple(methods), "output_dir": output}
-    values |= {"data": Path(values["data"]), "reference": data / "fashion_mnist_16" / "test.parquet"}
+    values |= {"reference": data / "fashion_mnist_16" / "test.parquet"}
     return load(CompareOptions(**values), parse_methods(methods), None)[0]
 
 

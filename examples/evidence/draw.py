@@ -84,7 +84,7 @@ def table(*studies: str, named: bool = False) -> str:
         wanted = {
             (scheduler, budget, parse_method(method.replace("{models}", "outputs/models")).label)
             for scheduler in setting["schedulers"]
-            for budget in setting["steps"]
+            for budget in setting["evaluations"]
             for method in setting["corrections"]
         }
         if wanted - done:

@@ -160,7 +160,7 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
         losses = {}
         for name, pipe in pipes.items():
             options = options_of(models, data, level_dropout=share, class_dropout=0.0)
-            task = DenoiserTask(pipe.unet, pipe.scheduler, options)
+            task = DenoiserTask(Subject.of_unet(pipe.unet, pipe.scheduler), options)
             with torch.no_grad():
                 parts = [
                     task.loss(

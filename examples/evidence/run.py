@@ -57,14 +57,20 @@ EMBEDDED: dict[str, Any] = {
     "judge": FASHION / "regressors" / "judge",
     "features": FASHION / "model" / "classifier",
 }
-SMALL = EMBEDDED | {"regressor": None, "judge": None, "shift": False, "schedulers": ["ddim"], "steps": [50]}
+SMALL = EMBEDDED | {
+    "regressor": None,
+    "judge": None,
+    "shift": False,
+    "schedulers": ["ddim"],
+    "evaluations": [50],
+}
 STUDIES: dict[str, dict[str, Any]] = {
     **{
         f"{scheduler}_{budget}": EMBEDDED
         | TRAILING
         | {
             "schedulers": [scheduler],
-            "steps": [budget],
+            "evaluations": [budget],
             "corrections": [*PLAIN, *(FINER if budget == 50 else BASELINES), *OURS],
             "shift": budget == 20,
         }
@@ -76,7 +82,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | TRAILING
         | {
             "schedulers": [scheduler],
-            "steps": [100],
+            "evaluations": [100],
             "num_samples": 1500,
             "tune_samples": 250,
             "shift": False,
@@ -94,7 +100,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | TRAILING
     | {
         "schedulers": ["ddim"],
-        "steps": [40, 100],
+        "evaluations": [40, 100],
         "corrections": PLAIN,
         "shift": False,
     },
@@ -102,7 +108,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | TRAILING
     | {
         "schedulers": ["ddim"],
-        "steps": [50],
+        "evaluations": [50],
         "shift": False,
         "num_samples": 1000,
         "tune_samples": 200,
@@ -124,7 +130,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | TRAILING
     | {
         "schedulers": ["ddim"],
-        "steps": [50],
+        "evaluations": [50],
         "num_samples": 1000,
         "tune_samples": 200,
         "shift_samples": 128,
@@ -135,7 +141,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | TRAILING
     | {
         "schedulers": ["ddim"],
-        "steps": [50],
+        "evaluations": [50],
         "num_samples": 1000,
         "shift_samples": 128,
         "corrections": [*PLAIN, *(f"nag:scale={w},interval=-2.5..4" for w in (0.5, 1, 2, 4, 8))],
@@ -144,7 +150,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | TRAILING
     | {
         "schedulers": ["ddim"],
-        "steps": [50],
+        "evaluations": [50],
         "num_samples": 1000,
         "shift": False,
         "corrections": [
@@ -157,7 +163,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         | (FLOW | {"schedulers": ["flow_euler"]} if name == "small_flow" else TRAILING)
         | {
             "model": f"{{models}}/{name}",
-            "steps": [50],
+            "evaluations": [50],
             "corrections": [*PLAIN, FINER[0], FINER[2], *NAG],
             "num_samples": 1500,
             "tune_samples": 300,
@@ -168,7 +174,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     | TRAILING
     | {
         "model": FASHION / "model_unconditional",
-        "steps": [20],
+        "evaluations": [20],
         "corrections": [*PLAIN, BASELINES[0], BASELINES[2], *NAG],
         "num_samples": 1500,
         "tune_samples": 300,
@@ -194,7 +200,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "num_samples": 800,
             "tune_samples": 260,
             "schedulers": ["ddim"],
-            "steps": [30],
+            "evaluations": [30],
             "corrections": [
                 *PLAIN,
                 *NAG,
@@ -215,7 +221,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "num_samples": 1000,
             "calibration_samples": 256,
             "schedulers": ["ddim", "dpm++", "deis"],
-            "steps": [10, 20],
+            "evaluations": [10, 20],
             "corrections": [*PLAIN, "calibrated"],
         }
         for name, model in {

@@ -65,57 +65,61 @@ WEAK_MODELS = [
 ]
 SAMPLERS = ("ddim", "dpm++", "heun", "ddpm", "euler")
 STUDIES: dict[str, dict[str, Any]] = {
-    "ddim_20": {"schedulers": ["ddim"], "steps": [20], "corrections": [STUDENT, *RIVALS, EXACT]},
+    "ddim_20": {"schedulers": ["ddim"], "evaluations": [20], "corrections": [STUDENT, *RIVALS, EXACT]},
     **{
-        f"{name}_20": {"schedulers": [name], "steps": [20], "corrections": [STUDENT, RIVALS[0], RIVALS[-1]]}
+        f"{name}_20": {
+            "schedulers": [name],
+            "evaluations": [20],
+            "corrections": [STUDENT, RIVALS[0], RIVALS[-1]],
+        }
         for name in SAMPLERS[1:]
     },
     **{
         f"{name}_20_others": ONCE
-        | {"schedulers": [name], "steps": [20], "corrections": [*RIVALS[1:3], EXACT]}
+        | {"schedulers": [name], "evaluations": [20], "corrections": [*RIVALS[1:3], EXACT]}
         for name in SAMPLERS[1:]
     },
-    "controls": {"schedulers": ["ddim"], "steps": [20], "corrections": [SECOND, *CONTROLS, NAG]},
+    "controls": {"schedulers": ["ddim"], "evaluations": [20], "corrections": [SECOND, *CONTROLS, NAG]},
     "long": {
         "schedulers": ["ddim", "dpm++"],
-        "steps": [20],
+        "evaluations": [20],
         "seeds": [101, 102],
         "corrections": ["merged:network={models}/student_long,strength=0.5|0.75|1|1.2"],
     },
-    "second": {"schedulers": ["dpm++", "heun"], "steps": [20], "corrections": [SECOND]},
+    "second": {"schedulers": ["dpm++", "heun"], "evaluations": [20], "corrections": [SECOND]},
     "curve": {
         "schedulers": ["ddim", "dpm++", "heun"],
-        "steps": [20],
+        "evaluations": [20],
         "corrections": CURVE,
         "seeds": [105],
         "num_samples": 5000,
     },
     **{
         f"{name}_{budget}": FEWER
-        | {"schedulers": [name], "steps": [budget], "corrections": [STUDENT, RIVALS[0], EXACT]}
+        | {"schedulers": [name], "evaluations": [budget], "corrections": [STUDENT, RIVALS[0], EXACT]}
         for budget in (10, 50, 100)
         for name in ("ddim", "dpm++")
     },
     "heads": {
         "schedulers": ["ddim", "dpm++"],
-        "steps": [20],
+        "evaluations": [20],
         "seeds": [101, 102],
         "corrections": [
             "direction:head={models}/direction,scale=0.5|1|2",
             "direction:head={models}/direction_null,scale=1|2|3",
         ],
     },
-    "weak_models": ONCE | {"schedulers": ["ddim"], "steps": [20], "corrections": WEAK_MODELS},
+    "weak_models": ONCE | {"schedulers": ["ddim"], "evaluations": [20], "corrections": WEAK_MODELS},
     "more_steps": {
         "schedulers": ["ddim", "dpm++"],
-        "steps": [40, 80],
+        "evaluations": [40, 80],
         "corrections": [],
         "seeds": [101, 102],
     },
     "others": FEWER
     | {
         "schedulers": ["ddim"],
-        "steps": [20],
+        "evaluations": [20],
         "corrections": [
             "merged:network={models}/student_null,strength=0.5|0.75|1|1.2",
             "merged:network={models}/student_lora,strength=0.5|0.75|1|1.2",

@@ -51,12 +51,12 @@ class CompareOptions(SamplerOptions, FeatureOptions):
 
     Values divided by | are candidates: the best on the tuning seed is reported, on other seeds.
 
-    nag compare MODEL --data IMAGES --schedulers ddim heun --steps 10 20 --corrections "nag:scale=0.5|1" calibrated
+    nag compare MODEL --data IMAGES --schedulers ddim heun --evaluations 10 20 --corrections "nag:scale=0.5|1" calibrated
     """
 
     schedulers: Schedulers = ("ddim",)
-    steps: tuple[int, ...] = (20,)
-    """Budgets in network evaluations per sample. Every method takes as many steps as its budget pays for."""
+    evaluations: tuple[int, ...] = (20,)
+    """Budgets: network evaluations per sample. Every method takes as many steps as its budget pays for."""
     corrections: Corrections = ("plain", "nag:scale=0.25|0.5|1|2")
     reference: str | None = None
     """Images that samples are compared with: a folder or a parquet file. None: every second image of --data,
@@ -119,7 +119,7 @@ def run(options: CompareOptions) -> Path | None:
     grid = [
         (scheduler, budget, method)
         for scheduler in options.schedulers
-        for budget in options.steps
+        for budget in options.evaluations
         for method in methods
     ]
     dearest_first = sorted(grid, key=lambda cell: -cell[1])
@@ -156,8 +156,9 @@ def load(
     )
     from nag.quality.cells import Comparison, Sizes, arguments_of_candidates
     from nag.quality.measures import check_enough
-    from nag.quality.reference import fingerprint_of_images, reference_features
+    from nag.quality.reference import reference_features
     from nag.shift.calls import main_network
+    from nag.shift.images import fingerprint_of_images
 
     bench = open_bench(
         options.model,
@@ -287,7 +288,7 @@ def _check(options: CompareOptions) -> None:
         raise ValueError(
             f"schedulers must be of {', '.join(SCHEDULERS)}, got {', '.join(unknown)}. Check the spelling."
         )
-    for name in ("schedulers", "steps"):
+    for name in ("schedulers", "evaluations"):
         values = getattr(options, name)
         if not values or len(set(values)) < len(values) or 0 in values:
             raise ValueError(

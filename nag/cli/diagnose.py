@@ -45,6 +45,7 @@ class DiagnoseOptions(ModelOptions):
 TRAINED = 400
 """Steps of a quick regressor, if time allows."""
 BATCH = 64
+NEEDED = ("network", "images", "states", "scheduler", "process", "prediction")
 COLD = 4.0  # the first passes, of a few samples, may take so many times longer for each
 
 
@@ -97,16 +98,11 @@ def run(options: DiagnoseOptions) -> Diagnosis:
 
 def _next(options: DiagnoseOptions, found: Diagnosis) -> str:
     """What to do after a look."""
-    from nag.quality.diagnose import trainable
-
     wrong = [one.name for one in found.findings if one.state == "wrong"]
     if wrong:
         return f"Mend first: {', '.join(wrong)}."
     if not hasattr(found.pipe, "regressor"):
         return f"Next: {_command('blind-check', options)}"
-    if found.state("regressor") != "ok" and not trainable(found.pipe):
-        name = type(found.pipe).__name__
-        return f"Its shift cannot be measured without a regressor, and training one for a {name} is not built yet."
     return f"Next: {_command('diagnose', options, '--run')}"
 
 
@@ -128,12 +124,12 @@ def _measured(
 ) -> tuple[Verdict, dict[str, Any]]:
     """Trains a regressor if there is none, measures, and writes the report."""
     from nag.quality.bench import Bench, conditions_of
-    from nag.quality.diagnose import trainable
     from nag.quality.verdict import LEAST, Budget, Verdict, judge, measure_sampler, pass_time
     from nag.shift import write_report
+    from nag.shift.calls import sizes
 
     pipe = found.pipe
-    blocked = next((one for one in found.findings if one.state == "wrong" and one.name != "regressor"), None)
+    blocked = next((one for one in found.findings if one.state == "wrong" and one.name in NEEDED), None)
     if not hasattr(pipe, "regressor"):
         return Verdict(kind="not measurable", sentence="not measurable: it is never told its noise level"), {}
     if blocked is not None or found.seconds is None:
@@ -145,24 +141,17 @@ def _measured(
     rows = slice(None)
     if pipe.regressor is None:
         named = str(folder / "regressor")
-        if not trainable(pipe):
-            return Verdict(
-                kind="not measurable",
-                sentence=f"not measurable: there is no regressor, and training one for a {type(pipe).__name__} is not built yet",
-                command=_command("diagnose", options, "--run --regressor REGRESSOR"),
-            ), {}
         rows = _train(options, found, folder, 0.3 * budget.left)
     regressor = pipe.regressor
     table = found.images
     assert table is not None
     if table.classes is not None and set(table.classes[rows].tolist()) != set(table.classes.tolist()):
-        rows = slice(
-            None
-        )  # in the order of their classes: better some that the head has seen than some classes alone
+        rows = slice(None)  # sorted by class: better images that the head has seen than some classes alone
     bench = Bench(
         pipeline=pipe,
         regressor=regressor.eval(),
         conditions=conditions_of(pipe, options, options.num_images, options.prompts),
+        arguments=sizes(pipe, options.resolution),
     ).holding(table, rows)
     each = pass_time(bench)
     if budget.samples(each, options.steps) < LEAST:
@@ -185,8 +174,6 @@ def _measured(
     words, more = follows[kind]
     if kind == "nothing":
         sentence += "; a guided student may help"
-    if words.startswith("finetune") and not trainable(pipe):
-        words, more = "tune", f"--steps {options.steps}{known}"
     verdict = Verdict(kind=kind, sentence=sentence, command=_command(words, options, more))
     if measured.table is not None:
         measured.table.save(folder)

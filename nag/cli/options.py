@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 _NAMES = ", ".join(SCHEDULERS)
-Scheduler = Annotated[str | None, arg(help=f"Sampler, of {_NAMES}. None: the model's own.")]
+Scheduler = Annotated[
+    str | None, arg(aliases=["--schedulers"], help=f"Sampler, of {_NAMES}. None: the model's own.")
+]
 Schedulers = Annotated[
     tuple[str, ...],
     arg(aliases=["--scheduler"], help=f"Samplers, of {_NAMES}. Empty: the model's own."),
@@ -72,6 +74,8 @@ class SamplerOptions(ModelOptions):
     """Stochasticity of DDIM."""
     scheduler_config: tuple[str, ...] = ()
     """Settings of every scheduler as NAME=VALUE, for example timestep_spacing=trailing clip_sample=false."""
+    cache_dir: Path | None = None
+    """Folder of measurements that commands share. None: $NAG_CACHE, or nag in the user's cache folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ class FeatureOptions(ModelOptions):
 
 def sampling(options: SamplerOptions) -> dict[str, Any]:
     """What says how a pipeline samples, as arguments of `nag.quality.bench.open_bench`."""
-    names = ("regressor", "prompts", "guidance_scale", "eta", "device")
+    names = ("regressor", "prompts", "guidance_scale", "eta", "device", "cache_dir")
     return {name: getattr(options, name) for name in names}
 
 

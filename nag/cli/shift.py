@@ -41,13 +41,15 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """Measures the shifts and writes report.html, shift.png and shift.json."""
     from nag.noise.named import make_scheduler
     from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
-    from nag.shift import ReportRun, forward_reference, measure_shift, record, write_report
+    from nag.shift import ReportRun, measure_shift, record, write_report
     from nag.shift.page import check_output
     from nag.shift.report import FILES
 
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
     methods = candidates("plain", *options.corrections)
-    bench = load_bench(options.model, options, options.num_images, **sampling(options))
+    bench = load_bench(
+        options.model, options, options.num_images, **sampling(options), batch_size=options.batch_size
+    )
     settings = read_assignments(options.scheduler_config)
     schedulers = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
     trajectories: dict[str, Any] = {}
@@ -73,15 +75,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
                     **arguments,
                 )
                 baselines[label] = None if label == first else first
-    reference = forward_reference(
-        bench.images,
-        bench.regressor,
-        list(trajectories.values()),
-        seed=options.seed + 1,
-        batch_size=options.batch_size,
-        class_labels=bench.image_labels,
-        told=bench.told(),
-    )
+    reference = bench.forward_reference(list(trajectories.values()), seed=options.seed + 1)
     shifts = {name: measure_shift(trajectory, reference) for name, trajectory in trajectories.items()}
     runs = {
         name: ReportRun(

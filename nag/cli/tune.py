@@ -92,10 +92,10 @@ def run(options: TuneOptions) -> Entry:
         scheduler_line,
     )
     from nag.quality.meter import Meter
-    from nag.quality.reference import fingerprint_of_images
     from nag.quality.tune import Candidate, Search, open_study
     from nag.seams.attach import sampler_of
     from nag.shift.calls import main_network
+    from nag.shift.images import fingerprint_of_images
 
     deadline = time.monotonic() + 60 * options.time_limit
     _check(options)

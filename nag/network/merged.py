@@ -27,7 +27,7 @@ from nag.network.table import load_network
 
 __all__ = ["add_adapter", "is_adapter", "merged", "save_adapter", "set_weights", "with_weights"]
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER = "pytorch_lora_weights.safetensors"
 ADAPTED = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj|to_q|to_k|to_v|to_out\.0|proj_in|proj_out|linear_1|linear_2)"
 """Layers of diffusers' blocks that an adapter sits on."""
 
@@ -108,24 +108,30 @@ def add_adapter(network: Any, rank: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED), network)
 
 
-def save_adapter(network: Any, folder: Path, model: str) -> None:
-    """Writes a network's LoRA as safetensors, with its configuration and the fingerprint of the network that it is for."""
+def save_adapter(network: Any, folder: Path, component: str, model: str) -> None:
+    """Writes a network's LoRA as diffusers' `load_lora_weights` takes it, and the fingerprint of the network that it is for.
+
+    Args:
+        network: with the adapter.
+        component: the network's name in its pipeline.
+        model: the pipeline's name, to be told.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    weights = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(network).items()}
-    save_file(weights, folder / ADAPTER)
+    weights = {f"{component}.{k}": v for k, v in get_peft_model_state_dict(network).items()}
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / ADAPTER)
     (config,) = network.peft_config.values()
-    content = {"rank": config.r, "model": model, "network": fingerprint(_bare(network))}
+    content = {"rank": config.r, "model": model, "network": fingerprint(bare(network))}
     (folder / "adapter.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _bare(network: Any) -> Any:
+def bare(network: Any) -> Any:
     """A copy of a network without its LoRA."""
-    bare = type(network).from_config(network.config)
+    plain = type(network).from_config(network.config)
     state = {k.replace(".base_layer", ""): v for k, v in network.state_dict().items() if "lora_" not in k}
-    bare.load_state_dict(state)
-    return bare
+    plain.load_state_dict(state)
+    return plain
 
 
 def with_adapter(network: Any, folder: str) -> Any:
@@ -152,8 +158,8 @@ def with_adapter(network: Any, folder: str) -> Any:
         )
     adapted = copy.deepcopy(network)
     add_adapter(adapted, content["rank"])
-    set_peft_model_state_dict(adapted, load_file(weights))
+    set_peft_model_state_dict(adapted, {k.partition(".")[2]: v for k, v in load_file(weights).items()})
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
-    return _bare(adapted)
+    return bare(adapted)

@@ -283,7 +283,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
         dtype = next(network.parameters()).dtype
         timestep = torch.zeros(len(x), device=x.device)
         with null_level(network), self.tapped(network) as kept:
-            network(x.to(dtype), timestep, **conditioning)
+            network(x.to(dtype), **{architecture_of(network).timestep: timestep}, **conditioning)
         return self.estimate_from_features(kept[-1])
 
     def class_conditioning(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nag.corrections.calibration import NoiseCalibration
-from nag.files import parse_json
+from nag.files import cache_folder, parse_json
 from nag.load import NAGPipeline
 from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
@@ -26,10 +26,11 @@ from nag.shift.calls import (
     encoded,
     image_size,
     silent,
+    sizes,
     takes,
 )
 from nag.shift.data import DataOptions
-from nag.shift.forward import Told, told_by
+from nag.shift.forward import ForwardReference, Told, forward_reference
 from nag.shift.images import CAPTIONS, ImageTable
 
 __all__ = [
@@ -61,6 +62,7 @@ class Bench:
         arguments: of every call of the pipeline: class guidance and eta, where they are set.
         batch_size: samples per call.
         mixed_precision: "no", "bf16" or "fp16": autocast of the samples; estimates are in float32.
+        cache_dir: folder of what is measured once for all commands; None measures anew.
         progress: show progress bars.
     """
 
@@ -76,6 +78,7 @@ class Bench:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 250
     mixed_precision: str = "no"
+    cache_dir: Path | None = None
     progress: bool = True
 
     def holding(self, table: ImageTable, rows: slice = slice(None)) -> Bench:
@@ -83,7 +86,7 @@ class Bench:
         pipe, prompts = self.pipeline, self.conditions.of(len(table)).get("prompt")
         states, labels = table.tensor(range(len(table))[rows]), table.classes
         if autoencoder_of(pipe) is not None:
-            call = batch_of(pipe, self.conditions.of(1), 0, 1, num_samples=1, seed=0)
+            call = batch_of(pipe, self.conditions.of(1) | self.sized, 0, 1, num_samples=1, seed=0)
             with silent(pipe):
                 at = first_question(pipe, lambda: pipe(**call | {"num_inference_steps": 4}))
             states = encoded(pipe, states, at.u)
@@ -95,6 +98,11 @@ class Bench:
             captions=None if prompts is None else tuple(prompts[rows]),
         )
 
+    @property
+    def sized(self) -> dict[str, Any]:
+        """Those of the arguments that say the size of an image."""
+        return {k: v for k, v in self.arguments.items() if k not in ("guidance_scale", "eta")}
+
     def labels(self) -> Tensor | None:
         """The images' classes, if the estimator uses them."""
         return self.image_labels if self.regressor is not None and self.regressor.config.uses_class else None
@@ -103,7 +111,8 @@ class Bench:
         """The estimator under the images' captions, for pipelines that take prompts."""
         if self.captions is None:
             return None
-        return told_by(self.pipeline, self.regressor, {"prompt": list(self.captions)}, len(self.captions))
+        asked = {"prompt": list(self.captions)} | self.sized
+        return Told(self.pipeline, self.regressor, asked, len(self.captions))
 
     def sample(self, arguments: Mapping[str, Any], seed: int, count: int, *, keep_images: int = 0) -> Sampled:
         """Samples of one seed, as the feature network sees them."""
@@ -129,7 +138,22 @@ class Bench:
             num_samples=num_samples,
             image_labels=self.labels(),
             told=self.told(),
+            cache_dir=self.cache_dir,
             **{"progress": self.progress} | self.conditions.of(num_samples) | arguments,
+        )
+
+    def forward_reference(self, levels: Any, *, seed: int, progress: bool = True) -> ForwardReference:
+        """Estimates of the images at some levels."""
+        return forward_reference(
+            self.images,
+            self.regressor,
+            levels,
+            seed=seed,
+            batch_size=self.batch_size,
+            class_labels=self.labels(),
+            told=self.told(),
+            cache_dir=self.cache_dir,
+            progress=progress,
         )
 
     def why_not(self, scheduler: Any, arguments: Mapping[str, Any], *, steps: int = 10) -> str | None:
@@ -184,10 +208,10 @@ def held_out_images(
         num_images: how many, at most.
         with_labels: whether classes are needed.
     """
-    channels, resolution = image_size(pipeline)
+    channels, size = image_size(pipeline)
     table = data.images(
         channels=channels,
-        resolution=resolution,
+        resolution=data.resolution or size,
         labels=with_labels,
         max_samples=num_images,
         held_out=True,
@@ -231,17 +255,18 @@ def open_bench(
     guidance_scale: float | None = None,
     eta: float = 0.0,
     num_images: int | None = None,
+    cache_dir: Path | None = None,
     **others: Any,
 ) -> Bench:
     """A bench that holds no images yet; the data are read for their captions, where the pipeline takes prompts."""
     pipeline = load_pipeline(model, regressor, device)
+    asked = {"guidance_scale": guidance_scale, "eta": eta or None}
     return Bench(
         pipeline=pipeline,
         regressor=pipeline.regressor,
         conditions=conditions_of(pipeline, data, num_images, prompts),
-        arguments={
-            k: v for k, v in {"guidance_scale": guidance_scale, "eta": eta or None}.items() if v is not None
-        },
+        arguments={k: v for k, v in asked.items() if v is not None} | sizes(pipeline, data.resolution),
+        cache_dir=cache_folder(cache_dir),
         **others,
     )
 

@@ -31,7 +31,7 @@ from nag.quality.distances import FeatureMoments, frechet_distance_of_moments
 from nag.quality.measures import frechet_resamples, measure_quality
 from nag.quality.sampling import Cost, Sampled, count_cost, largest_steps, within
 from nag.seams.attach import sampler_of
-from nag.shift import ForwardReference, forward_reference, measure_shift, record
+from nag.shift import ForwardReference, measure_shift, record
 from nag.shift.forward import Diverged
 
 __all__ = ["DERIVED_SEEDS", "Comparison", "Sizes", "arguments_of_candidates"]
@@ -190,7 +190,7 @@ class Comparison:
             if within(cost, cell.budget):
                 return _Run(method=candidate, cost=cost, arguments=calibrated)
         raise ValueError(
-            f"steps must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget} evaluations. "
+            f"evaluations must pay for at least one step of {candidate.label!r}, got a budget of {cell.budget}. "
             "Give it more."
         )
 
@@ -278,16 +278,7 @@ class Comparison:
             return None
         levels = json.dumps(trajectory.log_snr.tolist())
         if levels not in self._forward:
-            self._forward[levels] = forward_reference(
-                bench.images,
-                bench.regressor,
-                trajectory,
-                seed=sizes.seed + 4,
-                batch_size=bench.batch_size,
-                class_labels=bench.labels(),
-                told=bench.told(),
-                progress=False,
-            )
+            self._forward[levels] = bench.forward_reference(trajectory, seed=sizes.seed + 4, progress=False)
         found = measure_shift(trajectory, self._forward[levels])
         names = ("mean_shift", "mean_shift_standard_error", "mean_abs_shift", "mean_abs_shift_standard_error")
         return {name: getattr(found, name) for name in (*names, "num_measured", "num_steps")} | {

@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from nag.files import parse_json, written_file
 from nag.quality.distances import FeatureMoments
 from nag.quality.feature_network import features_and_classes
+from nag.shift.images import fingerprint_of_images
 
-__all__ = ["ReferenceFeatures", "fingerprint_of_images", "reference_features"]
+__all__ = ["ReferenceFeatures", "reference_features"]
 
 KEPT_SEED = 0
 PART_SECONDS = 60.0  # a stop loses at most this much of a long extraction
@@ -96,14 +97,6 @@ def _read(path: Path) -> tuple[dict[str, Any], FeatureMoments, dict[str, Tensor]
             f"path must name saved reference features, got {str(path)!r} ({type(error).__name__}). Make them again."
         ) from error
     return header["fingerprint"], moments, tensors
-
-
-def fingerprint_of_images(images: Float[Tensor, "images *shape"]) -> str:
-    """A hash of images (N, C, H, W) in their order."""
-    digest = hashlib.sha256(str(tuple(images.shape[1:])).encode())
-    for batch in images.split(256):
-        digest.update(batch.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def reference_features(

@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from nag.network.regressor import NORMAL_90
 from nag.noise.process import GaussianProcess
-from nag.shift.forward import LevelEstimator, place
+from nag.shift.forward import Estimate, LevelEstimator, place
 
 __all__ = ["RegressorAccuracy", "fisher_floor", "measure_accuracy", "plot_accuracy"]
 
@@ -86,6 +87,7 @@ def measure_accuracy(
     *,
     log_snr: Tensor | None = None,
     class_labels: Tensor | None = None,
+    told: Callable[[int, int], Estimate] | None = None,
     seed: int = 0,
     batch_size: int = 250,
 ) -> RegressorAccuracy:
@@ -96,6 +98,7 @@ def measure_accuracy(
         images: `(N, C, H, W)` in [-1, 1], not used in training or calibration.
         log_snr: `(K,)`, levels; default: -3, -2.5, ..., 6.
         class_labels: `(N,)`, for a regressor that is shown classes.
+        told: instead, from (start, stop) to estimates under what a pipeline tells its network of these images.
         seed: of the noise.
         batch_size: states per call of the regressor.
     """
@@ -111,7 +114,8 @@ def measure_accuracy(
             x_0 = images[part]
             x_t = process.corrupt(x_0, t[part].float(), torch.randn(x_0.shape, generator=generator))
             labels = None if class_labels is None else class_labels[part].to(device)
-            estimate = regressor.estimate(x_t.to(device, dtype), labels)
+            ask = regressor.estimate if told is None else told(start, min(start + batch_size, len(images)))
+            estimate = ask(x_t.to(device, dtype), labels)
             found.append(estimate.log_snr.cpu().double())
             spread.append(estimate.std.cpu().double())
         return torch.cat(found) - process.log_snr(t), torch.cat(spread)

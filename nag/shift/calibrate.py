@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ def calibrate(
     corrections: Correction | Sequence[Correction] = (),
     told: Told | None = None,
     interval: Interval = (-2.5, None),
+    cache_dir: Path | None = None,
     progress: bool = True,
     **pipeline_kwargs: Any,
 ) -> NoiseCalibration:
@@ -84,6 +86,7 @@ def calibrate(
         corrections: that the table is for.
         told: as of `forward_reference`, for pipelines that take prompts.
         interval: log-SNRs outside keep their nominal level.
+        cache_dir: of `forward_reference`.
         progress: show a progress bar.
         pipeline_kwargs: everything else for the pipeline, such as `guidance_scale`, `eta`, or `prompt`.
     """
@@ -96,7 +99,14 @@ def calibrate(
     check_coordinates(regressor, levels)
     nominal = levels.log_snr.numpy()
     reference = forward_reference(
-        images, regressor, nominal, seed=seed + 1, class_labels=image_labels, told=told, progress=progress
+        images,
+        regressor,
+        nominal,
+        seed=seed + 1,
+        class_labels=image_labels,
+        told=told,
+        cache_dir=cache_dir,
+        progress=progress,
     )
     low, high = (end if one is None else one for one, end in zip(interval, (-np.inf, np.inf), strict=True))
     within = (nominal >= low) & (nominal <= high)

@@ -25,9 +25,11 @@ __all__ = [
     "classes_of",
     "encoded",
     "image_size",
+    "latents",
     "main_network",
     "sample_generators",
     "silent",
+    "sizes",
     "takes",
 ]
 
@@ -60,13 +62,23 @@ def classes_of(pipe: Any) -> int | None:
 def image_size(pipe: Any) -> tuple[int, int]:
     """Channels, and height and width in pixels, of the images of a square pipeline."""
     config = unwrap(main_network(pipe)).config
-    size = config.get("sample_size")
-    size = size[-1] if isinstance(size, list | tuple) else size
+    given = config.get("sample_size")
+    size: Any = (
+        given[-1] if isinstance(given, list | tuple) else given or getattr(pipe, "default_sample_size", None)
+    )
     vae: Any = autoencoder_of(pipe)
     if vae is None:
         return int(config.in_channels), int(size)
     factor = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
     return int(vae.config.get("in_channels", 3)), int(size) * int(factor)
+
+
+def sizes(pipe: Any, resolution: int | None) -> dict[str, Any]:
+    """Arguments of a pipeline's call that make images of a resolution; nothing for its own."""
+    if resolution is None:
+        return {}
+    asked = {"height": resolution, "width": resolution, "use_resolution_binning": False}
+    return {name: value for name, value in asked.items() if takes(pipe, name)}
 
 
 def sample_generators(seed: int, start: int, stop: int) -> list[torch.Generator]:
@@ -161,35 +173,50 @@ def encoded(pipe: Any, images: Tensor, like: Tensor, *, seed: int = 0, batch_siz
     Returns:
         `(M, *shape)`, float32 on the CPU.
     """
-    vae: Any = autoencoder_of(pipe)
-    if vae is None:
+    if autoencoder_of(pipe) is None:
         return images
+    parts = []
+    for start in range(0, len(images), batch_size):
+        mean, std = latents(pipe, images[start : start + batch_size], like)
+        generators = sample_generators(seed, start, start + len(mean))
+        parts.append(mean + std * torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators]))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def latents(pipe: Any, images: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the states x_0 that a pipeline's VAE makes of images, each `(M, *shape)` on the CPU.
+
+    Raises:
+        ValueError: if they are no states of the pipeline, or not finite.
+    """
+    vae: Any = autoencoder_of(pipe)
     if vae not in (getattr(pipe, "vae", None), getattr(pipe, "vqvae", None)):
         raise ValueError(
             f"pipe must have a vae or a vqvae, got a {type(pipe).__name__} with a {type(vae).__name__} of another name. Its "
             "images cannot be made its states here."
         )
-    parts = []
-    for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size].to(vae.device, vae.dtype)
-        found = vae.encode(part[:, :, None] if like.ndim == 5 else part)  # a video of one frame
-        if hasattr(found, "latent_dist"):
-            spread = found.latent_dist
-            generators = sample_generators(seed, start, start + len(part))
-            noise = torch.stack([torch.randn(spread.mean.shape[1:], generator=g) for g in generators])
-            latents = spread.mean + spread.std * noise.to(spread.mean)
-        else:
-            latents = found.latents if hasattr(found, "latents") else found.latent
-        parts.append(_normalised(vae.config, latents).float().cpu())
-    states = torch.cat(parts)
+    part = images.to(vae.device, vae.dtype)
+    found = vae.encode(part[:, :, None] if like.ndim == 5 else part)  # a video of one frame
+    spread = getattr(found, "latent_dist", None)
+    quantised = "latents" if hasattr(found, "latents") else "latent"
+    mean = getattr(found, quantised) if spread is None else spread.mean
+    zero = _normalised(vae.config, torch.zeros_like(mean))
+    std = torch.zeros_like(mean) if spread is None else _normalised(vae.config, spread.std) - zero
+    states = [value.float().cpu() for value in (_normalised(vae.config, mean), std)]
     if like.ndim == 3 and hasattr(pipe, "_pack_latents"):
-        states = pipe._pack_latents(states, len(states), *states.shape[1:])
-    if states.shape[1:] != like.shape[1:]:
+        states = [pipe._pack_latents(value, len(value), *value.shape[1:]) for value in states]
+    mean, std = states
+    if mean.shape[1:] != like.shape[1:]:
         raise ValueError(
             f"images must become states of shape {tuple(like.shape[1:])} to be compared with the pipeline's, got "
-            f"{tuple(states.shape[1:])} from the VAE of {type(pipe).__name__}. Give images of its resolution."
+            f"{tuple(mean.shape[1:])} from the VAE of {type(pipe).__name__}. Give images of its resolution."
         )
-    return states
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+        raise ValueError(
+            f"vae must encode to finite states, got inf or nan in {vae.dtype}. Load it in float32."
+        )
+    return mean, std
 
 
 def _normalised(config: Any, latents: Tensor) -> Tensor:

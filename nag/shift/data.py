@@ -29,6 +29,8 @@ class DataOptions:
     """Column of the captions. None: the first of text, caption and prompt that there is."""
     skip_unreadable_images: bool = False
     """Leave unreadable images out instead of refusing the data."""
+    resolution: int | None = None
+    """Size of images and samples in pixels. None: the model's sample size."""
     center_crop: bool = True
     """Crop the middle square before resizing, else squash."""
 

@@ -7,29 +7,36 @@ enough between them that the mean estimate is known as a function of the true le
 
 the *forward response curve*. An ideal estimator has R(l) = l on average over its prior only: at one fixed level it is
 drawn towards the prior wherever the posterior is wide. Each image keeps one noise eps at all levels (common random
-numbers), so that differences along the curve, and with them its slope, are far better known than its height.
+numbers), so that differences along the curve, and with them its slope, are far better known than its height. For the same
+reason the estimates of one level depend on no other level: in a cache they are kept level by level, for every command.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nag.files import Archive
+from nag.files import Archive, written_file
 from nag.network.regressor import NoiseEstimate, fingerprint
 from nag.noise.process import GaussianProcess
-from nag.seams.run import Diverged, first_question
+from nag.seams.run import AUTOENCODERS, Diverged, first_question
 from nag.shift.calls import batch_of, sample_generators, silent
+from nag.shift.images import fingerprint_of_images
 
-__all__ = ["Diverged", "ForwardReference", "LevelEstimator", "Told", "forward_reference", "told_by"]
+__all__ = ["Diverged", "ForwardReference", "LevelEstimator", "Told", "forward_reference"]
 
 SAME_LEVEL = 1e-4  # two levels this close in log-SNR are one: far below any shift that could be measured
 
@@ -50,14 +57,10 @@ class LevelEstimator(Protocol):
 Estimate = Callable[[Tensor, Tensor | None], NoiseEstimate]
 """An estimator's answer for states, and their classes or None."""
 
-Told = Callable[[int, int], Estimate]
-"""Estimates for the images start, ..., stop - 1 that are told what a pipeline tells its network, such as their captions."""
 
-
-def told_by(
-    pipe: Any, regressor: Any, arguments: Mapping[str, Any], count: int, *, num_inference_steps: int = 4
-) -> Told:
-    """Estimates under the conditions that stand in the arguments of a pipeline's call.
+@dataclass(frozen=True, eq=False)
+class Told:
+    """Estimates for images under the conditions that stand in the arguments of a pipeline's call, such as their captions.
 
     Args:
         pipe: whose own call encodes the captions.
@@ -67,14 +70,25 @@ def told_by(
         num_inference_steps: of the call, which ends at its first question.
     """
 
-    def told(start: int, stop: int) -> Estimate:
-        call = batch_of(pipe, arguments, start, stop, num_samples=count, seed=0)
-        call["num_inference_steps"] = num_inference_steps
-        with silent(pipe):
-            at = first_question(pipe, lambda: pipe(**call))
-        return lambda x, _: at.posterior(regressor, x)
+    pipe: Any
+    regressor: Any
+    arguments: Mapping[str, Any]
+    count: int
+    num_inference_steps: int = 4
 
-    return told
+    def __call__(self, start: int, stop: int) -> Estimate:
+        """The estimator for the images start, ..., stop - 1."""
+        call = batch_of(self.pipe, self.arguments, start, stop, num_samples=self.count, seed=0)
+        call["num_inference_steps"] = self.num_inference_steps
+        with silent(self.pipe):
+            at = first_question(self.pipe, lambda: self.pipe(**call))
+        return lambda x, _: at.posterior(self.regressor, x)
+
+    def identity(self) -> dict[str, Any]:
+        """What is told, and the networks that encode it and are told."""
+        parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        networks = {name: fingerprint(part) for name, part in parts.items() if name not in AUTOENCODERS}
+        return {"arguments": dict(self.arguments), "networks": networks}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -162,6 +176,7 @@ def forward_reference(
     told: Told | None = None,
     spacing: float = 0.5,
     reach: float = 1.0,
+    cache_dir: Path | None = None,
     progress: bool = True,
 ) -> ForwardReference:
     """Estimates of held-out images corrupted to the levels of a sampler's steps and between them.
@@ -177,9 +192,10 @@ def forward_reference(
         seed: of the noise; image m's noise depends on the seed and on m alone.
         batch_size: images per call of the estimator.
         class_labels: `(M,)`, the images' classes, for a class-conditional regressor.
-        told: estimates that are told the images' captions; see `told_by`.
+        told: estimates that are told the images' captions.
         spacing: the largest gap between two levels, in log-SNR.
         reach: how far the grid goes on beyond the first and the last level, in log-SNR.
+        cache_dir: folder in which estimates are kept, level by level; None, or an estimator without weights, keeps none.
         progress: show a progress bar.
 
     Raises:
@@ -187,6 +203,40 @@ def forward_reference(
     """
     grid = level_grid(_values(levels), spacing=spacing, reach=reach, limits=regressor.log_snr_range)
     labels = None if class_labels is None else torch.as_tensor(class_labels)
+    kept = None
+    if cache_dir is not None and isinstance(images, Tensor) and isinstance(regressor, nn.Module):
+        kept = _Kept.of(cache_dir, images, regressor, seed=seed, labels=labels, told=told)
+    known = {} if kept is None else kept.read()
+    if found := sum(level in known for level in grid.tolist()):
+        print(f"Forward reference: {found} of {len(grid)} levels read from cache, {kept.path}")  # type: ignore[union-attr]
+    missing = np.array([level for level in grid.tolist() if level not in known])
+    if len(missing):
+        new = _estimates(images, regressor, missing, seed, batch_size, labels, told, progress)
+        known |= {level: (new[0][i], new[1][i]) for i, level in enumerate(missing.tolist())}
+        if kept is not None:
+            kept.write(known)
+    estimate, variance = (np.stack([known[level][k] for level in grid.tolist()]) for k in (0, 1))
+    settings: dict[str, Any] = {
+        "num_images": estimate.shape[1],
+        "seed": seed,
+        "spacing": spacing,
+        "reach": reach,
+    }
+    settings["regressor"] = fingerprint_of(regressor)
+    return ForwardReference(log_snr=grid, estimate=estimate, variance=variance, settings=settings)
+
+
+def _estimates(
+    images: Tensor | Iterable[Tensor],
+    regressor: LevelEstimator,
+    grid: np.ndarray,
+    seed: int,
+    batch_size: int,
+    labels: Tensor | None,
+    told: Told | None,
+    progress: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances of all images at some levels, each `(levels, images)`."""
     alphas, sigmas = regressor.process.alpha_sigma(torch.from_numpy(grid))
     device, dtype = place(regressor)
     means, variances, count = [], [], 0
@@ -207,11 +257,62 @@ def forward_reference(
             means.append(np.stack([mean for mean, _ in rows]))
             variances.append(np.stack([variance for _, variance in rows]))
             count += len(x_0)
-    settings: dict[str, Any] = {"num_images": count, "seed": seed, "spacing": spacing, "reach": reach}
-    settings["regressor"] = fingerprint_of(regressor)
-    return ForwardReference(
-        log_snr=grid,
-        estimate=np.concatenate(means, 1),
-        variance=np.concatenate(variances, 1),
-        settings=settings,
-    )
+    return np.concatenate(means, 1), np.concatenate(variances, 1)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Estimates of one estimator for one set of images and one seed, in a file."""
+
+    path: Path
+    identity: str
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        images: Tensor,
+        regressor: Any,
+        *,
+        seed: int,
+        labels: Tensor | None,
+        told: Told | None,
+    ) -> _Kept:
+        """The file that belongs to all that the estimates depend on."""
+        config = getattr(regressor, "config", {})
+        about = {
+            "regressor": [
+                fingerprint_of(regressor),
+                {k: v for k, v in config.items() if not k.startswith("_")},
+            ],
+            "dtype": str(place(regressor)[1]),
+            "data": fingerprint_of_images(images),
+            "labels": None if labels is None else labels.tolist(),
+            "told": None if told is None else told.identity(),
+            "seed": seed,
+        }
+        identity = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+        return cls(folder / "forward" / f"{identity[:16]}.safetensors", identity)
+
+    def read(self) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+        """Means and variances by level; nothing where there is no file, or a damaged one."""
+        try:
+            with safe_open(self.path, framework="np") as file:
+                if file.metadata()["identity"] != self.identity:
+                    return {}
+                levels, means, variances = (
+                    file.get_tensor(name) for name in ("log_snr", "estimate", "variance")
+                )
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return {}
+        return {level: (means[i], variances[i]) for i, level in enumerate(levels.tolist())}
+
+    def write(self, known: Mapping[float, tuple[np.ndarray, np.ndarray]]) -> None:
+        levels = sorted(known)
+        arrays = {
+            "log_snr": np.array(levels),
+            "estimate": np.stack([known[level][0] for level in levels]),
+            "variance": np.stack([known[level][1] for level in levels]),
+        }
+        with written_file(self.path) as part:
+            save_file(arrays, part, metadata={"identity": self.identity})

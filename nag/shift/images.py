@@ -5,6 +5,7 @@ Everything is checked before any work begins. Small sets are decoded once and ke
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["ImageTable", "load_images"]
+__all__ = ["ImageTable", "fingerprint_of_images", "load_images"]
 
 MEMORY_LIMIT = 2 * 2**30
 HELD_OUT = ("heldout", "validation", "test")
@@ -131,6 +133,15 @@ class ImageTable(torch.utils.data.Dataset):
             self._decode(self.rows[index][self.image_column])[0] if self.bytes is None else self.bytes[index]
         )
         return image.float() / 127.5 - 1, self.labels[index]
+
+    @property
+    def resident(self) -> Tensor | None:
+        """All images as bytes `(N, C, H, W)`, if they are in memory."""
+        return self.bytes
+
+    def clean(self, stored: Tensor, draws: Any) -> Tensor:
+        """Images `(B, C, H, W)` in [-1, 1], from bytes or from themselves; nothing is drawn."""
+        return stored.float() / 127.5 - 1 if stored.dtype == torch.uint8 else stored
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         return [self[index] for index in indices]
@@ -251,3 +262,11 @@ def load_images(
         center_crop=center_crop,
     )
     return table.check(skip_unreadable=skip_unreadable_images, progress=progress)
+
+
+def fingerprint_of_images(images: Float[Tensor, "images *shape"]) -> str:
+    """A hash of images (N, C, H, W) in their order."""
+    digest = hashlib.sha256(str(tuple(images.shape[1:])).encode())
+    for batch in images.split(256):
+        digest.update(batch.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

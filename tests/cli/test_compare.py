@@ -37,7 +37,7 @@ def options(checkpoint, output_dir, **changed):
         "model": str(checkpoint / "model"),
         "data": checkpoint / "data",
         "schedulers": ("ddim", "heun"),
-        "steps": (3,),
+        "evaluations": (3,),
         "corrections": ("nag:scale=0.5|1", "calibrated"),
         "num_samples": 10,
         "tune_samples": 8,
@@ -139,7 +139,7 @@ def test_a_calibrated_method_pays_for_the_steps_that_its_table_moves_into_the_in
     cell = Cell(scheduler="ddim", budget=6, method=method.label)
     run = comparison.prepared(cell, method)
     assert (run.arguments["num_inference_steps"], run.cost.passes, run.cost.evaluations) == (3, 6, 6)
-    with pytest.raises(ValueError, match="at least one step of .*, got a budget of 1 eval"):
+    with pytest.raises(ValueError, match="at least one step of .*, got a budget of 1. "):
         comparison.prepared(dataclasses.replace(cell, budget=1), method)
 
 
@@ -158,7 +158,7 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
     DDIMPipeline(unet=tiny_unet(), scheduler=DDIMScheduler()).save_pretrained(tmp_path / "model")
     features = str(checkpoint / "model" / "classifier")
     given = {"model": str(tmp_path / "model"), "features": features, "schedulers": ("ddim",), "seeds": (101,)}
-    path = job.run(options(checkpoint, tmp_path / "out", **given, corrections=("plain",), steps=(1,)))
+    path = job.run(options(checkpoint, tmp_path / "out", **given, corrections=("plain",), evaluations=(1,)))
     assert "The noise shift is not measured" in capsys.readouterr().out
     html = path.read_text(encoding="utf-8")
     assert "Not measured: there was no regressor" in html
@@ -180,7 +180,7 @@ def test_without_a_regressor_the_shift_is_left_out(checkpoint, tmp_path, capsys)
 def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
     given = {
         "schedulers": ("ddim",),
-        "steps": (1,),
+        "evaluations": (1,),
         "corrections": ("class_guidance:scale=2",),
         "seeds": (101,),
     }
@@ -188,7 +188,7 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert rows[0]["refused"] is None
     assert (
-        "steps must pay for at least one step of 'class_guidance:scale=2', got a budget of 1"
+        "evaluations must pay for at least one step of 'class_guidance:scale=2', got a budget of 1"
         in rows[1]["refused"]
     )
 
@@ -201,8 +201,8 @@ def test_a_budget_too_small_is_marked(checkpoint, tmp_path):
         ({"schedulers": ()}, r"schedulers.*\[\]"),
         ({"schedulers": ("flow_euler",)}, "scheduler must be for networks with a DiscreteVP process"),
         ({"schedulers": ("ddim", "ddim")}, r"schedulers.*\['ddim', 'ddim'\]"),
-        ({"steps": (0,)}, r"steps.*\[0\]"),
-        ({"steps": (3, 3)}, r"steps.*\[3, 3\]"),
+        ({"evaluations": (0,)}, r"evaluations.*\[0\]"),
+        ({"evaluations": (3, 3)}, r"evaluations.*\[3, 3\]"),
         ({"seeds": (101, 101)}, r"seeds.*\[101, 101\]"),
         ({"seeds": (3,)}, r"seeds.*1, 2, 3, 4, 5.*\[3\]"),
         ({"seeds": (-1,)}, r"seeds.*\[-1\]"),
@@ -276,7 +276,7 @@ def test_a_folder_in_use(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_cells(checkpoint, tmp_path):
     """As `accelerate launch` starts them; what they find is what one process finds."""
-    shared = {"schedulers": ("ddim",), "corrections": ("nag:scale=1",), "steps": (2, 3), "shift": False}
+    shared = {"schedulers": ("ddim",), "corrections": ("nag:scale=1",), "evaluations": (2, 3), "shift": False}
     job.run(options(checkpoint, tmp_path / "one", **shared))
     given = options(checkpoint, tmp_path / "two", **shared)
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "nag.cli", "compare"]
@@ -286,7 +286,7 @@ def test_two_processes_share_the_cells(checkpoint, tmp_path):
         "--no_shift",
         "--corrections",
         "nag:scale=1",
-        "--steps",
+        "--evaluations",
         "2",
         "3",
         "--device",

@@ -125,7 +125,7 @@ def tiny(example, monkeypatch):
         tune="--train_batch_size 8 --lr_warmup_steps 1 --num_validation_images 0",
         regressor="--max_train_steps 2 --train_batch_size 8 --held_out_samples 70",
         calibrate="--steps 3 --num_samples 16 --batch_size 16 --num_images 16",
-        compare="--steps 3 --num_samples 70 --seeds 101 --batch_size 70 --num_images 16 --resamples 2 "
+        compare="--evaluations 3 --num_samples 70 --seeds 101 --batch_size 70 --num_images 16 --resamples 2 "
         "--calibration_samples 16 --shift_samples 16",
         compare_methods=(("nag:scale=1",), ("calibrated",)),
     )

@@ -14,6 +14,7 @@ from nag.finetune import direction
 from nag.finetune.direction import DirectionOptions, DirectionTask
 from nag.finetune.guided import guided_states
 from nag.finetune.stream import Draws
+from nag.finetune.subject import Subject
 from nag.network.direction import DirectionHead
 from nag.network.null import null_level
 from nag.network.regressor import fingerprint
@@ -58,7 +59,9 @@ def task_of(checkpoint, unet, network=None, **changes):
     options = options_of(checkpoint, **changes)
     table = load_images(options.data, channels=1, resolution=8, label_column="label")
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    return DirectionTask(head_of(unet), unet, network, scheduler, table.subset(range(8)), options)
+    return DirectionTask(
+        head_of(unet), Subject.of_unet(unet, scheduler), network, table.subset(range(8)), options
+    )
 
 
 @torch.no_grad()
@@ -67,7 +70,7 @@ def test_what_is_learned_by_hand(checkpoint, weak):
     unet, other = tiny_unet(num_class_embeds=3), tiny_unet(seed=7, num_class_embeds=3)
     task = task_of(checkpoint, unet, other if weak == "network" else None, weak=weak)
     t, u = torch.tensor([0.1, 0.5]), torch.randn(2, 1, 8, 8, generator=seeded())
-    features, change = task.change(u, t, {"class_labels": LABELS})
+    features, change = task.change(u, t, LABELS)
     steps, kept = task.process.timestep(t).round(), []
     hook = unet.conv_out.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     told = unet(u, steps, class_labels=LABELS).sample

@@ -15,6 +15,7 @@ from nag.finetune.denoiser import DenoiserTask
 from nag.finetune.distill import DistillOptions, DistillTask
 from nag.finetune.guided import guided_states
 from nag.finetune.merge import MergeOptions
+from nag.finetune.subject import Subject
 from nag.finetune.weak import half_width
 from nag.network.null import null_level
 from nag.shift.images import load_images
@@ -49,9 +50,8 @@ def task_of(checkpoint, weak=None, **changes):
     teacher = tiny_unet(num_class_embeds=3)
     table = load_images(options.data, channels=1, resolution=8, label_column="label")
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    return DistillTask(
-        tiny_unet(num_class_embeds=3), teacher, weak, scheduler, table.subset(range(8)), options
-    )
+    subject = Subject.of_unet(teacher, scheduler)
+    return DistillTask(tiny_unet(num_class_embeds=3), subject, weak, table.subset(range(8)), options)
 
 
 def unet_of(folder) -> UNet2DModel:
@@ -70,7 +70,7 @@ def test_the_target_is_guidance_by_hand(checkpoint, own):
     t = torch.tensor([0.05, 0.2, 0.95, 0.2])
     hidden = torch.tensor([False, False, False, True])
     u, labels = torch.randn(4, 1, 8, 8, generator=seeded()), torch.tensor([0, 1, 0, 1])
-    found, told = task.target(u, t, hidden, {"class_labels": labels})
+    found, told = task.target(u, t, hidden, labels)
     steps = task.process.timestep(t).round()
     teacher = task.teacher
     expected = teacher(u, steps, class_labels=labels).sample
@@ -91,9 +91,9 @@ def test_shuffled_changes_are_those_of_other_samples(checkpoint):
         torch.full((3,), 0.3),
         torch.zeros(3, dtype=torch.bool),
     )
-    kwargs = {"class_labels": torch.tensor([0, 1, 1])}
-    plain, told = task_of(checkpoint).target(u, t, hidden, kwargs)
-    shuffled, _ = task_of(checkpoint, control="shuffled").target(u, t, hidden, kwargs)
+    labels = torch.tensor([0, 1, 1])
+    plain, told = task_of(checkpoint).target(u, t, hidden, labels)
+    shuffled, _ = task_of(checkpoint, control="shuffled").target(u, t, hidden, labels)
     torch.testing.assert_close(shuffled - told, (plain - told).roll(1, dims=0), rtol=0, atol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_states_are_those_of_the_guided_teacher(checkpoint):
     assert classes.tolist() == [0, 1, 0]
     start = torch.randn(3, 1, 8, 8, generator=seeded(task.options.seed + 2))
     torch.testing.assert_close(states[0].float(), start, rtol=1e-3, atol=1e-3)  # kept in half precision
-    scheduler = task.scheduler
+    scheduler = task.subject.scheduler
     scheduler.set_timesteps(4)
     torch.testing.assert_close(task.process.timestep(t).round(), scheduler.timesteps.double())
     first = scheduler.timesteps[0]
@@ -261,7 +261,6 @@ def test_networks_of_other_shapes_are_refused(checkpoint):
 
 
 def test_the_null_branch_cannot_weaken_a_network_that_predicts_the_data(checkpoint):
+    subject = Subject.of_unet(tiny_unet(), DDIMScheduler(prediction_type="sample"))
     with pytest.raises(ValueError, match="weak must be another network .* got 'null'"):
-        DistillTask(
-            None, tiny_unet(), None, DDIMScheduler(prediction_type="sample"), None, options_of(checkpoint)
-        )
+        DistillTask(None, subject, None, None, options_of(checkpoint))

@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
-from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LDMPipeline,
+    UNet2DModel,
+)
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,6 +28,7 @@ from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.model_card import command_line
 from nag.finetune.regressor import RegressorOptions
 from nag.finetune.stream import Draws, batches
+from nag.finetune.subject import Subject
 from nag.load import NAGPipeline
 from nag.network.null import null_level, recorded_dropout
 from nag.network.regressor import NoiseLevelRegressor
@@ -91,7 +98,7 @@ def test_loss_is_the_weighted_error_of_the_target(prediction_type, null_loss_wei
     else:
         scheduler = DDPMScheduler(prediction_type=prediction_type)
     chosen = DenoiserOptions(data="", level_dropout=0.5, class_dropout=0.5, null_loss_weight=null_loss_weight)
-    task = denoiser.DenoiserTask(unet, scheduler, chosen)
+    task = denoiser.DenoiserTask(Subject.of_unet(unet, scheduler), chosen)
     images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.arange(16) % 3
     found = task.loss(unet, images, labels, Draws(0, range(16)))
@@ -417,7 +424,7 @@ def test_images_from_folders_and_their_faults(tmp_path):
         ({"logging_steps": 0}, ValueError, "logging_steps.*got 0"),
         ({"pause_at_step": 0}, ValueError, "pause_at_step.*got 0"),
         ({"num_class_embeds": 2}, ValueError, r"labels.*got \(0, 1\)"),
-        ({"out_channels": 2}, ValueError, "model must predict 1 channels.*got 2"),
+        ({"out_channels": 2}, ValueError, "model must predict as many channels.*got 2"),
     ],
 )
 def test_refusals_come_before_anything_is_written(options, tmp_path, change, kind, text):
@@ -513,10 +520,17 @@ def test_snapshots_are_the_averages_of_their_steps(options, tmp_path):
 
 
 def test_latents_are_not_trained_on_as_pixels(tmp_path, data):
-    """A latent UNet2DModel takes images of three channels too, at another size."""
+    """A latent UNet2DModel takes images of three channels too, at another size: here its latents of 8x8 are of 16x16."""
     unconditional_ldm().save_pretrained(tmp_path / "ldm")
-    options = {"model": str(tmp_path / "ldm"), "data": str(data)}
-    for module, kind in ((denoiser, DenoiserOptions), (regressor, RegressorOptions)):
-        with pytest.raises(ValueError, match="model must denoise pixels.*LDMPipeline"):
-            module.run(kind(output_dir=tmp_path / "out", **options))
-    assert not (tmp_path / "out").exists()
+    shared = {
+        "model": str(tmp_path / "ldm"),
+        "data": str(data),
+        "max_train_steps": 1,
+        "checkpointing_steps": 0,
+    }
+    chosen = {"num_validation_images": 0, "train_batch_size": 8, "cache_dir": str(tmp_path / "cache")}
+    denoiser.run(DenoiserOptions(output_dir=tmp_path / "out", **shared | chosen))
+    pipe = NAGPipeline.from_pretrained(tmp_path / "out")
+    assert type(pipe).plain_class is LDMPipeline
+    assert recorded_dropout(pipe.unet) == 0.1
+    assert pipe(num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)

@@ -12,6 +12,7 @@ from nag.blind.energy import energy_gradient
 from nag.finetune import denoiser
 from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.stream import Draws
+from nag.finetune.subject import Subject
 from nag.finetune.training_objectives import new_scheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
@@ -49,7 +50,7 @@ def options(tmp_path) -> DenoiserOptions:
 
 def drawn(chosen: DenoiserOptions, unet: torch.nn.Module, step: int = 0):
     """The task's loss of 12 images, and images, noise, uniform numbers and a function that asks the network."""
-    task = denoiser.DenoiserTask(unet, new_scheduler(chosen), chosen)
+    task = denoiser.DenoiserTask(Subject.of_unet(unet, new_scheduler(chosen)), chosen)
     images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     labels = torch.arange(12) % 2
     draws = Draws(0, range(12))
@@ -136,7 +137,7 @@ def test_consistency_loss_is_that_of_a_pair(name):
     chosen = DenoiserOptions(data="", objective=name, level_dropout=0.5, max_train_steps=100)
     unet = tiny_unet(num_class_embeds=3)
     found, y, eps, u, ask, _ = drawn(chosen, unet, step=40)
-    task = denoiser.DenoiserTask(unet, new_scheduler(chosen), chosen)
+    task = denoiser.DenoiserTask(Subject.of_unet(unet, new_scheduler(chosen)), chosen)
     s, r = task.loss_rule.training.pair(u, 40)
 
     def end(level: torch.Tensor) -> torch.Tensor:
@@ -204,7 +205,7 @@ def test_a_noise_conditional_checkpoint_becomes_a_blind_one(options, tmp_path):
 @pytest.mark.parametrize(
     ("objective", "change", "text"),
     [
-        ("adm", {}, "must predict 2 channels.*got 1"),
+        ("adm", {}, "must predict as many channels.*got 1"),
         ("flow", {"energy": "dot"}, "energy.*'dot'"),
         ("edm", {"null_loss_weight": "1/sigma"}, "null_loss_weight.*edm.*'1/sigma'"),
         ("uedm", {"prediction_type": "epsilon"}, "prediction_type.*uedm.*'epsilon'"),

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from nag.shift.data import DataOptions
-from nag.shift.images import load_images
+from nag.shift.images import fingerprint_of_images, load_images
 
 SIZE = {"channels": 1, "resolution": 4}
 
@@ -99,3 +100,13 @@ def test_images_of_another_size_are_counted(tmp_path):
     assert (len(table.tensor()), table.resized) == (3, 2)
     assert load_images(tmp_path, **SIZE, center_crop=False).note == "3 images of 4x4, 2 of them resized"
     assert load_images(tmp_path, **SIZE, max_samples=1).note == "1 images of 4x4"
+
+
+def test_fingerprint_of_images_is_of_values_order_and_shape(generator):
+    images = torch.rand(30, 1, 8, 8, generator=generator)
+    whole = fingerprint_of_images(images)
+    other = images.clone()
+    other[29, 0, 7, 7] += 1e-3
+    assert fingerprint_of_images(other) != whole
+    assert fingerprint_of_images(images.flip(0)) != whole
+    assert fingerprint_of_images(images.reshape(30, 1, 4, 16)) != whole
