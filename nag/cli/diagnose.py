@@ -42,8 +42,8 @@ class DiagnoseOptions(ModelOptions):
     """Replace the files of a folder that is in use."""
 
 
-TRAINED = 400
-"""Steps of a quick regressor, if time allows."""
+TRAINED, FEWEST = 400, 50
+"""Steps of a quick regressor, if time allows, and at least."""
 BATCH = 64
 NEEDED = ("network", "images", "states", "scheduler", "process", "prediction")
 COLD = 4.0  # the first passes, of a few samples, may take so many times longer for each
@@ -230,7 +230,7 @@ def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: fl
             f"data must hold at least 160 images to train a regressor and to measure, got {count}. Give more."
         )
     steps = int(min(TRAINED, seconds / (1.5 * BATCH * (found.seconds or 1) / COLD)))
-    print(f"\nTraining a frozen regressor, {max(steps, 50)} steps", flush=True)
+    print(f"\nTraining a frozen regressor, {max(steps, FEWEST)} steps", flush=True)
     before = torch.get_rng_state()
     train(
         RegressorOptions(
@@ -243,7 +243,7 @@ def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: fl
             max_train_samples=seen,
             held_out_samples=min(1000, seen // 2, count // 2),
             train_batch_size=BATCH,
-            max_train_steps=max(steps, 50),
+            max_train_steps=max(steps, FEWEST),
             learning_rate=3e-3,
             lr_warmup_steps=20,
             ema_max_decay=0.99,

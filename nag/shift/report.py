@@ -101,7 +101,7 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
     else:
         parts.append("No single step differs by two standard errors.")
     label, arrival = (
-        np.mean([getattr(s, f"{name}_mismatch") for s in inside]) for name in ("label", "arrival")
+        np.mean([getattr(s, f"{name}_mismatch") for s in inside] or 0.0) for name in ("label", "arrival")
     )
     if abs(label) >= 0.0005:
         parts.append(f"The scheduler's own labels are off by {label:+.3f} on these steps.")
