@@ -128,9 +128,9 @@ def encoded_images(subject: Subject, table: ImageTable, folder: Path) -> LatentT
         folder: of the cache.
     """
     pipe, like = subject.pipeline, torch.empty(subject.shape or ())
+    vae: Any = autoencoder_of(pipe)
     sample = table.tensor(range(0, len(table), max(len(table) // 64, 1)))
     seen = hashlib.blake2b(sample.numpy().tobytes(), digest_size=8).hexdigest()
-    vae: Any = autoencoder_of(pipe)
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     name = f"latents-{key(vae, config, subject.shape, len(table), seen)}"
 

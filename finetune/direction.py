@@ -6,6 +6,8 @@ The network f stays as it is. A head h on the features z of its last layer (`nag
 
 averaged over pixels, at levels within the interval; g is measured once, on held-out images, before the first step, so that a head
 that says nothing has the loss 1. There is no noise in the target. f_weak and the states are those of `nag.finetune.guided`.
+With `--weak exit` the head is the weak model: it learns f itself, f_weak = 0 above, from the state and the features after the
+middle block. As E[r | z] = E[E[r | u] | z], that is what it would learn of the data r, without their noise.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class DirectionTask(GuidanceTask):
         from nag.network.regressor import tapped
         from nag.network.table import split_output
 
-        with tapped(self.teacher) as kept:
+        with tapped(self.teacher, middle=self.exit) as kept:
             told, weak = self.told_and_weak(u, t, labels)
         return kept[0], split_output(told - weak, u.shape[1])[0]
 
@@ -77,7 +79,7 @@ class DirectionTask(GuidanceTask):
         u, t, labels, _ = self.batch(images, labels, draws)
         features, change = self.change(u, t, labels)
         weight = self.weight(t)
-        found = model(features, self.process.log_snr(t), u.shape).float()
+        found = model(features, self.process.log_snr(t), u).float()
         return weight * (found - change).square().flatten(1).mean(1)
 
     def explained(self) -> dict[str, float]:
@@ -85,7 +87,7 @@ class DirectionTask(GuidanceTask):
 
         def parts(u: Tensor, t: Tensor, labels: Tensor) -> list[Tensor]:
             features, change = self.change(u, t, labels)
-            found = self.model(features, self.process.log_snr(t), u.shape).float()
+            found = self.model(features, self.process.log_snr(t), u).float()
             pairs = ((found - change,) * 2, (change, change), (found, change), (found, found))
             return [(a * b).flatten(1).sum(1) for a, b in pairs]
 
@@ -112,7 +114,7 @@ class DirectionTask(GuidanceTask):
                 options,
                 title="Direction head",
                 text=f"Regresses f - f_weak for the weak model {options.weak!r}: guidance without a second pass, by "
-                "`nag.corrections.DirectionGuidance`.",
+                f"`nag.corrections.{'ExitGuidance' if self.exit else 'DirectionGuidance'}`.",
                 figures=self.figures,
             )
         upload(folder, options)

@@ -131,6 +131,10 @@ def student_of(teacher: Any, weak: Any, options: DistillOptions) -> Any:
 
 def run(options: DistillOptions) -> dict[str, Any]:
     """Trains a student; see `DistillOptions`."""
+    if options.weak == "exit":
+        raise ValueError(
+            "weak must be a model that predicts by itself for a student, got 'exit'. `nag finetune direction` trains exit heads."
+        )
     return train_guided(options, DistillTask, student_of)
 
 

@@ -38,8 +38,8 @@ class GuidanceOptions(TrainingOptions):
 
     weak: str = "null"
     """The weak model: null (the network without its level), class (without its class), train (one of half the width, trained
-    first, into the folder weak of the output), snapshot (the earliest that `denoiser --snapshots` left in MODEL), or a
-    pipeline's folder or Hub id."""
+    first, into the folder weak of the output), snapshot (the earliest that `denoiser --snapshots` left in MODEL), a pipeline's
+    folder or Hub id, or for `direction` exit (what the head itself predicts after the middle of the network's own pass)."""
     weak_train_steps: int = 1500
     """--weak train: steps of that training."""
     weak_learning_rate: float = 0.001
@@ -102,7 +102,8 @@ class GuidanceTask:
         self.objective = objective_of_network(subject.scheduler)
         self.process = self.objective.process
         self.classless = weak is None and options.weak == "class"
-        self.blind = weak is None and not self.classless
+        self.exit = weak is None and options.weak == "exit"
+        self.blind = weak is None and not self.classless and not self.exit
         if self.objective.prediction == "x_0" and self.blind:
             raise ValueError(
                 "weak must be another network for one that predicts x_0, got 'null'. With and without its level it predicts the "
@@ -153,7 +154,7 @@ class GuidanceTask:
     def told_and_weak(
         self, u: Tensor, t: Tensor, labels: Tensor, hidden: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The teacher's prediction, without its level where `hidden` is set, and the weak one, each `(B, *shape)`."""
+        """The teacher's prediction, without its level where `hidden` is set, and the weak one or 0, each `(B, *shape)`."""
         from contextlib import nullcontext
 
         import torch
@@ -165,6 +166,8 @@ class GuidanceTask:
             conditions = subject.conditions(labels)
             with nullcontext() if hidden is None else null_level(self.teacher, hidden):
                 told = subject.ask(self.teacher, u, timestep, conditions).float()
+            if self.exit:
+                return told, torch.zeros_like(told)
             if self.classless:
                 assert subject.null is not None
                 conditions = subject.conditions(torch.full_like(labels, subject.null))
@@ -294,7 +297,7 @@ def train_guided(
         )
     heldout = table.subset(range(len(table) - count, len(table)))
     table, weak = table.subset(range(len(table) - count)), None
-    if options.weak not in ("null", "class"):
+    if options.weak not in ("null", "class", "exit"):
         weak = weak_network(options, subject, table)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     model = model_of(teacher, weak, options)

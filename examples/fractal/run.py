@@ -38,18 +38,21 @@ CHOOSING, SHOWN = 100, 200
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "plain": ("plain", (0,)),
     "noise guidance": ("nag:scale={w}", (0.1, 0.25, 0.5)),
-    "autoguidance, small network": ("autoguidance:network={models}/weak,scale={w}", (0.5, 1, 2)),
-    "class guidance": ("class_guidance:scale={w}", (1.1, 1.5, 2)),
-    "autoguidance, 1/16 snapshot": ("autoguidance:network={models}/sixteenth,scale={w}", (0.5, 1, 2)),
-    "blind autoguidance": ("blind_autoguidance:network={models}/sixteenth,scale={w}", (0.5, 1, 2)),
+    "autoguidance, small network": ("autoguidance:network={models}/weak,scale={w}", (0.1, 0.25, 0.5, 1)),
+    "class guidance": ("class_guidance:scale={w}", (1.05, 1.1, 1.25, 1.5)),
+    "autoguidance, 1/16 snapshot": ("autoguidance:network={models}/sixteenth,scale={w}", (0.1, 0.25, 0.5, 1)),
+    "blind autoguidance": ("blind_autoguidance:network={models}/sixteenth,scale={w}", (0.1, 0.25, 0.5, 1)),
     "epsilon scaling": ("epsilon_scaling:scale={w}", (0.98, 0.99, 1.01, 1.02)),
     "differential correction": ("dcw:scale={w}", (-0.02, -0.01, 0.01, 0.02)),
     "score rescaling": ("tsr:k={w},s=0.05", (1.25, 1.5, 2, 3)),
     "history guidance": ("higs:scale={w},sharpness=0", (0.25, 0.5, 1, 1.75)),
-    "class guidance, in an interval": ("class_interval:guidance_scale={w},interval=-1..3", (1.1, 1.5, 2)),
+    "class guidance, in an interval": (
+        "class_interval:guidance_scale={w},interval=-1..3",
+        (1.05, 1.1, 1.25, 1.5),
+    ),
     "self-guidance": ("self_guidance:scale={w}", (0.25, 1, 4)),
     "noise guidance, every 2nd step": ("nag:scale={w},every=2", (0.1, 0.25, 0.5)),
-    "autoguidance, 1/8 snapshot": ("autoguidance:network={models}/eighth,scale={w}", (0.5, 1, 2)),
+    "autoguidance, 1/8 snapshot": ("autoguidance:network={models}/eighth,scale={w}", (0.1, 0.25, 0.5, 1)),
 }
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nag.corrections.reuse import REUSES
 from nag.files import read_json
 
 HERE = Path(__file__).resolve().parent
@@ -37,15 +38,33 @@ CONTROLS = {
     "noise guidance, exact": "nag:",
     "direction head for the same weak network": "direction:head=outputs/one_pass/direction,",
     "direction head for the null branch": "direction:head=outputs/one_pass/direction_null",
+    "exit head, internal guidance": "exit_head:head=outputs/one_pass/exit",
     "null branch as the weak model, distilled": "merged:network=outputs/one_pass/student_null",
     "LoRA of rank 16 instead of the whole network": "merged:network=outputs/one_pass/student_lora",
 }
 
 
+WEAK_MODELS = {  # as the method's text begins
+    "the network without its level": "null_autoguidance",
+    "small network": "autoguidance:network=outputs/one_pass/weak_0",
+    "small network, second training": "autoguidance:network=outputs/one_pass/weak_1",
+    "small network without its level": "blind_autoguidance",
+    "the network fine-tuned on its own samples": "autoguidance:network=outputs/one_pass/neon",
+    "the network without its class": "class_interval",
+    "the network without its middle attention": "perturbed_attention",
+    "the network without its middle block": "block_drop",
+}
+MARKS = {(4, 2500): "", (1, 2500): " ¹", (2, 2500): " ²", (2, 1000): " ³", (1, 1500): ""}  # seeds, samples
+
+
 def rows(study: str) -> list[dict[str, Any]]:
     """What a study has measured; nothing if it was not run."""
     path = RESULTS / f"{study}.json"
-    return [row for row in read_json(path)["rows"] if row["refused"] is None] if path.exists() else []
+    if not path.exists():
+        return []
+    found = read_json(path)
+    sizes = {"num_samples": found["settings"]["num_samples"]}
+    return [row | sizes for row in found["rows"] if row["refused"] is None]
 
 
 def of(found: list[dict[str, Any]], start: str) -> dict[str, Any] | None:
@@ -66,11 +85,11 @@ def weight(row: dict[str, Any]) -> str:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """Distance, chosen weight, and a mark where fewer seeds were sampled."""
+    """Distance, chosen weight, and a mark where less was sampled."""
     if row is None:
         return "not run"
     chosen = f" ({weight(row)})" if weight(row) else ""
-    return f"{shown(row['frechet'])}{chosen}{'' if len(row['seeds']) > 1 else ' ¹'}"
+    return f"{shown(row['frechet'])}{chosen}{MARKS[len(row['seeds']), row['num_samples']]}"
 
 
 def at_20(name: str) -> list[dict[str, Any]]:
@@ -138,7 +157,8 @@ def budgets() -> str:
 def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | precision | recall |", "| --- " * 5 + "|"]
-    found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads"), *rows("others")]
+    found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads")]
+    found += [*rows("head_null"), *rows("others")]
     found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
         "plain": "plain",
@@ -155,6 +175,101 @@ def controls() -> str:
             shares = f"{shown(row['precision'], 3)} | {shown(row['recall'], 3)}"
             lines.append(f"| {title} | {cell(row)} | {apart} | {shares} |")
     return "\n".join(lines)
+
+
+def share(plain: Any, cheap: Any, exact: Any, seeds: tuple[int, ...] = (101, 102)) -> str:
+    """(plain - cheap) / (plain - exact) on these seeds; its error takes the three for independent, so it is too large."""
+    found = []
+    for row in (plain, cheap, exact):
+        of_seeds = [one["quality"]["frechet"] for one in row["seeds"] if one["seed"] in seeds]
+        error = sum(one["standard_error"] ** 2 for one in of_seeds) ** 0.5 / len(seeds)
+        found.append((sum(one["value"] for one in of_seeds) / len(seeds), error))
+    (p, p_error), (c, c_error), (e, e_error) = found
+    kept = (p - c) / (p - e)
+    error = (((1 - kept) * p_error) ** 2 + c_error**2 + (kept * e_error) ** 2) ** 0.5 / (p - e)
+    return f"{kept:.2f} ± {error:.2f}"
+
+
+def shares() -> str:
+    """The share that one pass keeps of exact guidance's gain at the same number of steps, for those that were measured."""
+    kinds = {
+        "student": COLUMNS["student"],
+        "second student": COLUMNS["second student"],
+        "direction head": CONTROLS["direction head for the same weak network"],
+        "exit head": CONTROLS["exit head, internal guidance"],
+    }
+    lines = [
+        f"| 20 steps | exact, 25 evaluations | {' | '.join(kinds)} |",
+        "| --- " * (len(kinds) + 2) + "|",
+    ]
+    for name in ("ddim", "dpm++"):
+        found = [*at_20(name), *(row for row in rows("heads") if row["scheduler"] == name)]
+        exact = of([row for row in rows("exact") if row["scheduler"] == name], "autoguidance")
+        if exact is not None:
+            cheap = [of(found, start) for start in kinds.values()]
+            kept = ["not run" if row is None else share(of(found, "plain"), row, exact) for row in cheap]
+            lines.append(f"| {NAMES[name]} | {cell(exact)} | {' | '.join(kept)} |")
+    return "\n".join(lines)
+
+
+def reuse() -> str:
+    """Weak predictions that serve several steps."""
+    lines = ["| DDIM | evaluations | Fréchet distance | share kept |", "| --- " * 4 + "|"]
+    kinds = [("reuse_1", "at every step", "autoguidance")]
+    for every in (2, 4):
+        for how in REUSES:
+            text = f"autoguidance:network=outputs/one_pass/weak_0,scale=1,every={every},reuse={how}"
+            kinds.append((f"reuse_{every}", f"at every {every}th, {how}".replace("2th", "2nd"), text))
+    for steps, which in ((20, ""), (50, "_50")):
+        plain, exact = of(rows(f"reuse_plain{which}"), "plain"), of(rows(f"reuse_1{which}"), "autoguidance")
+        if plain is None or exact is None:
+            continue
+        lines.append(f"| {steps} steps, plain | {plain['evaluations']:.1f} | {shown(plain['frechet'])} | 0 |")
+        for study, title, start in kinds:
+            row = of(rows(study + which), start)
+            if row is not None:
+                assert row["steps"] == steps
+                kept = "1" if study == "reuse_1" else share(plain, row, exact)
+                cost = f"{row['evaluations']:.1f}"
+                lines.append(
+                    f"| {steps} steps, weak network {title} | {cost} | {shown(row['frechet'])} | {kept} |"
+                )
+    return "\n".join(lines)
+
+
+def screened() -> str:
+    """What each weak model could take off the loss, and the distance that guidance by it reaches."""
+    path = RESULTS / "weak_check.json"
+    found = read_json(path)["mean"] if path.exists() else {}
+    lines = [
+        "| weak model | off the loss, noisy images, % | off the loss, states reached, % | DDIM 20, Fréchet distance |"
+    ]
+    lines.append("| --- " * 4 + "|")
+    for title, start in WEAK_MODELS.items():
+        row = of(rows("weak_models"), start)
+        own = next((one for name, one in found.items() if name.startswith(start)), None)
+        if row is not None and own is not None:
+            lines.append(
+                f"| {title} | {100 * own['forward']:.2f} | {100 * own['reached']:.2f} | {cell(row)} |"
+            )
+    return "\n".join(lines)
+
+
+def correlations() -> dict[str, tuple[float, float]]:
+    """Spearman's between each kind of screen and minus the distance, with its p-value."""
+    from scipy.stats import spearmanr
+
+    found, pairs = read_json(RESULTS / "weak_check.json")["mean"], []
+    for start in WEAK_MODELS.values():
+        row = of(rows("weak_models"), start)
+        own = next((one for name, one in found.items() if name.startswith(start)), None)
+        if row is not None and own is not None:
+            pairs.append((own["forward"], own["reached"], -row["frechet"]["value"]))
+    tried = {
+        kind: spearmanr([p[k] for p in pairs], [p[2] for p in pairs])
+        for k, kind in enumerate(("forward", "reached"))
+    }
+    return {kind: (float(one.statistic), float(one.pvalue)) for kind, one in tried.items()}
 
 
 def tuning(study: str, start: str) -> str:

@@ -9,6 +9,7 @@ What a study has measured goes to docs/one_pass/STUDY.json.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "examples")]
 
 from studies import publish  # noqa: E402
+
+from nag.corrections.reuse import REUSES  # noqa: E402
 
 FASHION = Path("examples") / "fashion_mnist"  # seen from ROOT, where the commands run
 RESULTS = ROOT / "docs" / "one_pass"
@@ -52,18 +55,20 @@ CONTROLS = [
 ]
 FEWER = {"seeds": [101, 102], "tune_samples": 500}
 ONCE = {"seeds": [101], "tune_samples": 500}
-CURVE = [f"merged:network={{models}}/student_0,strength={value}" for value in (0.25, 0.5, 0.75, 1, 1.2, 1.5)]
+SMALL = FEWER | {"num_samples": 1000, "tune_samples": 300}
+CURVE = [f"merged:network={{models}}/student_0,strength={value}" for value in (0.25, 0.5, 1, 1.5)]
+REUSED = "autoguidance:network={models}/weak_0,scale=1"
 WEAK_MODELS = [
-    "null_autoguidance:scale=1|2|3,interval=-2.5..4",
-    "autoguidance:network={models}/weak_0,scale=0.5|1|2",
-    "autoguidance:network={models}/weak_1,scale=0.5|1|2",
-    "blind_autoguidance:network={models}/weak_0,scale=0.25|0.5|1",
-    "autoguidance:network={models}/neon,scale=0.5|1|2",
-    "class_interval:guidance_scale=1.1|1.25|1.5",
-    "perturbed_attention:scale=0.25|0.5|1",
-    "block_drop:scale=0.25|0.5|1",
+    "null_autoguidance:scale=1|2,interval=-2.5..4",
+    "autoguidance:network={models}/weak_0,scale=0.5|1",
+    "autoguidance:network={models}/weak_1,scale=0.5|1",
+    "blind_autoguidance:network={models}/weak_0,scale=0.25|0.5",
+    "autoguidance:network={models}/neon,scale=0.5|1",
+    "class_interval:guidance_scale=1.1|1.25",
+    "perturbed_attention:scale=0.25|0.5",
+    "block_drop:scale=0.25|0.5",
 ]
-SAMPLERS = ("ddim", "dpm++", "heun", "ddpm", "euler")
+SAMPLERS = ("ddim", "dpm++", "heun", "euler", "ddpm")
 STUDIES: dict[str, dict[str, Any]] = {
     "ddim_20": {"schedulers": ["ddim"], "evaluations": [20], "corrections": [STUDENT, *RIVALS, EXACT]},
     **{
@@ -72,7 +77,18 @@ STUDIES: dict[str, dict[str, Any]] = {
             "evaluations": [20],
             "corrections": [STUDENT, RIVALS[0], RIVALS[-1]],
         }
-        for name in SAMPLERS[1:]
+        for name in SAMPLERS[1:3]
+    },
+    "euler_20": {
+        "schedulers": ["euler"],
+        "evaluations": [20],
+        "corrections": [STUDENT, RIVALS[0], RIVALS[-1], SECOND],
+    },
+    "ddpm_20": ONCE
+    | {
+        "schedulers": ["ddpm"],
+        "evaluations": [20],
+        "corrections": [STUDENT.replace("0.5|0.75|1|1.2", "0.25|0.5|1"), RIVALS[0], RIVALS[-1]],
     },
     **{
         f"{name}_20_others": ONCE
@@ -92,24 +108,67 @@ STUDIES: dict[str, dict[str, Any]] = {
         "evaluations": [20],
         "corrections": CURVE,
         "seeds": [105],
-        "num_samples": 5000,
+        "num_samples": 2000,
     },
     **{
-        f"{name}_{budget}": FEWER
-        | {"schedulers": [name], "evaluations": [budget], "corrections": [STUDENT, RIVALS[0], EXACT]}
-        for budget in (10, 50, 100)
+        f"{name}_10": FEWER
+        | {"schedulers": [name], "evaluations": [10], "corrections": [STUDENT, RIVALS[0], EXACT]}
         for name in ("ddim", "dpm++")
     },
-    "heads": {
-        "schedulers": ["ddim", "dpm++"],
+    **{
+        f"{name}_{budget}": SMALL
+        | {
+            "schedulers": [name],
+            "evaluations": [budget],
+            "corrections": [
+                STUDENT.replace("0.5|0.75|1|1.2", "0.25|0.5|1"),
+                "dcw_wavelet:scale=-0.005|-0.0025",
+                EXACT.replace("0.5|1|2", "0.5|1"),
+            ],
+        }
+        for budget in (50, 100)
+        for name in ("ddim", "dpm++")
+    },
+    "heads": FEWER
+    | {
+        "schedulers": ["ddim"],
         "evaluations": [20],
-        "seeds": [101, 102],
         "corrections": [
-            "direction:head={models}/direction,scale=0.5|1|2",
-            "direction:head={models}/direction_null,scale=1|2|3",
+            CONTROLS[-1],
+            "direction:head={models}/direction,scale=1|2",
+            "exit_head:head={models}/exit,scale=0.25|0.5|1",
         ],
     },
-    "weak_models": ONCE | {"schedulers": ["ddim"], "evaluations": [20], "corrections": WEAK_MODELS},
+    "head_null": FEWER
+    | {
+        "schedulers": ["ddim"],
+        "evaluations": [20],
+        "corrections": ["direction:head={models}/direction_null,scale=1|2|3"],
+    },
+    # 25 evaluations pay for 20 steps guided by the weak network: the share that one pass keeps of its gain
+    "exact": FEWER | {"schedulers": ["ddim"], "evaluations": [25], "corrections": [EXACT]},
+    # budgets that pay for 20 and 50 steps whose weak prediction is fresh at every step, at every second, at every fourth
+    "reuse_plain": SMALL | {"schedulers": ["ddim"], "evaluations": [20], "corrections": []},
+    "reuse_1": SMALL | {"schedulers": ["ddim"], "evaluations": [25], "corrections": [REUSED]},
+    "reuse_plain_50": SMALL | {"schedulers": ["ddim"], "evaluations": [50], "corrections": []},
+    "reuse_1_50": SMALL | {"schedulers": ["ddim"], "evaluations": [63], "corrections": [REUSED]},
+    **{
+        name: SMALL
+        | {
+            "schedulers": ["ddim"],
+            "evaluations": [budget],
+            "corrections": [f"{REUSED},every={every},reuse={how}" for how in REUSES],
+        }
+        for name, every, budget in (("reuse_2", 2, 23), ("reuse_4", 4, 22), ("reuse_4_50", 4, 53))
+    },
+    "weak_models": ONCE
+    | {
+        "num_samples": 1500,
+        "tune_samples": 300,
+        "schedulers": ["ddim"],
+        "evaluations": [20],
+        "corrections": WEAK_MODELS,
+    },
     "more_steps": {
         "schedulers": ["ddim", "dpm++"],
         "evaluations": [40, 80],
@@ -128,11 +187,25 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
+# `nag weak-check` of the weak models that the study weak_models guides by
+SCREEN: dict[str, Any] = {
+    "data": COMMON["data"],
+    "scheduler": "ddim",
+    "weak": [re.sub("[:,](guidance_)?scale=.*", "", one) for one in WEAK_MODELS],
+    "comparison": RESULTS.relative_to(ROOT) / "weak_models.json",
+    "overwrite": [],
+}
+
+
 def command(study: str, output: Path, models: Path, data: Path) -> list[str]:
-    """The call of `nag compare` for a study."""
-    flags = COMMON | STUDIES[study] | {"output_dir": output / study}
-    flags["corrections"] = ["plain", *flags["corrections"]]
-    words = ["-m", "nag.cli", "compare", str(FASHION / "model"), "--no_shift"]
+    """The call of `nag compare` for a study, or of `nag weak-check`."""
+    if study == "weak_check":
+        flags, words = SCREEN, ["-m", "nag.cli", "weak-check", str(FASHION / "model")]
+    else:
+        flags = COMMON | STUDIES[study]
+        flags["corrections"] = ["plain", *flags["corrections"]]
+        words = ["-m", "nag.cli", "compare", str(FASHION / "model"), "--no_shift"]
+    flags = flags | {"output_dir": output / study}
     for name, value in flags.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return [word.replace("{models}", str(models)).replace("{data}", str(data)) for word in words]
@@ -146,15 +219,17 @@ def main(
     show: Annotated[bool, arg(help="Print the commands and run nothing.")] = False,
 ) -> None:
     """Run the comparisons of docs/one_pass.md."""
-    unknown = sorted(set(studies) - set(STUDIES))
+    known = [*STUDIES, "weak_check"]
+    unknown = sorted(set(studies) - set(known))
     if unknown:
-        raise SystemExit(f"studies must be among {', '.join(STUDIES)}, got {', '.join(unknown)}.")
-    for study in studies or STUDIES:
+        raise SystemExit(f"studies must be among {', '.join(known)}, got {', '.join(unknown)}.")
+    for study in studies or known:
         words = command(study, output_dir, models, data_dir)
         print("nag " + " ".join(words[2:]), flush=True)
         if not show:
             subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
-            publish(ROOT / output_dir / study / "compare.json", RESULTS / f"{study}.json")
+            name = "weak_check" if study == "weak_check" else "compare"
+            publish(ROOT / output_dir / study / f"{name}.json", RESULTS / f"{study}.json")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     # a head instead of a student, at the weak network and at the null branch
     "direction": ("direction", HEAD | {"weak": "{output}/weak_0", "seed": 0}),
     "direction_null": ("direction", HEAD | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
+    # what the network predicts after its middle block, as the weak model
+    "exit": ("direction", HEAD | {"weak": "exit", "max_train_steps": 500, "seed": 0}),
     # other weak models and forms
     "student_null": ("distill", STUDENT | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
     "student_lora": (

@@ -37,23 +37,34 @@ class AccuracyOptions(ModelOptions):
 def run(options: AccuracyOptions) -> None:
     """Measures regressors against the Fisher floor; writes accuracy.json and accuracy.png."""
     from nag.files import written_file
-    from nag.quality.bench import load_bench
+    from nag.quality.bench import held_out_images, needed, open_bench, open_regressor
     from nag.shift.accuracy import measure_accuracy, plot_accuracy
 
     model, output_dir = options.model, options.output_dir
     num_images, seed, batch_size = options.num_images, options.seed, options.batch_size
     free_for(output_dir, FILES, overwrite=options.overwrite)
     targets = [output_dir / name for name in FILES]
+    bench = open_bench(
+        model,
+        options,
+        num_images=num_images,
+        regressor=(options.regressors or (None,))[0],
+        device=options.device,
+    )
+    named = {Path(one).name: open_regressor(bench.pipeline, one) for one in options.regressors} or {
+        "regressor": needed(bench.regressor, model)
+    }
+    with_labels = any(one.config.uses_class for one in named.values())
+    bench = bench.holding(held_out_images(bench.pipeline, options, num_images, with_labels=with_labels))
     results = {}
-    for regressor in options.regressors or (None,):
-        bench = load_bench(model, options, num_images, regressor=regressor, device=options.device)
-        name = Path(regressor or "regressor").name
+    for name, regressor in named.items():
+        labels = bench.image_labels if regressor.config.uses_class else None
         results[name] = measure_accuracy(
-            bench.regressor, bench.images, class_labels=bench.image_labels, seed=seed, batch_size=batch_size
+            regressor, bench.images, class_labels=labels, seed=seed, batch_size=batch_size
         )
         found = results[name]
         print(
-            f"{name} ({bench.regressor.config.kind})\n{'log-SNR':>8} {'RMSE':>8} {'floor':>8} {'ratio':>6} {'bias':>8}"
+            f"{name} ({regressor.config.kind})\n{'log-SNR':>8} {'RMSE':>8} {'floor':>8} {'ratio':>6} {'bias':>8}"
         )
         for row in zip(found.log_snr, found.rmse, found.floor, found.ratio, found.bias, strict=True):
             print(f"{row[0]:8.1f} {row[1]:8.4f} {row[2]:8.4f} {row[3]:6.2f} {row[4]:+8.4f}")

@@ -55,11 +55,14 @@ def run(options: CalibrateOptions) -> None:
     bench = load_bench(options.model, options, options.num_images, **sampling(options))
     settings = read_assignments(options.scheduler_config)
     named = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
-    schedulers = list(named.values())
-    asked = [
-        (scheduler, steps, {**bench.arguments, **method.arguments(bench.pipeline.device)})
-        for scheduler, steps, method in itertools.product(schedulers, options.steps, methods)
-    ]
+    asked = {
+        (f"{name or type(scheduler).__name__} {steps}", method.label): (
+            scheduler,
+            steps,
+            {**bench.arguments, **method.arguments(bench.pipeline.device)},
+        )
+        for (name, scheduler), steps, method in itertools.product(named.items(), options.steps, methods)
+    }
 
     def known(scheduler: Any, steps: int, arguments: dict[str, Any]) -> bool:
         scheduler.set_timesteps(steps)
@@ -72,21 +75,42 @@ def run(options: CalibrateOptions) -> None:
             return False
         return True
 
-    for scheduler, steps, arguments in asked:
+    for scheduler, steps, arguments in asked.values():
         if output.exists() and not options.overwrite and known(scheduler, steps, arguments):
             raise FileExistsError(
                 f"output_dir must not hold a table for {type(scheduler).__name__} with {steps} steps, got {output}. "
                 "Pass --overwrite to replace it, or name another folder."
             )
-    for scheduler in schedulers:
+    for scheduler in named.values():
         print(scheduler_line(scheduler))
-    for scheduler, steps, arguments in asked:
+    left_out = bench.left_out(
+        {name: (one, steps, rest | _untouched(one, steps)) for name, (one, steps, rest) in asked.items()}
+    )
+    for name, (scheduler, steps, arguments) in asked.items():
+        if name in left_out:
+            continue
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
-        bench.calibrate(
-            num_inference_steps=steps,
-            num_samples=options.num_samples,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            **arguments,
-        ).save(output)
+        try:
+            found = bench.calibrate(
+                num_inference_steps=steps,
+                num_samples=options.num_samples,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                **arguments,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            left_out[name] = str(error)
+            print(f"{' '.join(name)} is not calibrated: {error}")
+            continue
+        found.save(output)
+    if len(left_out) == len(asked):
+        raise ValueError(
+            f"schedulers must leave one that can be calibrated, got {'; '.join(left_out.values())}"
+        )
     print(f"Calibration: {output}")
+
+
+def _untouched(scheduler: Any, steps: int) -> dict[str, Any]:
+    """A calibration that changes nothing: what cannot be calibrated refuses it."""
+    scheduler.set_timesteps(steps)
+    return {"noise_calibration": [None] * len(scheduler.timesteps)}

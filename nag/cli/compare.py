@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from nag.cli.options import (
     FeatureOptions,
     SamplerOptions,
     Schedulers,
+    about,
     at_least,
     feature_network,
     fresh_seeds,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["CompareOptions", "load", "run"]
 
 SETTINGS_FILE = "settings.json"
+PARTS = ("cells", "features", "calibrations")
 SIZES = (
     "seeds",
     "num_samples",
@@ -83,8 +86,12 @@ class CompareOptions(SamplerOptions, FeatureOptions):
     """Autocast precision of the samples. Calibration and shift are measured in float32."""
     batch_size: int = 250
     """Samples per batch."""
+    minutes: float | None = None
+    """Time that may be taken: a comparison that needs more is refused before it begins. None: any."""
     output_dir: Path = Path("outputs/compare")
     """Folder of the result. Cells that it holds already are not measured again."""
+    overwrite: bool = False
+    """Begin anew in a folder that is in use."""
 
 
 def run(options: CompareOptions) -> Path | None:
@@ -93,7 +100,7 @@ def run(options: CompareOptions) -> Path | None:
 
     from nag.corrections.text import parse_methods
     from nag.quality.bench import scheduler_line
-    from nag.quality.comparison import cell_name, load_cell, save_cell
+    from nag.quality.comparison import cell_name, save_cell
 
     methods = parse_methods(dict.fromkeys(("plain", *options.corrections)))
     _check(options)
@@ -105,7 +112,12 @@ def run(options: CompareOptions) -> Path | None:
         index, count, device = state.process_index, state.num_processes, device or str(state.device)
     comparison, settings = load(options, methods, device)
     folder = options.output_dir
-    for name in ("cells", "features", "calibrations"):
+    if options.overwrite and index == 0:
+        for name in PARTS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    if count > 1:
+        state.wait_for_everyone()
+    for name in PARTS:
         (folder / name).mkdir(parents=True, exist_ok=True)
     if index == 0:
         for scheduler in comparison.schedulers.values():
@@ -123,19 +135,51 @@ def run(options: CompareOptions) -> Path | None:
         for method in methods
     ]
     dearest_first = sorted(grid, key=lambda cell: -cell[1])
-    for place in tqdm(dearest_first[index::count], desc="Cells", unit="cell", disable=index > 0):
-        path = path_of(*place)
-        if path.exists() and load_cell(path).refused is None:
-            continue
-        cell = comparison.cell(*place)
-        save_cell(path, cell)
-        tqdm.write(_line(cell))
+    missing = [place for place in dearest_first if not _measured(path_of(*place))]
+    if index == 0 and missing:
+        _plan(options, comparison, missing, len(grid), count)
+    paths = [path_of(*place) for place in grid]
+    try:
+        for place in tqdm(missing[index::count], desc="Cells", unit="cell", disable=index > 0):
+            cell = comparison.cell(*place)
+            save_cell(path_of(*place), cell)
+            tqdm.write(_line(cell))
+    except KeyboardInterrupt:
+        if index == 0 and any(path.exists() for path in paths):
+            _write(options, settings, comparison, [path for path in paths if path.exists()])
+        raise
     if index > 0:
         return None
-    paths = [path_of(*place) for place in grid]
     while not all(path.exists() for path in paths):  # the other processes are still at it
         time.sleep(0.5)
     return _write(options, settings, comparison, paths)
+
+
+def _measured(path: Path) -> bool:
+    """Whether a cell is there, and was not refused: its reason may be gone."""
+    from nag.quality.comparison import load_cell
+
+    return path.exists() and load_cell(path).refused is None
+
+
+def _plan(
+    options: CompareOptions, comparison: Comparison, missing: list[Any], total: int, count: int
+) -> None:
+    """Says how long the missing cells take, judged by a few batches; refuses them where that is too long."""
+    from nag.quality.measures import too_few
+
+    reference = comparison.judging.reference
+    if few := too_few(options.num_samples, reference.num_features):
+        print(few)
+    seconds = comparison.seconds(missing, comparison.judging.pace()) / count
+    print(f"{len(missing)} of {total} cells are to be measured: needs {about(seconds)}.")
+    if options.minutes is not None and seconds > 60 * options.minutes:
+        share = 60 * options.minutes / seconds
+        raise ValueError(
+            f"minutes must be enough for the comparison, which needs {about(seconds)}, got {options.minutes:g}. "
+            f"Raise it, lower --num_samples to {int(share * options.num_samples)}, or leave all but "
+            f"{int(share * len(missing))} of {len(missing)} cells out."
+        )
 
 
 def load(
@@ -146,16 +190,17 @@ def load(
     Nothing is written before everything is checked.
     """
     from nag.files import written_file
-    from nag.network.regressor import NoiseLevelRegressor, fingerprint
+    from nag.network.regressor import fingerprint
     from nag.noise.read import read_settings
     from nag.quality.bench import (
         configured_schedulers,
         held_out_images,
         open_bench,
+        open_regressor,
         read_assignments,
     )
     from nag.quality.cells import Comparison, Sizes, arguments_of_candidates
-    from nag.quality.measures import check_enough
+    from nag.quality.measures import too_few
     from nag.quality.reference import reference_features
     from nag.shift.calls import main_network
     from nag.shift.images import fingerprint_of_images
@@ -172,9 +217,7 @@ def load(
     network = feature_network(options, pipe.device)
     judge = pipe.regressor if options.shift else None
     if options.shift and options.judge is not None:
-        judge = NoiseLevelRegressor.from_pretrained(options.judge).to(pipe.device).float().eval()
-        if judge.config.kind == "frozen":
-            judge.attach_backbone(main_network(pipe))
+        judge = open_regressor(pipe, options.judge)
     bench.check_sampler(schedulers.values())
     arguments = arguments_of_candidates(bench, schedulers, methods)
     with_labels = any(one is not None and one.config.uses_class for one in (pipe.regressor, judge))
@@ -185,13 +228,9 @@ def load(
         other = held_out_images(pipe, replace(options, data=options.reference), with_labels=False)
         real, note = other.tensor(), f"{note}; samples are compared with {other.note}"
     size = network(images[:1].to(pipe.device)).shape[1]
-    check_enough(options.num_samples, size)
-    tunes = any(len(method.candidates()) > 1 for method in methods)
-    if tunes and options.tune_samples <= size:
-        raise ValueError(
-            f"tune_samples must be more than the {size} features of the network for a Frechet distance, got "
-            f"{options.tune_samples}. Draw at least {size + 1}, or give single values instead of candidates."
-        )
+    too_few(options.num_samples, size)
+    if tunes := any(len(method.candidates()) > 1 for method in methods):
+        too_few(options.tune_samples, size, "tune_samples")
     for name, found, least in (
         ("data", images, max(16, 2 * (size + 1) if tunes else 0)),
         ("reference", real, size + 1),
@@ -219,7 +258,8 @@ def load(
     names = (*SIZES, "guidance_scale", "eta", "num_images", "mixed_precision")
     settings |= {name: getattr(options, name) for name in names}
     settings["resampled_within_classes"] = bench.conditions.classes is not None  # not so in older folders
-    refuse_other(options.output_dir, settings)
+    if not options.overwrite:
+        refuse_other(options.output_dir, settings)
 
     def features(images: Any) -> Any:
         folder = options.output_dir / "reference"
@@ -249,13 +289,15 @@ def refuse_other(folder: Path, settings: dict[str, Any]) -> None:
     from nag.files import read_json
 
     path = folder / SETTINGS_FILE
-    if not path.exists():
+    if not any(entry.is_file() for part in PARTS for entry in (folder / part).glob("*")):
         others = [entry.name for entry in folder.iterdir()] if folder.exists() else []
-        others = [name for name in others if name != "reference" and name[0] != "."]
+        others = [
+            name for name in others if name not in ("reference", SETTINGS_FILE, *PARTS) and name[0] != "."
+        ]
         if others:
             raise ValueError(
                 f"output_dir must be new, empty, or hold a comparison, got {str(folder)!r} with {others[0]!r}. "
-                "Name another folder."
+                "Name another folder, or pass --overwrite."
             )
         return
     there, here = read_json(path), json.loads(json.dumps(settings))
@@ -263,7 +305,7 @@ def refuse_other(folder: Path, settings: dict[str, Any]) -> None:
         if there.get(name) != here.get(name):
             raise ValueError(
                 f"output_dir must hold results of the same settings, got {name} = {there.get(name)} in {str(folder)!r} "
-                f"where {name} is {here.get(name)} now. Results are not mixed: name another folder."
+                f"where {name} is {here.get(name)} now. Results are not mixed: name another folder, or pass --overwrite."
             )
 
 
@@ -328,7 +370,7 @@ def _write(
         "num_features": reference.num_features,
         "independent_judge": options.judge is not None and settings["judge"] != settings["regressor"],
         "shift_measured": comparison.judging.regressor is not None,
-        "rows": compare(cells),
+        "rows": compare(cells, reference.num_features),
     }
     names = [cell_name(cell.scheduler, cell.budget, cell.method) for cell in cells]
     path = write_comparison(data, [folder / "features" / f"{name}.safetensors" for name in names], folder)

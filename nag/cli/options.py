@@ -20,6 +20,7 @@ __all__ = [
     "SamplerOptions",
     "Scheduler",
     "Schedulers",
+    "about",
     "at_least",
     "candidates",
     "feature_network",
@@ -113,6 +114,13 @@ def feature_network(options: FeatureOptions, device: Any) -> Any:
         channels=options.feature_channels,
         device=device,
     )
+
+
+def about(seconds: float) -> str:
+    """A time, in words."""
+    if seconds < 90:
+        return "about a minute" if seconds > 30 else "less than a minute"
+    return f"about {seconds / 60:.0f} minutes" if seconds < 5400 else f"about {seconds / 3600:.1f} hours"
 
 
 def at_least(options: ModelOptions, **bounds: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,29 +53,41 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     )
     settings = read_assignments(options.scheduler_config)
     schedulers = configured_schedulers(options.schedulers or (None,), bench.pipeline.scheduler, settings)
-    trajectories: dict[str, Any] = {}
-    baselines: dict[str, str | None] = {}
+    asked: dict[tuple[str, str], tuple[Any, int, dict[str, Any]]] = {}
     for name, scheduler in schedulers.items():
         print(scheduler_line(scheduler))
-        for steps in options.steps:
-            first = f"{name or type(scheduler).__name__} {steps}"
-            for method in methods:
-                label = first if method.label == "plain" else f"{first} {method.label}"
-                arguments = {**bench.arguments, **method.arguments(bench.pipeline.device)}
-                if method.calibrated:
-                    arguments["noise_calibration"] = options.calibration
-                bench.pipeline.scheduler = make_scheduler(None, scheduler)
-                trajectories[label] = record(
-                    bench.pipeline,
-                    bench.regressor,
-                    num_samples=options.num_samples,
-                    batch_size=options.batch_size,
-                    num_inference_steps=steps,
-                    seed=options.seed,
-                    **bench.conditions.of(options.num_samples),
-                    **arguments,
-                )
-                baselines[label] = None if label == first else first
+        for steps, method in itertools.product(options.steps, methods):
+            arguments = {**bench.arguments, **method.arguments(bench.pipeline.device)}
+            if method.calibrated:
+                arguments["noise_calibration"] = options.calibration
+            asked[f"{name or type(scheduler).__name__} {steps}", method.label] = scheduler, steps, arguments
+    left_out = bench.left_out(asked)
+    trajectories: dict[str, Any] = {}
+    baselines: dict[str, str | None] = {}
+    for row, (scheduler, steps, arguments) in asked.items():
+        if row in left_out:
+            continue
+        label = row[0] if row[1] == "plain" else " ".join(row)
+        baselines[label] = row[0] if label != row[0] and row[0] in trajectories else None
+        bench.pipeline.scheduler = make_scheduler(None, scheduler)
+        try:
+            trajectories[label] = record(
+                bench.pipeline,
+                bench.regressor,
+                num_samples=options.num_samples,
+                batch_size=options.batch_size,
+                num_inference_steps=steps,
+                seed=options.seed,
+                **bench.conditions.of(options.num_samples),
+                **arguments,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            left_out[row] = str(error)
+            print(f"{label} is not measured: {error}")
+    if not trajectories:
+        raise ValueError(
+            f"steps and corrections must leave a run that can be measured, got {'; '.join(left_out.values())}"
+        )
     reference = bench.forward_reference(list(trajectories.values()), seed=options.seed + 1)
     shifts = {name: measure_shift(trajectory, reference) for name, trajectory in trajectories.items()}
     runs = {
@@ -90,7 +103,13 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         runs,
         options.output_dir,
         title=f"Noise shift of {Path(options.model).name}",
-        settings=plain(options) | {"images": bench.note},
+        settings=plain(options)
+        | {"images": bench.note}
+        | (
+            {"not measured": "; ".join(f"{' '.join(k)}: {v}" for k, v in left_out.items())}
+            if left_out
+            else {}
+        ),
         overwrite=options.overwrite,
     )
     print(shift_table(shifts))

@@ -13,6 +13,7 @@ from nag.cli.options import (
     FeatureOptions,
     SamplerOptions,
     Scheduler,
+    about,
     at_least,
     feature_network,
     fresh_seeds,
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from nag.quality.bench import Bench
     from nag.quality.meter import Meter
     from nag.quality.reference import ReferenceFeatures
-    from nag.quality.tune import Space, Trial
+    from nag.quality.sampling import Pace
+    from nag.quality.tune import Search, Space, Trial
 
 __all__ = ["TuneOptions", "row", "run"]
 
@@ -38,7 +40,7 @@ SLACK = 1.2  # of the time kept for the confirmation
 class TuneOptions(SamplerOptions, FeatureOptions):
     """Find weight, interval and form of noise guidance for one sampler, or that none helps; saved beside the model.
 
-    nag tune MODEL --data IMAGES --scheduler ddim --steps 20 --time_limit 15
+    nag tune MODEL --data IMAGES --scheduler ddim --steps 20 --minutes 15
     """
 
     scheduler: Scheduler = None
@@ -55,18 +57,18 @@ class TuneOptions(SamplerOptions, FeatureOptions):
     num_images: int = 300
     """Images of --data that schedules are calibrated with."""
     num_samples: int | None = None
-    """Samples of a trial that goes the whole way, of which a quarter is drawn first. None: 1000, or 16 times the
-    number of features."""
+    """Samples of a trial that goes the whole way, of which a quarter is drawn first. None: 1000, or 16 for each
+    feature of the network."""
     max_trials: int = 40
     """Trials of weight, interval and form."""
-    time_limit: float = 15.0
-    """Minutes for everything; the search ends in time for the confirmation."""
+    minutes: float = 15.0
+    """Time for everything; the search ends in time for the confirmation, and is refused where it could try too little."""
     max_recall_loss: float = 0.05
     """Share of the recall of plain sampling at equal cost that may be lost."""
     confirm_seeds: tuple[int, ...] = (101, 102)
     """Seeds of the confirmation; --seed must not be one of them."""
-    confirm_samples: int = 1000
-    """Samples of the confirmation per seed."""
+    confirm_samples: int | None = None
+    """Samples of the confirmation per seed. None: 1000, or what 16 for each feature of the network take."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast precision of the samples. Schedules are calibrated in float32."""
     batch_size: int = 250
@@ -75,8 +77,6 @@ class TuneOptions(SamplerOptions, FeatureOptions):
     """Folder of the result, noise_guidance.json. None: the model's."""
     overwrite: bool = False
     """Replace the entry of the same sampler in that file."""
-    cache_dir: Path = Path("outputs/tune")
-    """Folder in which a search keeps its trials. A search that finds its own goes on."""
 
 
 def run(options: TuneOptions) -> Entry:
@@ -92,12 +92,12 @@ def run(options: TuneOptions) -> Entry:
         scheduler_line,
     )
     from nag.quality.meter import Meter
-    from nag.quality.tune import Candidate, Search, open_study
+    from nag.quality.tune import Search, open_study
     from nag.seams.attach import sampler_of
     from nag.shift.calls import main_network
     from nag.shift.images import fingerprint_of_images
 
-    deadline = time.monotonic() + 60 * options.time_limit
+    deadline = time.monotonic() + 60 * options.minutes
     _check(options)
     output = (options.output_dir or Path(options.model)) / FILE_NAME
     bench = open_bench(
@@ -114,9 +114,15 @@ def run(options: TuneOptions) -> Entry:
     refuse_known(output, sampler, overwrite=options.overwrite)
     print(scheduler_line(pipe.scheduler))
     space = _space(bench, options)
+    if options.max_trials < len(space.starts()):
+        raise ValueError(
+            f"max_trials must be at least {len(space.starts())}, with which every form is tried, got "
+            f"{options.max_trials}. Raise it, or name fewer --forms."
+        )
+    folder = None if bench.cache_dir is None else bench.cache_dir / "tune"
     network = feature_network(options, pipe.device)
-    bench, fresh = _images(replace(bench, network=network), options)
-    sizes = _sizes(options, fresh.num_features)
+    bench, fresh = _images(replace(bench, network=network), options, folder)
+    sizes, confirm_samples = _sizes(options, fresh.num_features)
     identity = {
         "sampler": asdict(sampler),
         "space": asdict(space),
@@ -135,45 +141,63 @@ def run(options: TuneOptions) -> Entry:
         num_inference_steps=options.steps,
         sizes=sizes,
         seed=options.seed,
-        folder=options.cache_dir / name,
+        folder=None if folder is None else folder / name,
     )
-    meter.read(Candidate(num_inference_steps=options.steps), 0)  # says how long samples take
-
-    def kept() -> float:
-        return SLACK * meter.confirm_seconds(len(options.confirm_seeds) * options.confirm_samples)
-
-    if kept() > deadline - time.monotonic():
-        raise ValueError(
-            f"time_limit must leave time for the confirmation, which takes up to {kept() / 60:.1f} minutes, got "
-            f"{options.time_limit:g}. Raise it, or lower --confirm_samples."
-        )
-    print(HEAD)
-    trials = Search(
+    confirmed = len(options.confirm_seeds) * confirm_samples
+    search = Search(
         meter=meter,
         space=space,
-        study=open_study(options.cache_dir / "journal.log", name),
+        study=open_study(None if folder is None else folder / "journal.log", name),
         rungs=len(sizes),
         max_trials=options.max_trials,
         max_recall_loss=options.max_recall_loss,
         seed=options.seed,
-        time_left=lambda: deadline - time.monotonic() - kept(),
+        time_left=lambda: deadline - time.monotonic() - SLACK * meter.confirm_seconds(confirmed),
         report=lambda trial: tqdm.write(row(trial)),
-    ).run()
-    if not trials:
-        raise RuntimeError(
-            f"time_limit must leave time for a trial, got {options.time_limit:g}. Start again with a longer one: what was "
-            "measured is kept."
+    )
+    pace = bench.pace()
+    least, whole = search.seconds(pace, SLACK * confirmed)
+    left = deadline - time.monotonic()
+    print(
+        f"{options.max_trials} trials and the confirmation need {about(whole)}; {about(least)} until every form is tried."
+    )
+    if least > left:
+        raise ValueError(
+            f"minutes must be enough to try every form and to confirm the best, which needs {about(least)}, got "
+            f"{options.minutes:g}. Raise it, lower --num_samples or --confirm_samples, or name fewer --forms."
         )
+    if whole > left:
+        print(f"In {options.minutes:g} minutes there will be fewer trials.")
+    print(HEAD)
+    trials = search.run()
+    if not trials:
+        raise _too_short(search, pace, SLACK * confirmed, options)
     print(f"\nBest of {len(trials)} trials, beside plain sampling at equal cost on the same noise:")
     print("\n".join([HEAD, *map(row, trials[:LISTED])]))
-    entry = _confirmed(meter, trials, sampler, options, fresh)
+    entry = _confirmed(meter, trials, sampler, options, confirm_samples, fresh)
+    if not entry.helps and search.untried():
+        raise _too_short(search, pace, SLACK * confirmed, options)
     save_entry(output, entry, overwrite=options.overwrite)
     print(f"\nVerdict for {sampler}: {entry.reason}\nWritten: {output}")
     return entry
 
 
+def _too_short(search: Search, pace: Pace, confirmed: float, options: TuneOptions) -> RuntimeError:
+    """There is no verdict yet: "leave it off" is said only when every form was tried."""
+    least, _ = search.seconds(pace, confirmed)
+    return RuntimeError(
+        f"minutes must be enough to try {', '.join(search.untried())}, got {options.minutes:g}: not enough time. Needs "
+        f"{about(least)} more; start again: what was measured is kept."
+    )
+
+
 def _confirmed(
-    meter: Meter, trials: list[Trial], sampler: Sampler, options: TuneOptions, fresh: ReferenceFeatures
+    meter: Meter,
+    trials: list[Trial],
+    sampler: Sampler,
+    options: TuneOptions,
+    confirm_samples: int,
+    fresh: ReferenceFeatures,
 ) -> Entry:
     """The verdict on the best trial, from fresh seeds and other real images."""
     from nag.corrections import Calibrated
@@ -200,7 +224,7 @@ def _confirmed(
         reason = f"leave it off: no trial was better than plain sampling at equal cost with {1 - allowed:.0%} of its recall."
     else:
         print(f"\nConfirming on fresh seeds: {best.candidate}")
-        found = meter.confirm(best.candidate, options.confirm_seeds, options.confirm_samples, fresh)
+        found = meter.confirm(best.candidate, options.confirm_seeds, confirm_samples, fresh)
         helps, reason = decide(found, allowed)
         evidence["choice"] = plain(best)
         evidence["confirmed"] = asdict(found) | {
@@ -235,7 +259,7 @@ def row(trial: Trial) -> str:
 
 
 def _check(options: TuneOptions) -> None:
-    at_least(options, steps=1, max_trials=1, num_images=1, confirm_samples=1, batch_size=1)
+    at_least(options, steps=1, max_trials=1, num_images=1, batch_size=1)
     if not 0 <= options.max_recall_loss <= 1:
         raise ValueError(
             f"max_recall_loss must lie in [0, 1], got {options.max_recall_loss}. It is a share: 0.05 is 5 %."
@@ -304,7 +328,7 @@ def _space(bench: Bench, options: TuneOptions) -> Space:
     )
 
 
-def _images(bench: Bench, options: TuneOptions) -> tuple[Bench, ReferenceFeatures]:
+def _images(bench: Bench, options: TuneOptions, folder: Path | None) -> tuple[Bench, ReferenceFeatures]:
     """The bench with images to calibrate with and the search's real images, and those of the confirmation."""
     from nag.quality.bench import held_out_images
     from nag.quality.reference import reference_features
@@ -319,9 +343,7 @@ def _images(bench: Bench, options: TuneOptions) -> tuple[Bench, ReferenceFeature
         table = held_out_images(pipe, replace(options, data=options.reference), with_labels=False)
     real = table.tensor()
     search, fresh = (
-        reference_features(
-            half, bench.network, cache_dir=options.cache_dir, device=pipe.device, progress=True
-        )
+        reference_features(half, bench.network, cache_dir=folder, device=pipe.device, progress=True)
         for half in (real[::2], real[1::2])
     )
     features = fresh.num_features
@@ -333,16 +355,14 @@ def _images(bench: Bench, options: TuneOptions) -> tuple[Bench, ReferenceFeature
     return replace(bench, reference=search), fresh
 
 
-def _sizes(options: TuneOptions, features: int) -> tuple[int, ...]:
-    """Samples of each rung; at few samples per feature a Frechet distance says little."""
-    from nag.quality.measures import check_enough
+def _sizes(options: TuneOptions, features: int) -> tuple[tuple[int, ...], int]:
+    """Samples of each rung, and of each seed of the confirmation."""
+    from nag.quality.measures import PER_FEATURE, too_few
 
-    needed = 4 * (features + 1)
-    most = max(1000, 16 * features) if options.num_samples is None else options.num_samples
-    if most < needed:
-        raise ValueError(
-            f"num_samples must be at least {needed} for a network of {features} features, for a quarter is drawn first, "
-            f"got {most}. Draw more, or use a network with fewer features."
-        )
-    check_enough(options.confirm_samples * len(options.confirm_seeds), features)
-    return most // 4, most // 2, most
+    needed, seeds = PER_FEATURE * features, len(options.confirm_seeds)
+    most = max(1000, needed) if options.num_samples is None else options.num_samples
+    too_few(most // 4, features, "a quarter of num_samples")
+    confirmed = max(1000, -(-needed // seeds)) if options.confirm_samples is None else options.confirm_samples
+    if few := too_few(seeds * confirmed, features, f"confirm_samples for {seeds} seeds"):
+        raise ValueError(f"{few} Draw more, or use a network with fewer features: `nag features` makes one.")
+    return (most // 4, most // 2, most), confirmed

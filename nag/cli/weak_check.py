@@ -75,6 +75,12 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
                 "class_interval, perturbed_attention or block_drop."
             )
         weak[text] = found[0]
+    bench.left_out(
+        {
+            (f"{options.steps} steps", text): (pipe.scheduler, options.steps, {"corrections": [one]})
+            for text, one in weak.items()
+        }
+    )
     classes = classes_of(pipe) is not None
     table = held_out_images(pipe, options, options.num_images, with_labels=classes)
     given = {"class_labels": table.classes} if classes else bench.conditions.of(len(table))

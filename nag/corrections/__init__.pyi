@@ -8,6 +8,7 @@ from .calibration import Calibrated as Calibrated
 from .dcw import DifferentialCorrection as DifferentialCorrection
 from .dcw import WaveletCorrection as WaveletCorrection
 from .direction_head import DirectionGuidance as DirectionGuidance
+from .direction_head import ExitGuidance as ExitGuidance
 from .epsilon_scaling import EpsilonScaling as EpsilonScaling
 from .history_guidance import HistoryGuidance as HistoryGuidance
 from .merged import Merged as Merged

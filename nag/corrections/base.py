@@ -97,8 +97,8 @@ class Question(Protocol):
     def told(self) -> Tensor:
         """What it predicts for the conditional rows, `(B, C, *shape)`, without a learned variance."""
 
-    def read(self, head: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a head makes of the last features of the pass that `told` is from, if a correction of the run `listens`."""
+    def read(self, head: Callable[[Tensor], Tensor], layer: str = "last") -> Tensor:
+        """What a head makes of features of the pass that `told` is from, if a correction of the run `listens` to them."""
 
     def null(self, *, form: str, joint: bool = False, head: Any = None) -> tuple[Tensor, Tensor | None]:
         """What it predicts there without its level, and the features that a head reads of that pass."""
@@ -297,8 +297,8 @@ class Correction:
     watches: ClassVar[bool] = False
     """Whether it only looks, so that no table depends on it."""
 
-    listens: ClassVar[bool] = False
-    """Whether it reads the last features of the pipeline's own pass, by `At.question.read`."""
+    listens: ClassVar[str | None] = None
+    """Which features of the pipeline's own pass it reads by `At.question.read`: "last", "middle", or none."""
 
     ranges: ClassVar[Mapping[str, str]] = {}
     """The range of a number among its fields, where finite is not enough: "positive", "at least 0", "at least 1" or "in [0, 1]"."""

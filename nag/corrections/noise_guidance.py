@@ -88,7 +88,7 @@ class NoiseGuidance(Correction):
         max_norm: "gradient" only: largest |sigma grad| as a part of |eps_hat|, per sample; None for no bound. A level
             that is off by d in log(sigma/alpha) asks for about 2 d.
         every: ask at every so many steps of the interval only; `reuse` says what the steps between get.
-        reuse: "hold", "line" or "impulse"; see `nag.corrections.reuse`.
+        reuse: "hold", "line", "profile" or "impulse"; see `nag.corrections.reuse`.
         null_pass: how the null rows are asked; the result is the same. "batched" with the pipeline's own rows, "sequential"
             after them, "whole" by the unchanged call again, which any network takes and which costs more with class
             guidance; "auto" takes the cheapest that the network is known to allow.

@@ -4,6 +4,7 @@ With g_i = the change of eps that guidance makes at a refreshed step i, a step j
 
     hold       g_j = g_i
     line       g_j = g_i + (g_i - g_h) (l_j - l_i) / (l_i - l_h)          h: the refreshed step before, l: log-SNR
+    profile    g_j = g_i (|g_i| / |g_h|)^((l_j - l_i) / (l_i - l_h))      the size alone goes on, each sample's own
     impulse    g_j = 0, and g_i times sum_j |D_j| / |D_i| over the block,  D_j: the change of sigma/alpha in step j
 
 impulse is equal to hold to first order for one-step solvers (d(x/alpha) = eps d(sigma/alpha)) and disturbs multistep ones.
@@ -27,7 +28,7 @@ from nag.noise.target import expand
 
 __all__ = ["REUSES", "reused"]
 
-REUSES = ("hold", "line", "impulse")
+REUSES = ("hold", "line", "profile", "impulse")
 
 
 def reused(
@@ -59,8 +60,13 @@ def reused(
         return None
     level, change = at.memory["last"]
     before = at.memory["before"]
-    if how == "line" and before is not None and level != before[0]:
-        change = change + (change - before[1]) * (at.nominal - level) / (level - before[0])
+    if how in ("line", "profile") and before is not None and level != before[0]:
+        ahead = (at.nominal - level) / (level - before[0])
+        if how == "line":
+            change = change + (change - before[1]) * ahead
+        else:
+            now, then = (one.flatten(1).norm(dim=1).clamp_min(1e-12) for one in (change, before[1]))
+            change = change * expand((now / then) ** ahead, change)
     return change * expand(slope.to(change), change)
 
 

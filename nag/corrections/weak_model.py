@@ -68,7 +68,7 @@ class WeakModel(Correction):
         component: "all"; "along" for the part of the difference along eps_hat; "orthogonal" for the rest.
         interval: (start, end) in log-SNR, noisy end first; None leaves a side open.
         every: ask at every so many steps of the interval only; `reuse` says what the steps between get.
-        reuse: "hold", "line" or "impulse"; see `nag.corrections.reuse`.
+        reuse: "hold", "line", "profile" or "impulse"; see `nag.corrections.reuse`.
     """
 
     texts: ClassVar = {

@@ -10,9 +10,13 @@ s = sigmoid(log_snr / 4), and of the mean of z over the image: how far a state l
 the mean a third to a half of what the head explains is lost. Tokens `(B, L, C)` are normalised and laid out as
 an image `(B, C, H/p, W/p)`, and what comes out is shuffled to pixels; a state that is a sequence itself is an image one row high.
 
+An *exit head* is a weak model of its own instead, h(z, u, t) ~ f, of the features z after the middle block, brought to the size of
+the state u and laid beside it: a middle of a few pixels knows nothing of the noise, which most predictions have to repeat.
+
 References:
     On Distillation of Guided Diffusion Models, Meng 2023, arXiv 2210.03142 (guidance in one pass).
     Guiding a Diffusion Model with a Bad Version of Itself, Karras 2024, arXiv 2406.02507 (the weak model).
+    Guiding a Diffusion Transformer with the Internal Dynamics of Itself, Zhou 2025, arXiv 2512.24176 (exit heads).
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ WAVES = 8
 
 
 class DirectionHead(ModelMixin, ConfigMixin):
-    """Regresses f - f_weak from the last features of the pass that gives f. Use `of` to make one.
+    """Regresses f - f_weak from the last features of the pass that gives f, or f from its middle. Use `of` to make one.
 
     Args:
         feature_channels: channels of the features.
@@ -46,7 +50,8 @@ class DirectionHead(ModelMixin, ConfigMixin):
         patch: pixels along the side of a token.
         hidden: width.
         network: fingerprint of the network that it belongs to.
-        weak: "null" (that network without its level), "class" (without its class), or the fingerprint of another.
+        weak: "null" (that network without its level), "class" (without its class), the fingerprint of another, or "exit": the
+            head itself, from the middle.
         scale: w that guidance takes if nobody says another.
         interval: log-SNR within which it was trained, noisy end first; None for an open side.
         steps: how long it was trained.
@@ -75,19 +80,28 @@ class DirectionHead(ModelMixin, ConfigMixin):
         self.register_buffer("size", torch.ones(()))
         self._seen: Any = None
 
+    @property
+    def layer(self) -> str:
+        """Whose features it reads."""
+        return "middle" if self.config.weak == "exit" else "last"
+
     @classmethod
-    def of(cls, network: nn.Module, **settings: Any) -> Self:
+    def of(cls, network: nn.Module, weak: str = "null", **settings: Any) -> Self:
         """An untrained head for a network."""
         model, architecture = unwrap(network), architecture_of(network)
         patch, known = model.config.get("patch_size", 1), model.config.get("in_channels")
-        if architecture.features is None or not isinstance(patch, int) or known is None:
+        place = architecture.middle if weak == "exit" else architecture.features
+        if place is None or not isinstance(patch, int) or known is None:
             raise ValueError(
                 f"network must have features of its image alone for a direction head, got {architecture.name}. Distil it with "
                 "`nag finetune distill` instead."
             )
+        channels = min(known, model.config.get("out_channels") or known)
+        middle = architecture.middle_channels(model) + channels * patch**2
         return cls(
-            feature_channels=architecture.channels(model),
-            channels=min(known, model.config.get("out_channels") or known),
+            feature_channels=middle if weak == "exit" else architecture.channels(model),
+            channels=channels,
+            weak=weak,
             patch=patch,
             network=fingerprint(model),
             **settings,
@@ -114,18 +128,21 @@ class DirectionHead(ModelMixin, ConfigMixin):
             )
         self._seen = seen
 
-    def forward(self, features: Tensor, log_snr: Tensor, shape: Sequence[int]) -> Tensor:
-        """f - f_weak, of the state's shape `(B, C, H, W)` or `(B, L, C)`, at levels `(B,)`."""
-        patch, grid = self.config.patch, [1, shape[1]] if len(shape) == 3 else list(shape[2:])
-        grid = [size // patch for size in grid]
+    def forward(self, features: Tensor, log_snr: Tensor, u: Tensor) -> Tensor:
+        """f - f_weak, or f at an exit, of the shape of the states u `(B, C, H, W)` or `(B, L, C)`, at levels `(B,)`."""
+        state = u.transpose(1, 2).unsqueeze(2) if u.ndim == 3 else u
+        patch, grid = self.config.patch, [size // self.config.patch for size in state.shape[2:]]
         features = features.to(self.dtype)
+        if self.layer == "middle":
+            own = functional.pixel_unshuffle(state[:, : self.config.channels].to(features), patch)
+            features = torch.cat([functional.interpolate(features, grid), own], dim=1)
         if features.ndim == 3 and len(grid) == 2 and features.shape[1] == grid[0] * grid[1]:
             features = functional.layer_norm(features, features.shape[2:])
             features = features.transpose(1, 2).unflatten(2, grid)
         if list(features.shape[2:]) != grid:
             raise ValueError(
-                f"features must lie as the state {tuple(shape)} does, got {tuple(features.shape)}. A direction head cannot be had "
-                "for this network."
+                f"features must lie as the state {tuple(u.shape)} does, got {tuple(features.shape)}. A direction head cannot be "
+                "had for this network."
             )
         waves = torch.pi * torch.arange(WAVES, device=features.device)
         place = torch.sigmoid(log_snr.to(features.device, torch.float32) / 4)[:, None]
@@ -133,4 +150,4 @@ class DirectionHead(ModelMixin, ConfigMixin):
         shift, scale = self.level(known)[..., None, None].chunk(2, dim=1)
         value = self.last(functional.silu((1 + scale) * self.first(features) + shift))
         found: Tensor = functional.pixel_shuffle(value * self.size, patch)
-        return found if len(shape) > 3 else found.squeeze(2).transpose(1, 2)
+        return found if u.ndim > 3 else found.squeeze(2).transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import Tensor
 from nag.corrections.calibration import NoiseCalibration
 from nag.files import cache_folder, parse_json
 from nag.load import NAGPipeline
+from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.named import make_scheduler
 from nag.noise.read import read_settings
-from nag.quality.sampling import Sampled, sample_features
+from nag.quality.sampling import Pace, Sampled, count_cost, sample_features
 from nag.seams.attach import sampler_of, split_arguments
 from nag.seams.run import autoencoder_of, first_question
 from nag.shift.calibrate import calibrate
@@ -25,6 +27,7 @@ from nag.shift.calls import (
     classes_of,
     encoded,
     image_size,
+    main_network,
     silent,
     sizes,
     takes,
@@ -39,7 +42,9 @@ __all__ = [
     "held_out_images",
     "load_bench",
     "load_pipeline",
+    "needed",
     "open_bench",
+    "open_regressor",
     "read_assignments",
     "scheduler_line",
 ]
@@ -129,6 +134,22 @@ class Bench:
             progress=self.progress,
         )
 
+    def pace(self) -> Pace:
+        """How long samples take with the pipeline's scheduler: three batches of few steps are drawn, the first to warm up."""
+        (_, _), (first, begin), (second, end) = (self._timed(steps) for steps in (4, 4, 8))
+        evaluation = max(
+            (end - begin) / max(second - first, 1), 0.5 * end / second
+        )  # a busy machine may say 0
+        return Pace(sample=max(0.0, end - second * evaluation), evaluation=evaluation)
+
+    def _timed(self, steps: int) -> tuple[float, float]:
+        """Evaluations, and seconds per sample, of one batch."""
+        arguments = {**self.arguments, "num_inference_steps": steps}
+        cost = count_cost(self.pipeline, arguments, each=self.conditions.of(1)).evaluations
+        begin = time.monotonic()
+        replace(self, progress=False).sample(arguments, 0, self.batch_size)
+        return cost, (time.monotonic() - begin) / self.batch_size
+
     def calibrate(self, *, num_samples: int, **arguments: Any) -> NoiseCalibration:
         """The levels of the pipeline's sampler; arguments as of `nag.shift.calibrate`."""
         return calibrate(
@@ -173,6 +194,27 @@ class Bench:
         finally:
             pipe.scheduler = before
         return None
+
+    def left_out(
+        self, rows: Mapping[tuple[str, str], tuple[Any, int, Mapping[str, Any]]]
+    ) -> dict[tuple[str, str], str]:
+        """Why some rows cannot run, which is printed; a method that can nowhere is refused.
+
+        Args:
+            rows: scheduler, steps and arguments by the names of sampler and method.
+        """
+        reasons = {
+            name: self.why_not(scheduler, arguments, steps=steps)
+            for name, (scheduler, steps, arguments) in rows.items()
+        }
+        for method in dict.fromkeys(method for _, method in rows):
+            own = [reason for (_, other), reason in reasons.items() if other == method]
+            if None not in own:
+                raise ValueError(f"{method!r}: {own[0]}")
+        found = {name: reason for name, reason in reasons.items() if reason is not None}
+        for name, reason in found.items():
+            print(f"{' '.join(name)} is left out: {reason}")
+        return found
 
     def check_sampler(self, schedulers: Iterable[Any]) -> None:
         """Refuses, before any work, class guidance that the model cannot do, and what none of the schedulers takes."""
@@ -271,14 +313,27 @@ def open_bench(
     )
 
 
-def load_bench(model: str, data: DataOptions, num_images: int, **others: Any) -> Bench:
-    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
-    bench = open_bench(model, data, num_images=num_images, **others)
-    if bench.regressor is None:
+def needed(regressor: Any, model: str) -> Any:
+    """A regressor that must be there."""
+    if regressor is None:
         raise ValueError(
             f"regressor must be given, got none beside {model!r}. Train one with `nag finetune regressor` and pass --regressor."
         )
-    labels = bench.regressor.config.uses_class
+    return regressor
+
+
+def open_regressor(pipeline: Any, regressor: str) -> Any:
+    """Another regressor for a pipeline's states, in float32 on its device."""
+    found = NoiseLevelRegressor.from_pretrained(regressor).to(pipeline.device).float().eval()
+    if found.config.kind == "frozen":
+        found.attach_backbone(main_network(pipeline))
+    return found
+
+
+def load_bench(model: str, data: DataOptions, num_images: int, **others: Any) -> Bench:
+    """A bench with images and a regressor, which must lie beside the model or be named; others as of `open_bench`."""
+    bench = open_bench(model, data, num_images=num_images, **others)
+    labels = needed(bench.regressor, model).config.uses_class
     return bench.holding(held_out_images(bench.pipeline, data, num_images, with_labels=labels))
 
 

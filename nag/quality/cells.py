@@ -29,7 +29,7 @@ from nag.quality.bench import Bench
 from nag.quality.comparison import Cell, SeedResult, cell_name
 from nag.quality.distances import FeatureMoments, frechet_distance_of_moments
 from nag.quality.measures import frechet_resamples, measure_quality
-from nag.quality.sampling import Cost, Sampled, count_cost, largest_steps, within
+from nag.quality.sampling import Cost, Pace, Sampled, count_cost, largest_steps, within
 from nag.seams.attach import sampler_of
 from nag.shift import ForwardReference, measure_shift, record
 from nag.shift.forward import Diverged
@@ -37,6 +37,7 @@ from nag.shift.forward import Diverged
 __all__ = ["DERIVED_SEEDS", "Comparison", "Sizes", "arguments_of_candidates"]
 
 DERIVED_SEEDS = 5
+FILLED = 40  # levels of a forward reference besides those of the steps
 SHOWN = 16  # samples of a cell that the report shows
 
 
@@ -122,13 +123,33 @@ class Comparison:
     _forward: dict[str, ForwardReference] = field(default_factory=dict)
 
     def cell(self, scheduler: str, budget: int, method: Method) -> Cell:
-        """Measures a method with a scheduler and so many evaluations per sample; what cannot be is marked with the reason."""
+        """Measures a method with a scheduler and so many evaluations per sample; what fails is marked with the reason."""
         cell = Cell(scheduler=scheduler, budget=budget, method=method.label)
         self._use(scheduler)
         try:
             return self._measured(cell, method)
-        except (ValueError, Diverged) as error:
-            return replace(cell, refused=str(error))
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+        ) as error:  # no memory, no disk: other cells may still have them
+            return replace(cell, refused=str(error) or type(error).__name__)
+
+    def seconds(self, places: Sequence[tuple[str, int, Method]], pace: Pace) -> float:
+        """About how long some cells take; an estimate of a level is counted as one evaluation."""
+        sizes, found = self.sizes, 0.0
+        for _, budget, method in places:
+            candidates = method.candidates()
+            calibrated = sum(one.calibrated for one in candidates)
+            drawn = len(sizes.seeds) * sizes.num_samples
+            drawn += len(candidates) * sizes.tune_samples if len(candidates) > 1 else 0
+            watched = calibrated * sizes.calibration_samples
+            watched += sizes.shift_samples if self.judging.regressor is not None else 0
+            found += pace.seconds(drawn, budget) + pace.seconds(watched, 2 * budget)
+        estimated = self.judging.regressor is not None
+        samplers = {(scheduler, budget) for scheduler, budget, _ in places} if estimated else set()
+        states = sum(budget + FILLED for _, budget in samplers) * len(self.judging.images)
+        return found + states * pace.evaluation
 
     def _use(self, scheduler: str | None) -> None:
         """Puts a fresh scheduler into the pipeline."""

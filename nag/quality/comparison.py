@@ -33,7 +33,7 @@ from scipy.special import stdtr
 
 from nag.files import read_json, written_file
 from nag.noise.measured import Measured
-from nag.quality.measures import Quality
+from nag.quality.measures import Quality, too_few
 
 __all__ = [
     "Cell",
@@ -216,18 +216,19 @@ def _front(rows: Iterable[dict[str, Any]], cost: Callable[[dict[str, Any]], floa
     return front
 
 
-def compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def compare(cells: Sequence[Cell], num_features: int = 1) -> list[dict[str, Any]]:
     """One row per cell, in the cells' order, as JSON can hold it.
 
     A measured row has its mean qualities, `seconds_ratio` (time per sample against plain sampling of the same scheduler and
     budget), `minus_plain` and `minus_best_baseline` (the best method of the same scheduler and budget that is not this
     library's; the row itself is not its own baseline), each with z, p and Holm's p, and whether it lies on the Pareto
-    front of cost and Frechet distance, over all rows and within its scheduler.
+    front of cost and Frechet distance, over all rows and within its scheduler. Differences of too few samples for the features
+    of the network (`too_few`) have no z and no p.
     """
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.scheduler, cell.budget), []).append(cell)
-    rows = [_row(cell, groups[cell.scheduler, cell.budget]) for cell in cells]
+    rows = [_row(cell, groups[cell.scheduler, cell.budget], num_features) for cell in cells]
     measured = [row for row in rows if row["refused"] is None]
     for name in ("minus_plain", "minus_best_baseline"):
         holm([row[name] for row in measured if row[name] is not None])
@@ -242,11 +243,14 @@ def compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
-def _against(cell: Cell, other: Cell) -> dict[str, Any]:
-    return tested(difference(cell, other), degrees_of_freedom(cell, other))
+def _against(cell: Cell, other: Cell, num_features: int) -> dict[str, Any]:
+    found = difference(cell, other)
+    if few := too_few(min(row.quality.num_samples for row in cell.results), num_features):
+        return {**dataclasses.asdict(found), "z": None, "p": None, "p_holm": None, "too_few": few}
+    return tested(found, degrees_of_freedom(cell, other))
 
 
-def _row(cell: Cell, group: Sequence[Cell]) -> dict[str, Any]:
+def _row(cell: Cell, group: Sequence[Cell], num_features: int) -> dict[str, Any]:
     row: dict[str, Any] = {
         "scheduler": cell.scheduler,
         "budget": cell.budget,
@@ -275,8 +279,8 @@ def _row(cell: Cell, group: Sequence[Cell]) -> dict[str, Any]:
             {"seed": one.seed, "seconds": one.seconds, "quality": dataclasses.asdict(one.quality)}
             for one in cell.results
         ],
-        "minus_plain": None if plain is None or plain is cell else _against(cell, plain),
+        "minus_plain": None if plain is None or plain is cell else _against(cell, plain, num_features),
         "best_baseline": None if best is None else best.method,
-        "minus_best_baseline": None if best is None else _against(cell, best),
+        "minus_best_baseline": None if best is None else _against(cell, best, num_features),
         "shift": cell.shift,
     }

@@ -101,7 +101,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             text = (
                 f"{best['chosen']} has the smallest Frechet distance, {distance}: {_pm(found, sign=True)} against plain "
                 f"sampling at equal cost ({number(100 * share, 1, True)} %), "
-                + ("a clear difference." if sure else "which may be chance.")
+                + ("a clear difference." if sure else found.get("too_few") or "which may be chance.")
             )
         said.append({"where": where, "text": text})
     return said

@@ -10,6 +10,10 @@ where R is computed once. A resample costs about 1.3 N F^2 + 7 F^3 operations. R
 seed alone, so two methods with samples from the same noise are resampled alike and what they share cancels
 (`frechet_difference`).
 
+A Frechet distance of N samples is too large by about (spread of the features)^2 F^2 / (4 N), and a difference of two methods
+whose spreads differ keeps a part of that. How many samples a feature network needs is said by one rule, `too_few`: more than F for
+a distance, 16 F for a difference that is called clear.
+
 References:
     GANs trained by a two time-scale update rule, Heusel 2017, arXiv:1706.08500 (Frechet distance of features).
 """
@@ -34,10 +38,11 @@ from nag.quality.distances import (
 from nag.quality.reference import ReferenceFeatures
 from nag.quality.resampling import resampled
 
-__all__ = ["Quality", "check_enough", "frechet_difference", "frechet_resamples", "measure_quality"]
+__all__ = ["Quality", "frechet_difference", "frechet_resamples", "measure_quality", "too_few"]
 
 NEIGHBOURS = 3  # of precision and recall: Kynkaanniemi 2019
 NEIGHBOURS_OF_DENSITY = 5  # of density and coverage: Naeem 2020
+PER_FEATURE = 16  # samples; at 5 % more spread their bias is then below the distance that this spread makes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +73,25 @@ class Quality:
     num_compared: int
 
 
-def check_enough(num_samples: int, num_features: int) -> None:
-    """Whether there are samples enough for a Frechet distance: call it before they are drawn.
+def too_few(num_samples: int, num_features: int, name: str = "num_samples") -> str | None:
+    """Why so few samples make no difference of Frechet distances clear; None if they are enough. Call it before they are drawn.
 
-    >>> check_enough(65, 64)
+    >>> too_few(1024, 64)
+    >>> too_few(1000, 64)
+    'num_samples is 1000: with the 64 features of the network no difference counts as clear below 1024 samples.'
     """
+    needed = PER_FEATURE * num_features
     if num_samples <= num_features:
         raise ValueError(
-            f"num_samples must be more than the {num_features} features of the network for a Frechet distance, "
-            f"got {num_samples}. Draw at least {num_features + 1}, or use a network with fewer features."
+            f"{name} must be more than the {num_features} features of the network for a Frechet distance, got "
+            f"{num_samples}. Draw {needed}, or use a network with fewer features: `nag features` makes one."
         )
+    if num_samples < needed:
+        return (
+            f"{name} is {num_samples}: with the {num_features} features of the network no difference counts as clear "
+            f"below {needed} samples."
+        )
+    return None
 
 
 def measure_quality(
@@ -204,7 +218,7 @@ def _check(features: Tensor, reference: ReferenceFeatures) -> None:
             f"features must be of the reference's network with {reference.num_features} features, got {features.shape[1]}. "
             "Extract both with the same one."
         )
-    check_enough(len(features), features.shape[1])
+    too_few(len(features), features.shape[1])
     if reference.num_images <= reference.num_features:
         raise ValueError(
             f"reference must be of more images than its {reference.num_features} features for a Frechet distance, "

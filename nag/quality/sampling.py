@@ -84,6 +84,18 @@ class Sampled:
     images: UInt8[np.ndarray, "kept height width channels"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long samples take, in seconds."""
+
+    sample: float  # for each sample, whatever its steps: encoding, decoding, features
+    evaluation: float  # for each plain evaluation of the network
+
+    def seconds(self, count: float, evaluations: float) -> float:
+        """Of so many samples with so many evaluations each."""
+        return count * (self.sample + self.evaluation * evaluations)
+
+
 class _Counting(Instrument):
     """Counts the rows that go through a network."""
 

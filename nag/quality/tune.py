@@ -36,7 +36,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from nag.corrections import NoiseGuidance
-from nag.quality.meter import Candidate, Confirmed, Reading
+from nag.quality.cells import FILLED
+from nag.quality.meter import TABLE_SAMPLES, Candidate, Confirmed, Reading
+from nag.quality.sampling import Pace
 
 __all__ = ["Candidate", "Confirmed", "Reading", "Search", "Space", "Trial", "decide", "open_study"]
 
@@ -216,6 +218,41 @@ class Search:
                         self._ask("combined", replace(trial.candidate, guidance=guidance, calibrated=True))
             self._optimize(len(self.study.get_trials(states=(TrialState.WAITING,))))
         return self.trials()
+
+    def seconds(self, pace: Pace, confirmed: float) -> tuple[float, float]:
+        """About how long it takes until every form has been tried, and all trials, each with a confirmation of so many samples."""
+        steps, count = self.space.num_inference_steps, self.meter.sizes[-1]
+        costs = [self.meter.cost(one) for one in self._pending()]
+        plain = {steps} | {self._plain_steps(cost) for cost in costs}
+        table = 0.0
+        if self.space.calibrates:
+            states = len(self.meter.bench.images) * (steps + FILLED)
+            table = pace.seconds(TABLE_SAMPLES, 2 * steps) + states * pace.evaluation
+        tried = sum(pace.seconds(count, cost) for cost in [*costs, *plain])
+        tried += table + pace.seconds(count, steps) if self.space.calibrates else 0.0
+        confirmation = 2 * pace.seconds(confirmed, max([2 * steps, *costs]))
+        others = (self.max_trials - len(self.space.starts())) * pace.seconds(count, max([steps, *costs]))
+        combined = COMBINED * len(FACTORS) * (pace.seconds(count, 2 * steps) + table)
+        others += combined if self.space.calibrates else 0.0
+        return tried + confirmation, tried + others + confirmation
+
+    def untried(self) -> list[str]:
+        """Forms that have not been tried yet: without them nothing can be said to be left off."""
+        found = [one.candidate for one in self.trials()]
+        words = {one.other.partition(":")[0] for one in found}
+        missing = [name for name in self.space.others if OTHERS[name][0].partition(":")[0] not in words]
+        modes = {one.guidance.mode for one in found if one.guidance.scale}
+        missing += [mode for mode in self.space.modes if mode not in modes]
+        alone = any(one.calibrated for one in found)
+        return missing + (["calibrated"] if self.space.calibrates and not alone else [])
+
+    def _pending(self) -> list[Candidate]:
+        """The first candidates that have not been measured."""
+        done = [
+            trial.user_attrs.get("asked") for trial in self.study.get_trials(deepcopy=False, states=MEASURED)
+        ]
+        points = [point for number, point in enumerate(self.space.starts()) if number not in done]
+        return [self.space.suggest(optuna.trial.FixedTrial(point)) for point in points]
 
     def trials(self) -> list[Trial]:
         """What has been measured, best first."""

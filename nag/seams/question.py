@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class AskedQuestion:
         self.block = slice(place * size, (place + 1) * size)
         self.network = call.network
         self.answer: Any = None
-        self.features: Tensor | None = None
+        self.features: dict[str, Tensor] = {}
         self.hidden = hidden
 
     @property
@@ -62,19 +62,22 @@ class AskedQuestion:
 
     def _heard(self, ask: Callable[[], Any]) -> Any:
         """What the pipeline's own call gives; its features are kept, if a correction wants them."""
-        with tapped(self.network) if self.run.listens else nullcontext(list[Tensor]()) as kept:
+        with ExitStack() as stack:
+            heard = {
+                layer: stack.enter_context(tapped(self.network, middle=layer == "middle"))
+                for layer in self.run.listens
+            }
             found = ask()
-        self.features = kept[-1][: len(self.call.sample)] if kept else None
+        self.features = {layer: kept[-1][: len(self.call.sample)] for layer, kept in heard.items()}
         return found
 
-    def read(self, head: Callable[[Tensor], Tensor]) -> Tensor:
+    def read(self, head: Callable[[Tensor], Tensor], layer: str = "last") -> Tensor:
         if self.hidden:
             raise ValueError(
                 "corrections must let the network know its level for a direction head, got one that hides it. Leave one out."
             )
         self.whole()
-        assert self.features is not None
-        return head(self.features[self.block]) * self.run.layout.sign
+        return head(self.features[layer][self.block]) * self.run.layout.sign
 
     def told(self) -> Tensor:
         return self._value(rows_of(self.whole())[self.block])

@@ -184,7 +184,7 @@ class Run:
                         "one: it reads features of its own. Use kind 'full' or 'encoder'."
                     )
         self.sets_level, self.busy, self.drawn_with = bool(setters), False, None
-        self.listens = any(one.listens for one in self.corrections)
+        self.listens = {one.listens for one in self.corrections} - {None}
         self.heard_steps = self.heard_questions = self.unheard = 0
         self.finite: list[tuple[int, Tensor]] = []
 

@@ -173,7 +173,8 @@ def encoded(pipe: Any, images: Tensor, like: Tensor, *, seed: int = 0, batch_siz
     Returns:
         `(M, *shape)`, float32 on the CPU.
     """
-    if autoencoder_of(pipe) is None:
+    vae: Any = autoencoder_of(pipe)
+    if vae is None:
         return images
     parts = []
     for start in range(0, len(images), batch_size):
@@ -199,8 +200,7 @@ def latents(pipe: Any, images: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     part = images.to(vae.device, vae.dtype)
     found = vae.encode(part[:, :, None] if like.ndim == 5 else part)  # a video of one frame
     spread = getattr(found, "latent_dist", None)
-    quantised = "latents" if hasattr(found, "latents") else "latent"
-    mean = getattr(found, quantised) if spread is None else spread.mean
+    mean = found.latents if hasattr(found, "latents") else found.latent if spread is None else spread.mean
     zero = _normalised(vae.config, torch.zeros_like(mean))
     std = torch.zeros_like(mean) if spread is None else _normalised(vae.config, spread.std) - zero
     states = [value.float().cpu() for value in (_normalised(vae.config, mean), std)]

@@ -194,6 +194,11 @@ def mean_shifts(
     )
 
 
+def _half(log_snr: float) -> float:
+    """A difference of log-SNR in log(sigma/alpha); 0 where one of both is exactly pure noise, which has no level."""
+    return 0.5 * float(log_snr) if np.isfinite(log_snr) else 0.0
+
+
 def in_common(first: NoiseShift, second: NoiseShift) -> tuple[float, float, int] | None:
     """Mean |shift| of two runs over the steps of the summary at which both have a number or a bound, and how many these are."""
 
@@ -276,9 +281,9 @@ def measure_shift(
                 ),
                 slope=float(levels.slope[i]),
                 slope_standard_error=float(levels.slope_standard_error[i]),
-                label_mismatch=float(-0.5 * (trajectory.label_log_snr[i] - level)),
+                label_mismatch=_half(level - trajectory.label_log_snr[i]),
                 label_mismatch_timesteps=float(trajectory.label_mismatch[i]),
-                arrival_mismatch=float(-0.5 * (trajectory.arrival_log_snr[i] - level)),
+                arrival_mismatch=_half(level - trajectory.arrival_log_snr[i]),
                 overlap=overlap(*densities),
                 ks=float(ks.statistic),
                 ks_p_value=float(ks.pvalue),

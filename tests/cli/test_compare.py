@@ -17,8 +17,10 @@ from nag.corrections.calibration import NoiseCalibration
 from nag.corrections.text import parse_method
 from nag.noise.read import read_levels
 from nag.quality import cells
+from nag.quality.bench import Bench
 from nag.quality.cells import Comparison
 from nag.quality.comparison import Cell, cell_name, load_cell
+from nag.quality.sampling import Pace
 from nag.shift.forward import Diverged
 from tests.models import tiny_checkpoint, tiny_unet, write_parquet
 from tests.quality.test_sampling import classifier
@@ -251,6 +253,83 @@ def test_images_that_do_not_do(checkpoint, tmp_path):
     plain = options(checkpoint, tmp_path / "out")
     with pytest.raises(ValueError, match="reference must not be the images of data, got .* for both"):
         job.run(options(checkpoint, tmp_path / "out", reference=plain.data))
+
+
+ONE = {"schedulers": ("ddim",), "corrections": ("plain",), "seeds": (101,), "shift": False}
+
+
+def rows_of(folder):
+    return json.loads((folder / "compare.json").read_text())["rows"]
+
+
+def test_time_is_told_before_it_is_spent(checkpoint, tmp_path, monkeypatch, capsys):
+    """Two cells of 10 samples and 3 evaluations at 2 s each: 2 min; a comparison that does not fit is not begun."""
+    monkeypatch.setattr(Bench, "pace", lambda self: Pace(sample=0.0, evaluation=2.0))
+    given = ONE | {"corrections": ("plain", "dcw:scale=0.1")}
+    with pytest.raises(
+        ValueError, match=r"needs about 2 minutes, got 1\. .*--num_samples to 5, .* 1 of 2 cells"
+    ):
+        job.run(options(checkpoint, tmp_path / "out", **given, minutes=1.0))
+    said = capsys.readouterr().out
+    assert "2 of 2 cells are to be measured: needs about 2 minutes." in said
+    job.run(
+        options(checkpoint, tmp_path / "out", **given | {"num_samples": 5, "minutes": 1.0})
+    )  # the folder is free
+    assert len(rows_of(tmp_path / "out")) == 2
+
+
+def test_the_cells_of_a_grid_are_timed_by_hand(checkpoint, tmp_path):
+    methods = [parse_method("nag:scale=0.5|1"), parse_method("calibrated")]
+    comparison, _ = job.load(
+        options(checkpoint, tmp_path / "out", corrections=("calibrated",)), methods, "cpu"
+    )
+    places = [("ddim", 3, method) for method in methods]
+    sampled = 2 * 2 * 10 + 2 * 8  # two seeds of both methods, and two candidates
+    watched = 8 + 2 * 8  # a calibration, and the shifts of both
+    states = 20 * (3 + cells.FILLED)  # of the images, once
+    found = comparison.seconds(places, Pace(sample=0.1, evaluation=1.0))
+    assert found == pytest.approx(sampled * 3.1 + watched * 6.1 + states)
+
+
+def test_too_few_samples_make_no_difference_clear(checkpoint, tmp_path, capsys):
+    """4 features need 64 samples."""
+    given = ONE | {"corrections": ("plain", "dcw:scale=0.1")}
+    job.run(options(checkpoint, tmp_path / "few", **given))
+    found = rows_of(tmp_path / "few")[1]["minus_plain"]
+    assert (found["z"], found["p"], found["p_holm"]) == (None, None, None)
+    assert "num_samples is 10: with the 4 features of the network no difference counts" in found["too_few"]
+    assert found["too_few"] in capsys.readouterr().out
+    job.run(options(checkpoint, tmp_path / "enough", **given, num_samples=64))
+    assert rows_of(tmp_path / "enough")[1]["minus_plain"]["p"] is not None
+
+
+def test_a_folder_begins_anew(checkpoint, tmp_path):
+    job.run(options(checkpoint, tmp_path / "out", **ONE))
+    job.run(options(checkpoint, tmp_path / "out", **ONE | {"num_samples": 12, "overwrite": True}))
+    (row,) = rows_of(tmp_path / "out")
+    assert row["seeds"][0]["quality"]["num_samples"] == 12
+
+
+def test_what_was_measured_is_written_though_a_later_cell_fails(checkpoint, tmp_path, monkeypatch):
+    """A cell that runs out of memory bears the reason; after an interruption the others are written all the same."""
+    sample = Bench.sample
+
+    def fails(kind):
+        def failing(self, arguments, seed, count, **others):
+            if count == 10 and arguments.get("corrections"):
+                raise kind("no memory")
+            return sample(self, arguments, seed, count, **others)
+
+        monkeypatch.setattr(Bench, "sample", failing)
+
+    given = ONE | {"corrections": ("plain", "dcw:scale=0.1")}
+    fails(RuntimeError)
+    job.run(options(checkpoint, tmp_path / "out", **given))
+    assert [row["refused"] for row in rows_of(tmp_path / "out")] == [None, "no memory"]
+    fails(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(options(checkpoint, tmp_path / "other", **given))
+    assert [row["method"] for row in rows_of(tmp_path / "other")] == ["plain"]
 
 
 def test_a_model_without_a_feature_network(checkpoint, tmp_path):

@@ -30,8 +30,8 @@ def options(folder, tmp_path, **changes):
         "output_dir": tmp_path,
         "cache_dir": tmp_path / "work",
         "num_samples": 28,
-        "confirm_samples": 20,
-        "max_trials": 2,
+        "confirm_samples": 48,
+        "max_trials": 7,
         "device": "cpu",
     }
     return TuneOptions(**values | changes)
@@ -95,9 +95,34 @@ def test_a_student_lies_beside_its_model(folder, tmp_path, monkeypatch):
     assert torch.equal(tuned, by_hand)
 
 
+def test_off_is_said_only_when_every_form_was_tried(folder, tmp_path, monkeypatch, capsys):
+    """Time ends after three trials, none of them noise guidance: no verdict, no file, and the search goes on later."""
+    measured = Search._time
+    monkeypatch.setattr(Search, "_time", lambda self, kept=0.0: len(self.trials()) < 3)
+    monkeypatch.setattr(Trial, "difference", 0.0)
+    with pytest.raises(
+        RuntimeError, match="enough to try dcw_wavelet, classifier_free, corrected, got 15: not enough"
+    ):
+        run(options(folder, tmp_path))
+    assert not (tmp_path / FILE_NAME).exists()
+    assert "7 trials and the confirmation need less than a minute" in capsys.readouterr().out
+    monkeypatch.setattr(Search, "_time", measured)
+    assert run(options(folder, tmp_path)).reason.startswith("leave it off: no trial was better")
+
+
+def test_fewer_trials_than_were_asked_for_are_announced(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Search, "seconds", lambda self, pace, confirmed: (1.0, 4000.0))
+    run(options(folder, tmp_path, forms=("classifier_free",), max_trials=2))
+    said = capsys.readouterr().out
+    assert "2 trials and the confirmation need about 67 minutes; less than a minute until every form" in said
+    assert "In 15 minutes there will be fewer trials." in said
+
+
 def test_no_verdict_without_a_trial(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Search, "run", lambda self: [])
-    with pytest.raises(RuntimeError, match="time_limit must leave time for a trial, got 15"):
+    with pytest.raises(
+        RuntimeError, match="minutes must be enough to try classifier_free, got 15: not enough time"
+    ):
         run(options(folder, tmp_path, forms=("classifier_free",)))
     assert not (tmp_path / FILE_NAME).exists()
 
@@ -119,7 +144,7 @@ def test_a_scheduler_is_configured(folder, tmp_path):
             scheduler="ddim",
             scheduler_config=words,
             forms=("classifier_free",),
-            max_trials=1,
+            max_trials=2,
         )
     )
     settings = entry.sampler.settings
@@ -135,14 +160,16 @@ def test_a_scheduler_is_configured(folder, tmp_path):
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"max_recall_loss": 5.0}, r"max_recall_loss must lie in \[0, 1\], got 5.0"),
-        ({"time_limit": 0.0}, "time_limit.*0"),
+        ({"minutes": 0.0}, "minutes must be enough to try every form .*needs .* got 0. Raise it"),
+        ({"max_trials": 6}, "max_trials must be at least 7, with which every form is tried, got 6"),
         ({"confirm_seeds": (0, 5)}, r"confirm_seeds.*\[0, 5\]"),
         ({"confirm_seeds": (101, 101)}, r"confirm_seeds.*\[101, 101\]"),
         ({"confirm_seeds": (-3,)}, r"confirm_seeds.*\[-3\]"),
         ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
         ({"forms": ("best",)}, "noise_guidance_mode.*'best'"),
-        ({"num_samples": 27}, "num_samples must be at least 28 for a network of 6 features"),
-        ({"confirm_samples": 3}, "num_samples must be more than the 6 features"),
+        ({"num_samples": 27}, "a quarter of num_samples must be more than the 6 features .* got 6"),
+        ({"confirm_samples": 3}, "confirm_samples for 2 seeds must be more than the 6 features .* got 6"),
+        ({"confirm_samples": 47}, "confirm_samples for 2 seeds is 94: .*6 features .* below 96 samples"),
         (
             {"scheduler_config": ("speed=9",)},
             "scheduler_config must name settings of the schedulers, got 'speed'",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nag.corrections import Blind, CostCounter, DirectionGuidance, NoiseGuidance, WeakModel
+from nag.corrections import Blind, CostCounter, DirectionGuidance, ExitGuidance, NoiseGuidance, WeakModel
 from nag.corrections.text import parse_method
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
@@ -34,7 +34,7 @@ class Heard(ByHand):
             null = self.ask(u, t)
         value = none + self.guidance * (told - none) + self.other * (told - null)
         inside = float(level) >= self.start
-        return value + inside * self.scale * self.head(kept[0], level.expand(2).float(), u.shape)
+        return value + inside * self.scale * self.head(kept[0], level.expand(2).float(), u)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "ddpm"])
@@ -100,6 +100,49 @@ def test_a_frozen_regressor_hears_the_same_layer():
     found, wanted = (sample(UNET, SCHEDULERS["ddim"](), other, one, regressor=regressor) for other in noise)
     without = sample(UNET, SCHEDULERS["ddim"](), noise[0], regressor=regressor)
     close(found, wanted, without)
+
+
+class Inside(ByHand):
+    """told + w (told - h(z, u, t)), z caught by a hook behind the middle block; and w' h'(z', t) of a direction head."""
+
+    def __init__(self, head, other, *arguments):
+        super().__init__(*arguments)
+        self.head, self.other = head, other
+
+    def value(self, i, t, u, told):
+        kept, last = [], []
+        hooks = [
+            self.unet.mid_block.register_forward_hook(lambda _, args, output: kept.append(output)),
+            self.unet.conv_out.register_forward_pre_hook(lambda _, args: last.append(args[0])),
+        ]
+        self.ask(u, t)
+        for hook in hooks:
+            hook.remove()
+        alpha, sigma = self.levels[i]
+        level = 2 * torch.log(torch.tensor(alpha / sigma, dtype=torch.float64)).expand(2).float()
+        found = told + 0.7 * (told - self.head(kept[0], level, u))
+        return found if self.other is None else found + 0.4 * self.other(last[0], level, u)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+@pytest.mark.parametrize("both", [False, True])
+def test_an_exit_is_a_weak_model_in_the_same_pass(name, both):
+    head, other, counter = head_of(UNET, weak="exit"), head_of(UNET) if both else None, CostCounter()
+    found = [ExitGuidance(scale=0.7, head=head), counter]
+    found += [DirectionGuidance(scale=0.4, head=other)] if both else []
+    wanted = Inside(head, other, UNET, SCHEDULERS[name]()).run()
+    close(sample(UNET, SCHEDULERS[name](), *found), wanted, plain(name))
+    assert counter.passes == [1.0] * STEPS
+    off = sample(UNET, SCHEDULERS[name](), ExitGuidance(head=head))
+    assert torch.equal(off, sample(UNET, SCHEDULERS[name]()))
+
+
+def test_a_head_of_the_other_kind_is_refused():
+    for kind, weak, got in ((DirectionGuidance, "exit", "middle"), (ExitGuidance, "null", "last")):
+        with pytest.raises(
+            ValueError, match=f"head must read the .* for {kind.__name__}, got one of the {got}"
+        ):
+            sample(UNET, SCHEDULERS["ddim"](), kind(scale=0.7, head=head_of(UNET, weak=weak)))
 
 
 def test_off_is_plain_sampling_and_a_head_untrained_too():

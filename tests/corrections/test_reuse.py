@@ -31,10 +31,16 @@ class Guided(ByHand):
         if self.how == "line" and before and len(self.kept) > 1:
             (earlier, first) = before[0]
             change = change + (change - first) * (level[i] - at) / (at - earlier)
+        if self.how == "profile" and before and len(self.kept) > 1:
+            (earlier, first) = before[0]
+            power = (level[i] - at) / (at - earlier)
+            change = torch.stack(
+                [c * (c.norm() / f.norm()) ** power for c, f in zip(change, first, strict=True)]
+            )
         return told + change
 
 
-@pytest.mark.parametrize("how", ["hold", "line", "impulse"])
+@pytest.mark.parametrize("how", ["hold", "line", "profile", "impulse"])
 @pytest.mark.parametrize("weak", [False, True])
 def test_the_steps_between_get_what_is_said(how, weak):
     unet = network(num_class_embeds=4)

@@ -9,6 +9,7 @@ import pytest
 
 from nag.cli.compare import CompareOptions
 from nag.cli.main import COMMANDS
+from nag.cli.weak_check import WeakCheckOptions
 from nag.corrections.text import parse_methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +54,35 @@ def test_studies_and_trainings_are_commands_that_exist(scripts):
         module, name = COMMANDS["finetune"][kind]
         known = set(getattr(importlib.import_module(module), name).__dataclass_fields__)
         assert {flag.removeprefix("no_") for flag in flags} <= known
+    words = run.command("weak_check", Path("outputs"), Path("outputs/one_pass"), Path("data"))
+    assert {word[2:] for word in words if word.startswith("--")} <= set(WeakCheckOptions.__dataclass_fields__)
+    asked = words[words.index("--weak") + 1 : words.index("--comparison")]
+    for one, method in zip(asked, run.WEAK_MODELS, strict=True):
+        assert method.replace("{models}", "outputs/one_pass").startswith(one)
+
+
+def test_the_share_kept_and_its_error_by_hand(scripts):
+    *_, draw = scripts
+
+    def row(*values, error):
+        seeds = [
+            {"seed": 101 + k, "quality": {"frechet": {"value": value, "standard_error": error}}}
+            for k, value in enumerate(values)
+        ]
+        return {"seeds": seeds}
+
+    # plain 4, cheap 2.5, exact 2; a third seed is left out; each mean of two has its error over sqrt(2)
+    rows = [row(3.8, 4.2, 9.0, error=0.4), row(2.6, 2.4, error=0.2), row(2.0, 2.0, 7.0, error=0.1)]
+    means, errors = [4.0, 2.5, 2.0], [e / 2**0.5 for e in (0.4, 0.2, 0.1)]
+
+    def kept(p, c, e):
+        return (p - c) / (p - e)
+
+    moved = [
+        (kept(*(m + 1e-6 * (i == k) for i, m in enumerate(means))) - 0.75) / 1e-6 * errors[k]
+        for k in range(3)
+    ]
+    assert draw.share(*rows) == f"0.75 ± {sum(one**2 for one in moved) ** 0.5:.2f}"
 
 
 def test_no_result_names_a_machine():

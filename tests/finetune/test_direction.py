@@ -10,8 +10,10 @@ from diffusers import DDIMPipeline, DDIMScheduler
 
 from nag import NAGPipeline
 from nag.corrections import DirectionGuidance
-from nag.finetune import direction
+from nag.corrections.text import parse_method
+from nag.finetune import direction, distill
 from nag.finetune.direction import DirectionOptions, DirectionTask
+from nag.finetune.distill import DistillOptions
 from nag.finetune.guided import guided_states
 from nag.finetune.stream import Draws
 from nag.finetune.subject import Subject
@@ -65,14 +67,17 @@ def task_of(checkpoint, unet, network=None, **changes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("weak", ["null", "class", "network"])
+@pytest.mark.parametrize("weak", ["null", "class", "network", "exit"])
 def test_what_is_learned_by_hand(checkpoint, weak):
     unet, other = tiny_unet(num_class_embeds=3), tiny_unet(seed=7, num_class_embeds=3)
     task = task_of(checkpoint, unet, other if weak == "network" else None, weak=weak)
     t, u = torch.tensor([0.1, 0.5]), torch.randn(2, 1, 8, 8, generator=seeded())
     features, change = task.change(u, t, LABELS)
     steps, kept = task.process.timestep(t).round(), []
-    hook = unet.conv_out.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    if weak == "exit":
+        hook = unet.mid_block.register_forward_hook(lambda _, args, output: kept.append(output))
+    else:
+        hook = unet.conv_out.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     told = unet(u, steps, class_labels=LABELS).sample
     hook.remove()
     with null_level(unet):
@@ -81,6 +86,7 @@ def test_what_is_learned_by_hand(checkpoint, weak):
         "null": null,
         "class": unet(u, steps, class_labels=torch.tensor([2, 2])).sample,
         "network": other(u, steps, class_labels=LABELS).sample,
+        "exit": 0,
     }
     torch.testing.assert_close(features, kept[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(change, told - found[weak], rtol=0, atol=1e-6)
@@ -130,6 +136,20 @@ def test_a_run_reaches_something_and_is_resumed(checkpoint, changes, tmp_path, c
     )
 
 
+def test_an_exit_head_is_trained_and_used(checkpoint):
+    options = options_of(checkpoint, max_train_steps=60, hidden_size=8, weak="exit")
+    assert direction.run(options)["explained"] > 0.5
+    assert "ExitGuidance" in (options.output_dir / "README.md").read_text()
+    pipe = NAGPipeline.from_pretrained(checkpoint / "model")
+    found = sample(
+        pipe,
+        corrections=parse_method(f"exit_head:head={options.output_dir},scale=1").arguments()["corrections"],
+    )
+    assert not torch.equal(found, sample(pipe))
+    with pytest.raises(ValueError, match="head must read the last features .* got one of the middle"):
+        sample(pipe, noise_guidance="fast")
+
+
 def sample(pipe, **options):
     pipe.set_progress_bar_config(disable=True)
     given = {"class_labels": LABELS, "num_inference_steps": 3, "generator": seeded(), "output_type": "latent"}
@@ -175,5 +195,7 @@ def test_without_one_the_command_is_told(checkpoint):
 def test_what_cannot_be_learned_is_refused(checkpoint):
     with pytest.raises(ValueError, match="weak must be null or a network .* got 'class'"):
         task_of(checkpoint, tiny_unet(), weak="class")
+    with pytest.raises(ValueError, match="weak must be a model that predicts by itself .* got 'exit'"):
+        distill.run(DistillOptions(data=checkpoint / "data", weak="exit"))
     with pytest.raises(ValueError, match=r"interval must hold levels .* got \(50.0, 60.0\)"):
         task_of(checkpoint, tiny_unet(), interval=(50.0, 60.0)).level(torch.rand(2))

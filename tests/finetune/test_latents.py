@@ -115,19 +115,8 @@ def test_the_whole_way(name, tmp_path):
     kind = ("--kind", "frozen", "--held_out_samples", 40, "--hidden_size", 8)
     command("regressor", tmp_path / "denoiser", tmp_path, *kind)
     assert len(list((tmp_path / "cache").glob("latents-*"))) == 1  # encoded once for all
-    said(
-        *("shift", tmp_path / "denoiser", "--regressor", tmp_path / "regressor", "--data", tmp_path / "data"),
-        *(
-            "--num_samples",
-            8,
-            "--batch_size",
-            8,
-            "--num_images",
-            16,
-            "--steps",
-            2,
-            "--output_dir",
-            tmp_path / "shift",
-        ),
-    )
+    measured = tmp_path / "shift"
+    sized = ("--num_samples", 8, "--batch_size", 8, "--num_images", 16, "--resolution", 16, "--steps", 4)
+    judged = ("--regressor", tmp_path / "regressor", "--data", tmp_path / "data", "--output_dir", measured)
+    said("shift", tmp_path / "denoiser", *judged, *sized)
     assert json.loads((tmp_path / "shift" / "shift.json").read_text())["runs"]

@@ -30,8 +30,19 @@ def test_its_formula_by_hand():
     shift, scale = functional.linear(known, narrow.weight, narrow.bias)[..., None, None].split(4, dim=1)
     inner = functional.conv2d(z, head.first.weight, head.first.bias, padding=1) * (1 + scale) + shift
     wanted = 2 * functional.conv2d(inner * inner.sigmoid(), head.last.weight, padding=1)
-    torch.testing.assert_close(head(z, level, (3, 1, 8, 8)), wanted)
+    torch.testing.assert_close(head(z, level, torch.zeros(3, 1, 8, 8)), wanted)
     assert float((wanted[0] - wanted[1]).abs().max()) > 1e-3
+
+
+def test_an_exit_head_lays_the_state_beside_the_enlarged_middle():
+    head = head_of(tiny_unet(), weak="exit")
+    z, u = (torch.randn(2, c, size, size, generator=seeded()) for c, size in ((16, 4), (1, 8)))
+    wide = torch.cat([z.repeat_interleave(2, 2).repeat_interleave(2, 3), u], 1)
+    plain = DirectionHead(feature_channels=17, channels=1, hidden=4)
+    plain.load_state_dict(head.state_dict())
+    level = torch.tensor([0.3, 2.0])
+    assert torch.equal(head(z, level, u), plain(wide, level, u))
+    assert (head.layer, plain.layer) == ("middle", "last")
 
 
 def test_a_token_speaks_of_its_own_place():
@@ -42,7 +53,7 @@ def test_a_token_speaks_of_its_own_place():
     tokens = torch.randn(1, 8 * 6, 5, generator=seeded())
     other = tokens.clone()
     other[:, 4 * 6 + 1] = torch.randn(5, generator=seeded(1))  # row 4, column 1 of 8 by 6
-    found, changed = (head(one, torch.zeros(1), (1, 2, 16, 12)) for one in (tokens, other))
+    found, changed = (head(one, torch.zeros(1), torch.zeros(1, 2, 16, 12)) for one in (tokens, other))
     assert found.shape == (1, 2, 16, 12)
     rows, columns = ((found != changed).any(dim=1)[0].any(dim=k).nonzero().flatten() for k in (1, 0))
     assert (int(rows[0]), int(rows[-1])) == (2 * 2, 2 * 6 + 1)
@@ -87,4 +98,4 @@ def test_features_of_another_size_are_refused():
     with pytest.raises(
         ValueError, match=r"features must lie as the state \(1, 1, 8, 8\) does, got \(1, 8, 4, 4\)"
     ):
-        head(torch.zeros(1, 8, 4, 4), torch.zeros(1), (1, 1, 8, 8))
+        head(torch.zeros(1, 8, 4, 4), torch.zeros(1), torch.zeros(1, 1, 8, 8))

@@ -4,12 +4,17 @@ import math
 import re
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import optuna
 import pytest
 import torch
 
+from nag.corrections import NoiseGuidance
 from nag.noise.measured import Measured
+from nag.quality.cells import FILLED
+from nag.quality.meter import TABLE_SAMPLES
+from nag.quality.sampling import Pace
 from nag.quality.tune import Candidate, Confirmed, Reading, Search, Space, Trial, decide, open_study
 
 STEPS, BEST_WEIGHT, BEST_START = 20, 1.5, -1.0
@@ -124,6 +129,41 @@ def test_weights_that_diverge_are_passed_over():
     trials = searched(OracleMeter(gain=-1.0), max_trials=40, seed=3)  # best at the ends of the range
     assert any(t.candidate.guidance.scale > 8 and not t.readings for t in trials)
     assert trials[0].readings
+
+
+def test_time_is_planned_by_hand():
+    """A second for each sample and one for each evaluation; 20 steps, guided on the 11 or 12 levels from -2.5 up."""
+    meter = OracleMeter()
+    meter.sizes, meter.bench = (25, 50, 100), SimpleNamespace(images=[0] * 7)
+    search = Search(meter=meter, space=space(), study=open_study(), max_trials=10)
+    guided = meter.guided_steps(Candidate(num_inference_steps=STEPS, guidance=NoiseGuidance(scale=1)))
+    cost = STEPS + guided
+    plain = {STEPS, STEPS + 5 * math.ceil(guided / 5)}  # of plain sampling, at quarters of the steps
+    first = 2 * 100 * (1 + cost) + sum(100 * (1 + steps) for steps in plain)
+    confirmation = 2 * 60 * (1 + 2 * STEPS)
+    found = search.seconds(Pace(sample=1.0, evaluation=1.0), 60)
+    assert found == (first + confirmation, first + confirmation + 8 * 100 * (1 + cost))
+    search.space = space(calibrates=True)
+    calibrated = search.seconds(Pace(sample=1.0, evaluation=1.0), 60)[0]
+    table = TABLE_SAMPLES * (1 + 2 * STEPS) + 7 * (STEPS + FILLED)
+    assert calibrated == found[0] + table + 100 * (1 + STEPS)
+
+
+def test_what_was_tried_is_known_and_planned_no_more():
+    meter, study = OracleMeter(), open_study()
+    meter.sizes, meter.bench = (25, 50, 100), SimpleNamespace(images=[0] * 7)
+    what = space(modes=("classifier_free", "corrected"), others=("higs",), calibrates=True)
+    search = Search(meter=meter, study=study, space=what, max_trials=5)
+    assert search.untried() == ["higs", "classifier_free", "corrected", "calibrated"]
+    before, _ = search.seconds(Pace(sample=0.0, evaluation=1.0), 0)
+    meter.stop_after = 15
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    assert 0 < len(search.untried()) < 4
+    assert search.seconds(Pace(sample=0.0, evaluation=1.0), 0)[0] < before
+    meter.stop_after = math.inf
+    search.run()
+    assert search.untried() == []
 
 
 def test_plain_sampling_that_diverges_is_refused():

@@ -97,7 +97,7 @@ def test_a_direction_head_hears_the_conditional_rows(exhibit: Exhibit) -> None:
         value = answer_of(found).clone()
         n, j = len(value) // len(rows), rows.index("c")
         shape = (n, exhibit.case.channels or value.shape[1], *value.shape[2:])
-        change = head(kept[-1][j * n : (j + 1) * n], torch.zeros(n), shape)
+        change = head(kept[-1][j * n : (j + 1) * n], torch.zeros(n), value.new_zeros(shape))
         value[:, : shape[1]] += 0.1 * change.repeat(len(rows), *[1] * (value.ndim - 1))
         return change_answer(found, value)
 
