@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from nag.corrections.calibration import NoiseCalibration
@@ -28,7 +29,9 @@ def _shifts(table: NoiseCalibration) -> list[tuple[float, float]]:
 
 def table_of(table: NoiseCalibration) -> str:
     """Plain text, one line per step, for a terminal."""
-    lines = [" step  timestep  nominal  measured      shift    s.e.   (log-SNR; shift in log(sigma/alpha), + = noisier)"]
+    lines = [
+        " step  timestep  nominal  measured      shift    s.e.   (log-SNR; shift in log(sigma/alpha), + = noisier)"
+    ]
     for i, (shift, error) in enumerate(_shifts(table)):
         head = f"{i:5d} {table.timesteps[i]:9.1f} {table.nominal_log_snr[i]:8.2f}"
         lines.append(
@@ -42,9 +45,11 @@ def table_of(table: NoiseCalibration) -> str:
 def jumps(table: NoiseCalibration) -> list[str]:
     """Where the shift jumps between neighbouring steps, in words."""
     found, shifts = list[str](), _shifts(table)
-    for i, ((a, first), (b, second)) in enumerate(zip(shifts[:-1], shifts[1:], strict=True)):
+    for i, ((a, first), (b, second)) in enumerate(pairwise(shifts)):
         if abs(b - a) > max(JUMP, 4 * math.hypot(first, second)):
-            words = [f"{x:+.3f}" if error > 0 else "0 (not measured)" for x, error in ((a, first), (b, second))]
+            words = [
+                f"{x:+.3f}" if error > 0 else "0 (not measured)" for x, error in ((a, first), (b, second))
+            ]
             found.append(f"from step {i} to step {i + 1} the shift jumps from {words[0]} to {words[1]}")
     return found
 
@@ -63,10 +68,17 @@ def draw_calibrations(tables: Mapping[str, NoiseCalibration], path: Path) -> Pat
         rows = list(zip(table.nominal_log_snr, _shifts(table), strict=True))
         known = [(level, shift, 1.96 * error) for level, (shift, error) in rows if error > 0]
         unknown = [level for level, (_, error) in rows if error == 0]
-        if known:
-            level, shift, error = zip(*known, strict=True)
-            label = name.replace("$", r"\$")
-            axes.errorbar(level, shift, error, marker="o", markersize=4, capsize=2, color=colour, label=label)
+        label = name.replace("$", r"\$")
+        axes.errorbar(
+            [level for level, _, _ in known],
+            [shift for _, shift, _ in known],
+            [error for _, _, error in known],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            color=colour,
+            label=label,
+        )
         axes.plot(unknown, [0.0] * len(unknown), "o", markersize=5, color=colour, markerfacecolor="white")
     axes.set_xlabel("nominal log-SNR  (noise → data)", fontsize=9)
     axes.set_ylabel("shift in log(σ/α)\n(+ noisier, − cleaner)", fontsize=9)

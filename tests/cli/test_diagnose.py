@@ -69,7 +69,17 @@ def test_a_whole_run(place, tmp_path, monkeypatch):
     monkeypatch.setattr(diagnose, "TRAINED", 2)
     monkeypatch.setattr(diagnose, "NEEDED", ())
     out = tmp_path / "out"
-    words = ["diagnose", place / "model", "--data", place / "data", "--run", "--steps", 4, "--output_dir", out]
+    words = [
+        "diagnose",
+        place / "model",
+        "--data",
+        place / "data",
+        "--run",
+        "--steps",
+        4,
+        "--output_dir",
+        out,
+    ]
     done = nag(*words)
     assert done.exit_code == 0, done.output
     said = re.search(r"^Verdict: (.*)$", done.output, re.M)[1]
