@@ -410,7 +410,8 @@ class _Looking:
         if fetch_beside(self.model, "classifier/config.json") is not None:
             return Finding(name="feature network", state="ok", text="classifier/ beside the model")
         text = "none beside the model; compare and tune need one"
-        return self._missing("feature network", text, "compare", features="facebook/dinov2-base")
+        command = self._command("features classifier")
+        return Finding(name="feature network", state="missing", text=text, command=command)
 
     def device(self) -> Finding:
         modules = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
