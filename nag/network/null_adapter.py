@@ -70,8 +70,9 @@ class NullAdapter(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, rank: int, layers: dict[str, list[int]], network: str) -> None:
+    def __init__(self, rank: int = 8, layers: dict[str, list[int]] | None = None, network: str = "") -> None:
         super().__init__()
+        layers = layers or {}
         shapes = [layers[name] for name in sorted(layers)]  # as a configuration file orders them
         self.low = nn.ParameterList([torch.empty(rank, *shape[1:]) for shape in shapes])
         self.high = nn.ParameterList(
@@ -92,7 +93,7 @@ class NullAdapter(ModelMixin, ConfigMixin):
             if re.fullmatch(ADAPTED, name)
             and (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
         }
-        return cls(rank, layers, fingerprint(model))
+        return cls(rank=rank, layers=layers, network=fingerprint(model))
 
     @classmethod
     def load(cls, place: str | os.PathLike[str], **options: Any) -> Self:
