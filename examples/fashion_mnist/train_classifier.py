@@ -145,7 +145,7 @@ def main(
         model,
         images,
         labels,
-        epochs=num_train_epochs,
+        steps=num_train_epochs * (len(images) // train_batch_size),
         batch_size=train_batch_size,
         learning_rate=learning_rate,
         mirrored=0.5 if flip else 0.0,

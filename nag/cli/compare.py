@@ -25,6 +25,7 @@ from nag.cli.options import (
     feature_network,
     fresh_seeds,
     plain,
+    same_flags,
     sampling,
 )
 
@@ -363,6 +364,7 @@ def _write(
     data = {
         "title": f"Comparison on {Path(options.model).name}",
         "version": __version__,
+        "about": same_flags(options),
         "settings": {name: value for name, value in plain(options).items() if value is not None}
         | {"images": comparison.judging.note},
         "fingerprints": settings,

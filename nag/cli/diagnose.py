@@ -46,6 +46,12 @@ TRAINED, FEWEST = 400, 50
 """Steps of a quick regressor, if time allows, and at least."""
 BATCH = 64
 NEEDED = ("network", "images", "states", "scheduler", "process", "prediction")
+THEN = {
+    "shift": "This line mends what can be mended:",
+    "nothing": "A student that is guided by a weak model may be better:",
+    "unclear": "More samples tell:",
+    "not measurable": "A regressor of its own tells more:",
+}
 COLD = 4.0  # the first passes, of a few samples, may take so many times longer for each
 
 
@@ -121,6 +127,7 @@ def _measured(
     from nag.quality.verdict import LEAST, Budget, Verdict, judge, measure_sampler, pass_time
     from nag.shift import write_report
     from nag.shift.calls import sizes
+    from nag.shift.page import Answer
 
     pipe = found.pipe
     blocked = next((one for one in found.findings if one.state == "wrong" and one.name in NEEDED), None)
@@ -175,7 +182,8 @@ def _measured(
     path = write_report(
         measured.runs,
         folder / "report",
-        title=f"{Path(options.model).name}: {sentence.split('; ')[0]}",
+        title=f"Diagnosis of {Path(options.model).name}",
+        answer=Answer(text=f"{sentence[0].upper()}{sentence[1:]}.", then="Next:", command=verdict.command),
         settings={"verdict": sentence, "command": verdict.command, **plain(options)},
         overwrite=options.overwrite,
     )

@@ -40,7 +40,7 @@ class FeaturesOptions(DataOptions):
     dataset on the Hub."""
     max_train_samples: int | None = None
     """Use only the first samples."""
-    max_train_steps: int = 1500
+    max_train_steps: int = 600
     """Steps of 128 images."""
     random_flip: bool = False
     """Mirror half of the images in training."""
@@ -99,7 +99,6 @@ def _classifier(options: FeaturesOptions) -> None:
     images, labels = table.tensor()[order], None if table.classes is None else table.classes[order]
     held_out = min(len(table) // 10, 2000)
     generator = torch.Generator().manual_seed(options.seed)
-    batches = max(1, (len(images) - held_out) // min(128, len(images) - held_out))
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = SmallClassifier(
@@ -111,7 +110,7 @@ def _classifier(options: FeaturesOptions) -> None:
             model,
             images[held_out:],
             None if labels is None else labels[held_out:],
-            epochs=-(-options.max_train_steps // batches),
+            steps=options.max_train_steps,
             mirrored=0.5 if options.random_flip else 0.0,
             generator=generator,
             progress=True,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "free_for",
     "fresh_seeds",
     "plain",
+    "same_flags",
     "sampling",
 ]
 
@@ -152,6 +154,20 @@ def plain(options: ModelOptions) -> dict[str, object]:
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in vars(options).items()
     }
+
+
+def same_flags(options: SamplerOptions) -> str:
+    """Model, data and how it samples, as another command is told them."""
+    words = [options.model]
+    for one in fields(SamplerOptions):
+        value = getattr(options, one.name)
+        if one.name in ("model", "num_images", "seed", "device", "cache_dir") or value in (None, one.default):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no_'}{one.name}")
+        else:
+            words += [f"--{one.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
 
 
 def candidates(*texts: str) -> list[Method]:

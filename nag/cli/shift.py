@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain, sampling
+from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain, same_flags, sampling
 
 if TYPE_CHECKING:
     from nag.shift import NoiseShift
@@ -40,7 +40,7 @@ class ShiftOptions(SamplerOptions):
 
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """Measures the shifts and writes report.html, shift.png and shift.json."""
-    from nag.noise.named import make_scheduler
+    from nag.noise.named import SCHEDULERS, make_scheduler
     from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
     from nag.shift import ReportRun, measure_shift, record, write_report
     from nag.shift.page import check_output
@@ -64,11 +64,17 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     left_out = bench.left_out(asked)
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
+    told: dict[str, dict[str, str]] = {}
+    short = {known: name for name, known in SCHEDULERS.items()}
     for row, (scheduler, steps, arguments) in asked.items():
         if row in left_out:
             continue
         label = row[0] if row[1] == "plain" else " ".join(row)
         baselines[label] = row[0] if label != row[0] and row[0] in trajectories else None
+        told[label] = {
+            "method": "" if row[1] == "plain" else row[1],
+            "scheduler": short.get(type(scheduler).__name__, ""),
+        }
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
         try:
             trajectories[label] = record(
@@ -96,6 +102,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
             images=trajectory.images,
             settings=trajectory.settings,
             baseline=baselines[name],
+            **told[name],
         )
         for name, trajectory in trajectories.items()
     }
@@ -110,6 +117,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
             if left_out
             else {}
         ),
+        about=same_flags(options),
         overwrite=options.overwrite,
     )
     print(shift_table(shifts))

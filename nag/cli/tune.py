@@ -17,6 +17,7 @@ from nag.cli.options import (
     at_least,
     feature_network,
     fresh_seeds,
+    plain,
     sampling,
 )
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nag.quality.meter import Meter
     from nag.quality.reference import ReferenceFeatures
     from nag.quality.sampling import Pace
-    from nag.quality.tune import Search, Space, Trial
+    from nag.quality.tune import Candidate, Search, Space, Trial
 
 __all__ = ["TuneOptions", "row", "run"]
 
@@ -93,6 +94,7 @@ def run(options: TuneOptions) -> Entry:
     )
     from nag.quality.meter import Meter
     from nag.quality.tune import Search, open_study
+    from nag.quality.tune_report import write_tuned
     from nag.seams.attach import sampler_of
     from nag.shift.calls import main_network
     from nag.shift.images import fingerprint_of_images
@@ -178,7 +180,10 @@ def run(options: TuneOptions) -> Entry:
     if not entry.helps and search.untried():
         raise _too_short(search, pace, SLACK * confirmed, options)
     save_entry(output, entry, overwrite=options.overwrite)
-    print(f"\nVerdict for {sampler}: {entry.reason}\nWritten: {output}")
+    page = write_tuned(
+        entry, output.parent, samples=_samples(meter, trials[0].candidate, entry), settings=plain(options)
+    )
+    print(f"\nVerdict for {sampler}: {entry.reason}\nWritten: {output}\nReport: {page}")
     return entry
 
 
@@ -204,7 +209,7 @@ def _confirmed(
     from nag.corrections.tuned import Entry
     from nag.quality.tune import decide
 
-    def plain(trial: Trial) -> dict[str, Any]:
+    def figures(trial: Trial) -> dict[str, Any]:
         values = {"candidate": str(trial.candidate), "cost": trial.cost, "plain_steps": trial.plain_steps}
         if trial.readings:
             values |= {"reading": asdict(trial.readings[-1]), "plain": asdict(trial.plain[-1])}
@@ -217,7 +222,7 @@ def _confirmed(
         "samples": meter.sizes,
         "max_recall_loss": allowed,
         "features": fresh.fingerprint["network"],
-        "best": [plain(trial) for trial in trials[:LISTED]],
+        "best": [figures(trial) for trial in trials[:LISTED]],
     }
     if best.recall_loss > allowed or best.difference >= 0:
         helps = False
@@ -226,7 +231,7 @@ def _confirmed(
         print(f"\nConfirming on fresh seeds: {best.candidate}")
         found = meter.confirm(best.candidate, options.confirm_seeds, confirm_samples, fresh)
         helps, reason = decide(found, allowed)
-        evidence["choice"] = plain(best)
+        evidence["choice"] = figures(best)
         evidence["confirmed"] = asdict(found) | {
             "seeds": options.confirm_seeds,
             "mixed_precision": options.mixed_precision,
@@ -235,6 +240,21 @@ def _confirmed(
             table = [Calibrated(meter.table(best.candidate))] if best.candidate.calibrated else []
             chosen = (*(_beside(one, options) for one in best.candidate.corrections if one.on), *table)
     return Entry(sampler=sampler, corrections=chosen, helps=helps, reason=reason, evidence=evidence)
+
+
+def _samples(meter: Meter, choice: Candidate, entry: Entry) -> dict[str, Any]:
+    """Images of plain sampling at equal cost and of the choice, from the same noise, for the page."""
+    from nag.quality.tune import Candidate
+
+    found = entry.evidence.get("confirmed")
+    if found is None:
+        return {}
+    others = {"plain": Candidate(num_inference_steps=found["plain_steps"]), "choice": choice}
+    seed = found["seeds"][0]
+    return {
+        name: meter.bench.sample(meter.arguments(one), seed, 8, keep_images=8).images
+        for name, one in others.items()
+    }
 
 
 def _beside(one: Correction, options: TuneOptions) -> Correction:

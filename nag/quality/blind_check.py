@@ -192,12 +192,15 @@ class BlindCheck:
         return start, end
 
     @property
+    def judges(self) -> tuple[Walk, ...]:
+        """The walks that decide: the pipeline's own sampler, or without it the deterministic one; then the stochastic one."""
+        return self.walks if self.own is None else (self.own, *(w for w in self.walks if w.stochasticity))
+
+    @property
     def verdict(self) -> str:
         """The noise condition "can be dropped", "only with stochastic sampling", or "not"."""
-        allowed = {walk.name: walk.allows(self.tolerance) for walk in self.walks}
-        if self.own.allows(self.tolerance) if self.own is not None else allowed.get("deterministic"):
-            return "can be dropped"
-        return "only with stochastic sampling" if allowed.get("stochastic") else "not"
+        first, *others = [walk.allows(self.tolerance) for walk in self.judges]
+        return "can be dropped" if first else "only with stochastic sampling" if any(others) else "not"
 
     def mean_drift(self) -> dict[tuple[str, str], float]:
         """Mean over the levels of the relative drift error, by schedule and target."""

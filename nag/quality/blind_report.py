@@ -1,15 +1,18 @@
 """A blind check as three files: blind_check.html to read, blind_check.png to print, blind_check.json to load again.
 
-The page opens without a network, as `nag.shift.page` has it.
+The page leads with its answer, as `nag.shift.page` has it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,10 +23,13 @@ from matplotlib.figure import Figure
 from nag import __version__
 from nag.files import written_whole
 from nag.quality.blind_check import BlindCheck, reading
-from nag.shift.page import COLOURS, check_output, contact_sheet, render
+from nag.shift.chart import COLOURS, DASHES, SHAPES, Chart, swatch
+from nag.shift.page import Answer, check_output, number, render, thumbnails
 
-__all__ = ["FILES", "draw_blind_check", "write_blind_check"]
+__all__ = ["FILES", "answer", "draw_blind_check", "write_blind_check"]
 
+GREY = "#565c66"
+LEVEL = "log-SNR  (noise → data)"
 SMALLEST = 1e-5  # share of the noise; below it a drift error is none
 FILES = ("blind_check.json", "blind_check.html", "blind_check.png")
 
@@ -57,6 +63,7 @@ def write_blind_check(
     shown = asdict(result) | {
         "title": title,
         "version": __version__,
+        "answer": asdict(answer(result)),
         "verdict": result.verdict,
         "reading": reading(result),
         "trusted": [result.trusts(row) for row in result.levels],
@@ -67,15 +74,160 @@ def write_blind_check(
         },
         "names": [walk.name for walk in result.walks],
         "allows": [walk.allows(result.tolerance) for walk in result.walks],
-        "sheets": {name: contact_sheet(images) for name, images in (sheets or {}).items()},
     }
-    text = json.dumps({name: value for name, value in shown.items() if name != "sheets"}, allow_nan=False)
+    text = json.dumps(shown, allow_nan=False)
+    shown |= {"file": "blind_check.json", "panels": _panels(result, interval)}
+    shown["samples"] = [
+        {"name": name, "images": thumbnails(images)} for name, images in (sheets or {}).items() if len(images)
+    ]
     with written_whole(output_dir) as folder:
         result.save(folder / "blind_check.json")
         page = render(Path(__file__).parent, "blind_check.html.jinja", shown, text)
         (folder / "blind_check.html").write_text(page, encoding="utf-8")
         draw_blind_check(result, folder / "blind_check.png", title=title)
     return Path(output_dir) / "blind_check.html"
+
+
+def answer(result: BlindCheck) -> Answer:
+    """Whether the noise level can be left out, as far as the errors allow to say so, and the command that follows."""
+    allowed = f"the tolerance of {100 * result.tolerance:g} %"
+    sides: dict[str, str] = {}
+    said: dict[str, str] = {}
+    for walk in result.judges:
+        margin, change = walk.margin(result.tolerance), walk.frechet_difference
+        if margin is None:
+            sides[walk.name], said[walk.name] = "no", f"{walk.name} sampling diverges without it"
+            continue
+        clear = abs(margin.value) > 2 * margin.standard_error
+        sides[walk.name] = ("yes" if margin.value <= 0 else "no") if clear else "open"
+        found = f"{walk.name} sampling ends {100 * walk.relative_distance.value:.3g} % away"  # type: ignore[union-attr]
+        if change is not None and walk.frechet_told is not None:
+            told = walk.frechet_told.value
+            found = (
+                f"{walk.name} sampling has a Frechet distance of {told + change.value:.3g} instead of {told:.3g} "
+                f"({number(change.value, 2, True)} ± {number(change.standard_error, 2)})"
+            )
+        within = {"yes": "within", "no": "more than", "open": "not clear of"}[sides[walk.name]]
+        said[walk.name] = f"{found}, {within} {allowed}"
+    first, *others = said
+    if sides[first] == "yes":
+        text = f"This checkpoint need not be told the noise level: without it {said[first]}."
+    elif found_one := next((name for name in others if sides[name] == "yes"), None):
+        text = f"This checkpoint need not be told the noise level if sampling is {found_one}: without it {said[found_one]}."
+    elif all(side == "no" for side in sides.values()):
+        text = f"This checkpoint needs to be told the noise level: without it {said[first]}."
+    else:
+        unclear = next(name for name, side in sides.items() if side == "open")
+        text = (
+            f"Whether this checkpoint needs to be told the noise level is open: without it {said[unclear]}."
+        )
+    model, data = (result.settings.get(name) for name in ("model", "data"))
+    if "open" in sides.values() and "yes" not in sides.values() and model and data:
+        line = shlex.join(["nag", "blind-check", str(model), "--data", str(data)])
+        return Answer(
+            text=text, then="More samples tell:", command=f"{line} --num_samples {4 * result.num_samples}"
+        )
+    try:
+        start, end = result.noise_guidance_interval
+    except ValueError:
+        return Answer(text=text)
+    ends = [
+        f"{word} {number(value, 2)}" for word, value in (("from", start), ("up to", end)) if value is not None
+    ]
+    where = f"at log-SNR {' '.join(ends)}" if ends else "at all levels"
+    then = f"Classifier-free noise guidance can trust the null branch {where}:"
+    start, end = (None if value is None else round(value, 3) for value in (start, end))
+    return Answer(
+        text=text,
+        then=then,
+        command=f"pipe(noise_guidance_scale=0.5, noise_guidance_interval=({start}, {end}))",
+    )
+
+
+def _panels(
+    result: BlindCheck, interval: tuple[float | None, float | None] | None
+) -> dict[str, dict[str, Any]]:
+    """The figures of the page, by name."""
+    rows, panels = result.levels, dict[str, dict[str, Any]]()
+    level = [row.log_snr for row in rows]
+
+    def panel(key: str, name: str, chart: Chart, lines: list[tuple[str, dict[str, Any]]]) -> None:
+        panels[key] = {
+            "name": name,
+            "chart": chart,
+            "legend": [(swatch(**look), text) for text, look in lines],
+        }
+
+    def told(values: list[Any]) -> list[str]:
+        return [f"log-SNR {number(x, 2)}: {value:.3g}" for x, value in zip(level, values, strict=True)]
+
+    chart = Chart(words="Posterior width by level", x=LEVEL, y="std of log-SNR", log_y=True)
+    widths = [
+        ("exact on the data", [row.width for row in rows], {"colour": COLOURS[0], "shape": "circle"}),
+        ("law for a known image", [row.width_law for row in rows], {"colour": GREY, "dash": DASHES[1]}),
+    ]
+    if rows[0].width_regressor is not None:
+        claimed = [row.width_regressor or math.nan for row in rows]
+        widths.append(("regressor", claimed, {"colour": COLOURS[1], "shape": "square"}))
+    chart.rule(y=result.max_width, dash=DASHES[2])
+    for _, values, look in widths:
+        chart.line(level, values, look["colour"], dash=look.get("dash", ""))
+        if "shape" in look:
+            chart.points(level, values, look["colour"], shape=look["shape"], words=told(values))
+    panel("width", "How well a state tells its level", chart, [(name, look) for name, _, look in widths])
+
+    chart = Chart(words="What hiding the level changes", x=LEVEL, y="|blind − told|² / D", log_y=True)
+    legend = []
+    if interval is not None:
+        chart.span(*interval, colour=COLOURS[2])
+    for k, (key, name) in enumerate(
+        (("null_error", "network, null branch"), ("exact_error", "exact, by the posterior's width"))
+    ):
+        found = [getattr(row, key) for row in rows]
+        values, look = [one.value for one in found], {"colour": COLOURS[k], "shape": SHAPES[k]}
+        chart.line(level, values, COLOURS[k])
+        bars = [1.96 * one.standard_error for one in found]
+        chart.points(level, values, COLOURS[k], shape=SHAPES[k], error=bars, words=told(values))
+        legend.append((name, look))
+    panel("null", "What hiding the level changes", chart, legend)
+
+    walks = [walk for walk in result.walks if not walk.diverged]
+    apart = Chart(
+        words="Distance of the two walks after each step", x="step", y="|x_blind − x_told|", log_y=True
+    )
+    slope = Chart(words="Lipschitz constant of each step", x="step", y="L", y_range=None)
+    slope.rule(y=0)
+    legend, plain = [], []
+    for k, walk in enumerate(walks):
+        steps = list(range(1, len(walk.log_snr) + 1))
+        sums = np.cumsum(np.multiply(walk.amplification, walk.injection)).tolist()
+        apart.line(steps, walk.distances, COLOURS[k])
+        apart.points(steps, walk.distances, COLOURS[k], shape=SHAPES[k])
+        apart.line(steps, sums, COLOURS[k], dash=DASHES[1])
+        known = [value or None for value in walk.lipschitz]
+        slope.line(steps, known, COLOURS[k])
+        slope.points(steps, known, COLOURS[k], shape=SHAPES[k])
+        look = {"colour": COLOURS[k], "shape": SHAPES[k]}
+        plain.append((walk.name, look))
+        legend += [
+            (f"{walk.name}: distance", look),
+            (f"{walk.name}: bound", {"colour": COLOURS[k], "dash": DASHES[1]}),
+        ]
+    panel("walk", "Distance from the told walk", apart, legend)
+    panel("lipschitz", "How much the network answers to it", slope, plain)
+
+    chart = Chart(
+        words="Drift error by target and schedule", x=LEVEL, y="share of the noise per log-SNR", log_y=True
+    )
+    legend = []
+    for k, target in enumerate(dict.fromkeys(row.target for row in result.drift)):
+        for schedule, dash in (("vp", ""), ("flow", DASHES[1])):
+            drifts = [row for row in result.drift if (row.schedule, row.target) == (schedule, target)]
+            seen = [row.relative.value if row.relative.value >= SMALLEST else None for row in drifts]
+            chart.line([row.log_snr for row in drifts], seen, COLOURS[k], dash=dash)
+            legend.append((f"{target}, {schedule}", {"colour": COLOURS[k], "dash": dash}))
+    panel("drift", "Drift error of blind targets", chart, legend)
+    return panels
 
 
 def _clean(axes: Axes, title: str, y: str, x: str = "log-SNR  (noise → data)") -> None:

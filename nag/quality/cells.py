@@ -304,7 +304,7 @@ class Comparison:
         names = ("mean_shift", "mean_shift_standard_error", "mean_abs_shift", "mean_abs_shift_standard_error")
         return {name: getattr(found, name) for name in (*names, "num_measured", "num_steps")} | {
             "steps": [
-                {"log_snr": step.log_snr, "shift": step.shift, "standard_error": step.standard_error}
+                {name: getattr(step, name) for name in ("log_snr", "shift", "standard_error", "bound")}
                 for step in found.steps
             ]
         }

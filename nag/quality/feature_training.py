@@ -42,7 +42,7 @@ def trained(
     images: Tensor,
     labels: Tensor | None,
     *,
-    epochs: int,
+    steps: int,
     batch_size: int = 128,
     learning_rate: float = 4e-3,
     mirrored: float = 0.5,
@@ -55,7 +55,7 @@ def trained(
         model: with as many classes as there are labels, or `TURNS`.
         images: (N, C, H, W) in [-1, 1], of the model's size.
         labels: (N,); None teaches by how many quarters an image is turned.
-        epochs: over the images.
+        steps: of the optimizer.
         batch_size: images per step.
         learning_rate: peak of the one-cycle schedule.
         mirrored: share of images that are mirrored.
@@ -63,12 +63,11 @@ def trained(
         progress: show a progress bar.
     """
     batch_size = min(batch_size, len(images))
-    whole = len(images) // batch_size * batch_size
-    steps = epochs * (whole // batch_size)
+    whole, done = len(images) // batch_size * batch_size, 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     with tqdm(total=steps, desc="Training the feature network", unit="step", disable=not progress) as bar:
-        for _ in range(epochs):
+        while done < steps:
             model.train()
             order = torch.randperm(len(images), generator=generator)
             losses = []
@@ -86,6 +85,9 @@ def trained(
                 schedule.step()
                 losses.append(loss.item())
                 bar.update()
+                done += 1
+                if done == steps:
+                    break
             yield sum(losses) / len(losses)
 
 

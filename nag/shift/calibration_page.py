@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nag.corrections.calibration import NoiseCalibration
 from nag.files import written_file
-from nag.shift.page import COLOURS
+from nag.shift.chart import COLOURS
 
 __all__ = ["JUMP", "draw_calibrations", "jumps", "table_of"]
 

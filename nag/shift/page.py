@@ -1,4 +1,4 @@
-"""Pages that open without a network: data, pictures and the plotting library are inside, all text is escaped."""
+"""Pages that lead with their answer and open without a network or a script: pictures and data are inside, all text is escaped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,20 @@ import jinja2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from plotly.offline import get_plotlyjs
 
-__all__ = ["COLOURS", "check_output", "contact_sheet", "digits", "number", "render"]
+__all__ = ["Answer", "check_output", "digits", "number", "render", "short", "thumbnails"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-"""Okabe and Ito's palette, told apart with any colour vision; its yellow is too pale for a line on white."""
+SIDE = 224  # pixels of a thumbnail; photographs above LOSSLESS are compressed
+LOSSLESS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a page says first."""
+
+    text: str  # one sentence; no difference within two standard errors is called one
+    then: str = ""  # what to do with it
+    command: str = ""  # the line that does it
 
 
 def check_output(
@@ -34,18 +44,17 @@ def check_output(
         )
 
 
-def contact_sheet(images: UInt8[np.ndarray, "kept height width channels"]) -> str:
-    """A contact sheet, four to a row, as a PNG data address."""
-    count, height, width, channels = images.shape
-    columns = min(4, count)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, dtype=np.uint8)
-    for k, image in enumerate(images):
-        top, left = (k // columns) * (height + 1), (k % columns) * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    buffer = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def thumbnails(images: UInt8[np.ndarray, "kept height width channels"], most: int = 8) -> list[str]:
+    """The first images as data addresses, small ones as they are."""
+    found = []
+    for image in images[:most]:
+        picture, buffer = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), io.BytesIO()
+        small = max(picture.size) <= LOSSLESS
+        picture.thumbnail((SIDE, SIDE))
+        picture.save(buffer, format="PNG" if small else "WEBP", optimize=True, quality=85)
+        text = base64.b64encode(buffer.getvalue()).decode("ascii")
+        found.append(f"data:image/{'png' if small else 'webp'};base64,{text}")
+    return found
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -75,6 +84,11 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def short(method: str) -> str:
+    """A method as it is read: networks by the names of their folders alone."""
+    return re.sub(r"(?:network|head)=(?:[^,|+]*/)?", "", method).replace(":", ": ").replace(",", ", ")
+
+
 def digits(found: Mapping[str, Any] | None) -> str:
     """A value of any size with its standard error, to two digits of the error."""
     if found is None:
@@ -91,7 +105,7 @@ def render(folder: Path, template: str, data: dict[str, Any], text: str) -> str:
         folder: where the template lies.
         template: its file name.
         data: what it shows, as `data`.
-        text: the same as JSON, for its script.
+        text: its figures as JSON, for whoever goes on from them.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
@@ -101,6 +115,6 @@ def render(folder: Path, template: str, data: dict[str, Any], text: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"flat": _flat, "digits": digits, "number": number}
-    # no tag can end the script
+    # no tag can end the data
     safe = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return environment.get_template(template).render(data=data, json=safe, plotly=get_plotlyjs())
+    return environment.get_template(template).render(data=data, json=safe)

@@ -1,7 +1,6 @@
-"""A report of noise shifts as three files: report.html to explore, shift.png to print, shift.json to redraw.
+"""A report of noise shifts as three files: report.html to read, shift.png to print, shift.json to redraw.
 
-report.html is one file that opens without a network: data, pictures and the plotting library are inside. All text from
-outside is escaped. The files appear whole or not at all.
+report.html leads with its answer and is one file that opens without a network. The files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,19 @@ from matplotlib.figure import Figure
 
 from nag import __version__
 from nag.files import written_whole
-from nag.shift.measure import NoiseShift, in_common
-from nag.shift.page import COLOURS, check_output, contact_sheet, render
+from nag.shift.chart import COLOURS, DASHES, SHAPES, Chart, cells, scale_of, swatch
+from nag.shift.measure import NoiseShift, StepShift
+from nag.shift.page import Answer, check_output, number, render, thumbnails
+from nag.shift.verdict import Told, lead, reading
+from nag.shift.verdict import answer as answer_of
 
 __all__ = ["FILES", "ReportRun", "reading", "write_report"]
 
 FILES = ("report.html", "shift.png", "shift.json")
-LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
-FAR = 0.4  # from here on a shift is told as a factor
-MARKERS = "osD^vPX"
-DASHES = ("-", "--", "-.", ":")
+MARKERS, STROKES = "osD^vPX", ("-", "--", "-.", ":")  # of the print
+GREY = "#565c66"
+RIDGES = 12  # steps of a run whose densities are drawn
+SPREADS = (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100)  # labels of their axis
 NOTE = "bands and bars: 95 %;  dotted: the scheduler's label mismatch;  ×: no number;  △▽: a bound"
 
 
@@ -45,78 +47,22 @@ class ReportRun:
     # more to print with the run, such as the command; numbers, texts, lists and dictionaries of them
     settings: Mapping[str, Any] = field(default_factory=dict)
     baseline: str | None = None  # name of the run of the report that this one is to be compared with
-
-
-def _span(interval: tuple[float | None, float | None]) -> str:
-    low, high = interval
-    parts = ([f"from {low:g} up"] if low is not None else []) + (
-        [f"below {high:g}"] if high is not None else []
+    method: str = (
+        ""  # what corrects it, and its scheduler, as the command line takes them; both may be left out
     )
-    return f"with log-SNR {' and '.join(parts)}" if parts else "at all levels"
+    scheduler: str = ""
 
-
-def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -> str:
-    """What a measurement says, in a few plain sentences.
-
-    Args:
-        shift: the measurement.
-        baseline: name and measurement of the run it is to be compared with.
-    """
-    where = f"{shift.num_measured} of {shift.num_steps} steps {_span(shift.interval)}"
-    if shift.num_bounded:
-        where += (
-            f" and {shift.num_bounded} that read as beyond every forward level and count as the last of them"
+    @property
+    def told(self) -> Told:
+        """What the answer is made of."""
+        steps = int(self.settings.get("num_inference_steps", self.shift.num_steps))
+        return Told(
+            shift=self.shift,
+            baseline=self.baseline,
+            method=self.method,
+            scheduler=self.scheduler,
+            steps=steps,
         )
-    bound = f"{shift.mean_is} " if shift.mean_is else ""
-    mean, error, mean_abs = shift.mean_shift, shift.mean_shift_standard_error, shift.mean_abs_shift
-    if mean is None or error is None or mean_abs is None:
-        return f"No step could be measured ({where}): {shift.steps[-1].reason}."
-    if abs(mean) < 2 * error:
-        parts = [
-            f"Samples are neither noisier nor cleaner than nominal on average: {bound}{mean:+.3f} ± {error:.3f} in log(σ/α), over "
-            f"{where}, is within twice its standard error."
-        ]
-    else:
-        side, change = "noisier" if mean > 0 else "cleaner", 100 * math.expm1(mean)
-        size = "at least " if bound and (mean > 0) == (shift.mean_is == "at least") else ""
-        amount = f"{abs(change):.1f} % {'more' if change > 0 else 'less'} noise"
-        if abs(mean) > FAR:
-            amount = f"{math.exp(mean):.2g} times the noise"
-        parts = [
-            f"Samples are {side} than nominal by {size}{abs(mean):.3f} ± {error:.3f} in log(σ/α) on "
-            f"average ({size}{amount} relative to the signal), over {where}."
-        ]
-        if abs(mean) < LOOKS:
-            parts.append("Another contrast or a slight blur of the samples makes as much at the right level.")
-    parts.append(f"Mean |shift| is {max(mean_abs, 0):.3f} ± {shift.mean_abs_shift_standard_error:.3f}.")
-    low, high = (
-        end if one is None else one for one, end in zip(shift.interval, (-math.inf, math.inf), strict=True)
-    )
-    inside = [s for s in shift.steps if s.shift is not None and low <= s.log_snr < high]
-    clear = [s for s in inside if abs(s.shift or 0) >= 2 * (s.standard_error or 0)]
-    if clear:
-        top = max(clear, key=lambda s: abs(s.shift or 0))
-        at = f"timestep {top.timestep:g} (log-SNR {top.log_snr:.1f})"
-        parts.append(f"It is largest at {at}: {top.shift:+.3f} ± {top.standard_error:.3f}.")
-    else:
-        parts.append("No single step differs by two standard errors.")
-    label, arrival = (
-        np.mean([getattr(s, f"{name}_mismatch") for s in inside] or 0.0) for name in ("label", "arrival")
-    )
-    if abs(label) >= 0.0005:
-        parts.append(f"The scheduler's own labels are off by {label:+.3f} on these steps.")
-    if abs(arrival) >= 0.0005:
-        parts.append(f"The scheduler's own steps end off by {arrival:+.3f} on average, whatever the network.")
-    both = None if baseline is None else in_common(shift, baseline[1])
-    if baseline is not None and both is not None:
-        own, before, steps = both
-        if (baseline[1].mean_abs_shift or 0) > 2 * (baseline[1].mean_abs_shift_standard_error or 0):
-            change = 100 * (1 - max(own, 0) / before)
-            side = "below" if change >= 0 else "above"
-            fewer = steps < max(one.num_measured + one.num_bounded for one in (shift, baseline[1]))
-            where = f"over the {steps} steps that both have, " if fewer else ""
-            parts.append(f"Mean |shift| is {where}{abs(change):.0f} % {side} {baseline[0]} ({before:.3f}).")
-    return " ".join(parts)
 
 
 def write_report(
@@ -125,15 +71,19 @@ def write_report(
     *,
     title: str = "Noise shift",
     settings: Mapping[str, Any] | None = None,
+    about: str = "",
+    answer: Answer | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes report.html, shift.png and shift.json.
 
     Args:
-        runs: names and what to show, in the order of the report; several runs overlay.
+        runs: names and what to show, in the order of the report.
         output_dir: a new or empty folder.
         title: heading of the report.
         settings: what holds for all runs: model, data, command.
+        about: model, data and flags of the command that the answer ends with; "" for none.
+        answer: what the report leads with; None: what the figures say.
         overwrite: replace these three files in a folder that is in use; other files there stay.
 
     Returns:
@@ -150,7 +100,6 @@ def write_report(
             ),
             "shift": run.shift.to_dict(),
             "settings": dict(run.settings),
-            "samples": contact_sheet(run.images) if run.images is not None and len(run.images) else None,
         }
         for name, run in runs.items()
     ]
@@ -158,19 +107,230 @@ def write_report(
         "title": title,
         "version": __version__,
         "settings": dict(settings or {}),
-        "extent": _extent(list(shifts.values())),
+        "answer": asdict(answer or answer_of({name: run.told for name, run in runs.items()}, about)),
         "runs": entries,
     }
     text = json.dumps(data, allow_nan=False)
+    inside = json.dumps(
+        data | {"runs": [_without_densities(entry) for entry in entries]},
+        allow_nan=False,
+        separators=(",", ":"),
+    )
+    shown = data | _figures(runs, entries) | {"file": "shift.json"}
     with written_whole(output_dir) as folder:
         (folder / "shift.json").write_text(text, encoding="utf-8")
-        page = render(Path(__file__).parent, "report.html.jinja", data, text)
+        page = render(Path(__file__).parent, "report.html.jinja", shown, inside)
         (folder / "report.html").write_text(page, encoding="utf-8")
         draw_shift(shifts, folder / "shift.png", title=title)
     return Path(output_dir) / "report.html"
 
 
-# The figure of shift along the trajectory: what page and print share, and the print
+def _without_densities(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as the page holds it, where the densities are drawn."""
+    steps = [
+        {key: value for key, value in step.items() if key != "density"} for step in entry["shift"]["steps"]
+    ]
+    return {**entry, "shift": entry["shift"] | {"steps": steps}}
+
+
+# The figures of the page
+
+
+def _figures(runs: Mapping[str, ReportRun], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Strips, and for each plain run the figures of it and of what corrects it."""
+    steps = {entry["name"]: entry["shift"]["steps"] for entry in entries}
+    scale = scale_of(steps[name] for name, run in runs.items() if run.baseline is None)
+    extent = _extent([run.shift for run in runs.values()])
+    opened = lead({name: run.told for name, run in runs.items()}) or next(iter(runs))
+    strips, groups = [], []
+    methods = list(dict.fromkeys(_method(name, run) for name, run in runs.items() if run.baseline))
+    for first in (name for name, run in runs.items() if run.baseline is None):
+        group = {first: runs[first]} | {name: run for name, run in runs.items() if run.baseline == first}
+        corrected = {name: methods.index(_method(name, run)) for name, run in group.items() if run.baseline}
+        for name, run in group.items():
+            mean, error = run.shift.mean_shift, run.shift.mean_shift_standard_error
+            bound = {"at least": "≥ ", "at most": "≤ "}.get(run.shift.mean_is or "", "")
+            value = (
+                "not measurable" if mean is None else f"{bound}{number(mean, 3, True)} ± {number(error, 3)}"
+            )
+            strip = cells(steps[name], scale, run.shift.interval)
+            words = f"{name}: mean shift {value}; {run.shift.num_measured} of {run.shift.num_steps} steps measured"
+            strips.append(
+                {
+                    "name": _method(name, run) or name,
+                    "first": name == first,
+                    "cells": strip,
+                    "value": value,
+                    "words": words,
+                }
+            )
+        titles = {
+            name: "plain" if name == first and corrected else _method(name, run) or name
+            for name, run in group.items()
+        }
+        panels = [_against(group, first, name, titles[name], k, extent) for name, k in corrected.items()]
+        groups.append(
+            {
+                "name": first,
+                "open": first == opened,
+                "shifts": panels or [_against(group, first, None, titles[first], 0, extent)],
+                "ridges": _ridges({titles[name]: run.shift for name, run in group.items()}),
+                "samples": [
+                    {"name": titles[name], "images": thumbnails(run.images, max(2, min(8, 96 // len(runs))))}
+                    for name, run in group.items()
+                    if run.images is not None and len(run.images)
+                ],
+            }
+        )
+    full = {"low": number(-scale, 2, True), "high": number(scale, 2, True)}
+    marks = [
+        {"log_snr": 0.0, "shift": share * scale, "standard_error": 0.0} for share in np.linspace(-1, 1, 9)
+    ]
+    key = full | {"cells": [cell | {"sign": "", "counts": False} for cell in cells(marks, scale)]}
+    return {
+        "strips": strips,
+        "key": key,
+        "groups": groups,
+        "curve": _curve_of([run.shift for run in runs.values()]),
+    }
+
+
+def _method(name: str, run: ReportRun) -> str:
+    """A corrected run's name without that of the plain run; "" for a plain run."""
+    if run.baseline is None:
+        return ""
+    return run.method or name.removeprefix(run.baseline).strip() or name
+
+
+def _words(step: StepShift) -> str:
+    found = (
+        f"{number(step.shift, 4, True)} ± {number(step.standard_error, 4)}"
+        if step.shift is not None
+        else step.reason
+    )
+    return f"timestep {step.timestep:g}, log-SNR {number(step.log_snr, 2)}: {found}; overlap {number(step.overlap, 2)}"
+
+
+def _against(
+    group: Mapping[str, ReportRun],
+    first: str,
+    other: str | None,
+    title: str,
+    index: int,
+    extent: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A run beside the plain one, on the axes that all of its group share."""
+    shifts = [run.shift for run in group.values()]
+    edges = [0.0] + [v for one in shifts for s in one.steps for v in _reach(s)]
+    room = 0.06 * (max(edges) - min(edges))
+    chart = Chart(
+        words=f"Shift along the trajectory: {first}" + (f" and {title}" if other else ""),
+        x="nominal log-SNR  (noise → data)",
+        y="shift in log(σ/α)",
+        x_range=extent["drawn"],
+        y_range=(min(edges) - room, max(edges) + room),
+    )
+    chart.span(*extent["means"])
+    chart.rule(y=0)
+    colour, shape = COLOURS[index % len(COLOURS)], SHAPES[index % len(SHAPES)]
+    legend = []
+    for name, tone, mark, hollow in ((first, GREY, "circle", True), (other, colour, shape, False)):
+        if name is None:
+            continue
+        steps = [s for s in group[name].shift.steps if s.log_snr >= extent["drawn"][0]]
+        x, dash = [s.log_snr for s in steps], DASHES[1] if hollow else ""
+        half = [None if s.standard_error is None else 1.96 * s.standard_error for s in steps]
+        chart.line(x, [s.shift for s in steps], tone, dash=dash, band=half)
+        chart.points(
+            x, [s.shift for s in steps], tone, shape=mark, hollow=hollow, words=[_words(s) for s in steps]
+        )
+        for side, sign in (("down", -1), ("triangle", 1)):
+            ends = [s.bound if s.bound is not None and s.bound * sign > 0 else None for s in steps]
+            chart.points(x, ends, tone, shape=side, hollow=True, size=4.5, words=[_words(s) for s in steps])
+        missing = [0.0 if s.shift is None and s.bound is None else None for s in steps]
+        chart.points(x, missing, tone, shape="cross", size=2.5, words=[_words(s) for s in steps])
+        if np.abs([s.label_mismatch for s in steps]).max() > 5e-4 and hollow:
+            chart.line(x, [s.label_mismatch for s in steps], tone, dash=DASHES[2], width=1.2)
+            legend.append((swatch(tone, dash=DASHES[2]), "label mismatch"))
+        legend.append((swatch(tone, dash=dash, shape=mark, hollow=hollow), "plain" if hollow else title))
+    return {"name": "" if other else title, "legend": legend[::-1] if other else legend, "chart": chart}
+
+
+def _reach(step: StepShift) -> list[float]:
+    """What a figure of the shift must have room for."""
+    half = 1.96 * (step.standard_error or 0.0)
+    shift = [] if step.shift is None else [step.shift - half, step.shift + half]
+    return [*shift, *([] if step.bound is None else [step.bound]), step.label_mismatch]
+
+
+def _ridges(shifts: Mapping[str, NoiseShift]) -> list[dict[str, Any]]:
+    """The densities of each run, one above the other, over an axis that the runs share."""
+    drawn = {
+        name: [
+            shift.steps[i]
+            for i in np.linspace(0, len(shift.steps) - 1, min(RIDGES, len(shift.steps))).round().astype(int)
+        ]
+        for name, shift in shifts.items()
+    }
+
+    def place(step: StepShift, value: float) -> float:
+        return (step.forward_mean - value) / max(step.forward_std, 1e-9)
+
+    charts = dict[str, Chart]()
+    for name, steps in drawn.items():
+        top = len(steps) - 1
+        chart = Chart(
+            words=f"Densities of the estimated level, step by step: {name}",
+            x="forward spreads:  ← cleaner   noisier →",
+            height=70 + 27 * len(steps),
+            x_names={math.asinh(v): f"{v}".replace("-", "−") for v in SPREADS},
+            y_names={top - i: f"t {s.timestep:.4g}" for i, s in enumerate(steps)},
+        )
+        for i, s in enumerate(steps):
+            x = np.array([place(s, value) for value in s.density.x])
+            pair = [
+                np.hypot(1, x) * density for density in (s.density.forward, s.density.sampled)
+            ]  # per unit of asinh
+            base, peak = top - i, np.max(pair) / 1.35
+            for density, colour, opacity in zip(pair, ("#8a93a0", COLOURS[0]), (0.45, 0.35), strict=True):
+                tall = [
+                    (a, base + v / peak)
+                    for a, v in zip(np.arcsinh(x), density, strict=True)
+                    if v > 4e-3 * peak
+                ]
+                outline = [(tall[0][0], base), *tall, (tall[-1][0], base)]
+                chart.area(outline, colour, opacity=opacity, edge=1.2, words=_words(s))
+            chart.points([0.0], [base], "#3d434c", shape="bar")
+            chart.points([math.asinh(place(s, s.sampled_mean))], [base], COLOURS[0], shape="diamond", size=3)
+        charts[name] = chart
+    ends = [end for chart in charts.values() for end in chart.extent("x")]
+    for chart in charts.values():
+        chart.x_range = (min(ends) - 0.2, max(ends) + 0.2)
+    return [{"name": name, "legend": None, "chart": chart} for name, chart in charts.items()]
+
+
+def _curve_of(shifts: list[NoiseShift]) -> Chart:
+    """What the estimator answers to forward states of a known level."""
+    chart = Chart(
+        words="Mean estimate of held-out images against their true level",
+        x="true log-SNR",
+        y="mean estimated log-SNR",
+    )
+    curves = {(one.curve_log_snr, one.curve_mean): one for one in shifts}
+    for k, one in enumerate(curves.values()):
+        colour = COLOURS[k % len(COLOURS)]
+        chart.line(
+            one.curve_log_snr,
+            one.curve_mean,
+            colour,
+            band=[1.96 * error for error in one.curve_standard_error],
+        )
+    ends = chart.extent("x")
+    chart.line(ends, ends, GREY, dash=DASHES[1], width=1)
+    return chart
+
+
+# What page and print share, and the print
 
 
 def _extent(shifts: list[NoiseShift]) -> dict[str, tuple[float, float]]:
@@ -221,7 +381,7 @@ def draw_shift(shifts: Mapping[str, NoiseShift], path: Path, *, title: str) -> N
     for index, shift in enumerate(shifts.values()):
         turn, place = divmod(index, len(COLOURS))
         style: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place]}
-        _curve(upper, shift, rows <= 4, DASHES[turn % len(DASHES)], **style)
+        _curve(upper, shift, rows <= 4, STROKES[turn % len(STROKES)], **style)
         for step in shift.steps:
             if step.bound is not None:
                 mark = "v" if step.bound < 0 else "^"

@@ -1,13 +1,19 @@
 """What all measuring commands share: the images as training reads them, the words, and rows that are checked before any runs."""
 
 import json
+import shlex
+from dataclasses import fields
 
 import numpy as np
 import pytest
+import tyro
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from nag.cli.compare import CompareOptions
+from nag.cli.options import SamplerOptions, same_flags
+from nag.cli.shift import ShiftOptions
 from nag.quality import bench
 from nag.shift.forward import Diverged
 from tests.cli.test_main import commands
@@ -165,3 +171,32 @@ def test_accuracy_opens_all_regressors_before_it_measures(checkpoint, tmp_path, 
     words += ["--regressors", checkpoint / "model" / "regressor", tmp_path / "nowhere"]
     done = nag(*words, "--output_dir", tmp_path / "out")
     assert (done.exit_code, "nowhere" in done.output) == (2, True)
+
+
+def test_a_command_that_follows_reads_what_this_one_did():
+    """The flags of `same_flags` give the next command the same model, images and sampler; the defaults are left out."""
+
+    def read(kind, words):
+        config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.PositionalMetavarFromFieldName)
+        return tyro.cli(kind, args=words, use_underscores=True, config=config)
+
+    words = ["my model", "--data", "a b", "--scheduler_config", "clip_sample=true", "steps_offset=1"]
+    words += [
+        "--eta",
+        "0.5",
+        "--no_center_crop",
+        "--label_column",
+        "digit",
+        "--seed",
+        "7",
+        "--num_samples",
+        "9",
+    ]
+    first = read(ShiftOptions, words)
+    found = same_flags(first)
+    assert "--seed" not in found
+    assert "--resolution" not in found
+    then = read(CompareOptions, shlex.split(found))
+    for one in fields(SamplerOptions):
+        if one.name != "seed":
+            assert getattr(then, one.name) == getattr(first, one.name), one.name

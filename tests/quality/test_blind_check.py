@@ -26,7 +26,7 @@ from nag.noise.read import read_levels
 from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk, reading
 from nag.quality.blind_exact import Knowledge, both_schedules, chosen_levels, drift_rows, know
 from nag.quality.blind_measure import Network, level_rows, own_walk, walk
-from nag.quality.blind_report import FILES, write_blind_check
+from nag.quality.blind_report import FILES, answer, write_blind_check
 from nag.quality.feature_network import SmallClassifier
 from nag.shift.calls import sample_generators
 from nag.shift.page import check_output
@@ -357,6 +357,39 @@ def test_its_own_sampler_decides():
         assert "Its own (DDPMScheduler) sampling of 2 steps" in reading(found)[0]
 
 
+@pytest.mark.parametrize(
+    ("deterministic", "stochastic", "said"),
+    [
+        # tolerance is 10 % of 10: a loss of 0.2 ± 0.1 is within it, one of 3 ± 0.1 is not, one of 1.1 ± 0.5 is open
+        (0.2, 0.2, "This checkpoint need not be told the noise level: without it deterministic sampling has"),
+        (
+            3.0,
+            0.2,
+            "need not be told the noise level if sampling is stochastic: without it stochastic sampling has",
+        ),
+        (3.0, 3.0, "This checkpoint needs to be told the noise level: without it deterministic sampling has"),
+        (
+            1.1,
+            3.0,
+            "Whether this checkpoint needs to be told the noise level is open: without it deterministic",
+        ),
+        (3.0, 0.9, "Whether this checkpoint needs to be told the noise level is open: without it stochastic"),
+    ],
+)
+def test_the_answer_claims_nothing_within_two_standard_errors(deterministic, stochastic, said):
+    errors = [0.5 if loss in (1.1, 0.9) else 0.1 for loss in (deterministic, stochastic)]
+    walks = tuple(
+        sampled(kind, 0.3, (10, 10 + loss, error))
+        for kind, loss, error in zip((0.0, 1.0), (deterministic, stochastic), errors, strict=True)
+    )
+    found = answer(result(walks=walks, tolerance=0.1, settings={"model": "my model", "data": "images"}))
+    assert said in found.text
+    if "is open" in said:
+        assert found.command.startswith("nag blind-check 'my model' --data images --num_samples ")
+    else:
+        assert found.command.startswith("pipe(noise_guidance_scale=0.5, noise_guidance_interval=(")
+
+
 def test_a_close_call_is_called_one():
     close = result(walks=(sampled(0.0, 0.3, (10, 11.2, 0.5)), sampled(1.0, 0.3, (10, 20, 0.5))))
     said = reading(close)[0]
@@ -390,9 +423,10 @@ def test_files_are_replaced_only_when_asked(tmp_path):
     ]
     text = page.read_text(encoding="utf-8")
     assert "<b>Model" not in text
-    # but for the plotting library itself
-    outside = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r"(src|href)=[\"']?(https?:)?//", outside)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)
+    assert text.count("<script") == 1
+    assert text.index('class="verdict"') < text.index("<svg")
+    assert len(text) < 1.5e6
     shown = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
     assert shown["interval"] == [None, None]
     with pytest.raises(ValueError, match="output_dir.*out"):

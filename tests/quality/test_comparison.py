@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from safetensors.numpy import save_file
 
 from nag.noise.measured import Measured
 from nag.quality.comparison import (
@@ -22,7 +23,7 @@ from nag.quality.comparison import (
     load_cell,
     save_cell,
 )
-from nag.quality.comparison_report import markdown, verdicts, write_comparison
+from nag.quality.comparison_report import answer, markdown, verdicts, write_comparison
 from nag.quality.distances import frechet_distance
 from nag.quality.measures import Quality, frechet_resamples, measure_quality
 from nag.quality.reference import reference_features
@@ -221,12 +222,102 @@ def test_the_table_is_sorted_by_significance(tmp_path):
     values = {"worse": 9, "plain": 5, "better": 1, "alike": 5.001}
     rows = compare([cell(name, wiggle(value, k)) for k, (name, value) in enumerate(values.items())])
     html = write_comparison(page_data(rows), [tmp_path / "none"] * 4, tmp_path).read_text(encoding="utf-8")
-    table = html[html.index("<h2>Table") : html.index("<h2>Noise shift")]
+    table = html[html.index("<summary>All cells") : html.index("<h2>How to read")]
     order = re.findall(r'<th scope="row">(\w+)</th>', table)
     assert order[0] == "better"
     assert order[-1] == "worse"
-    assert 'class="better"' in table
-    assert 'class="worse"' in table
+    assert 'class="good"' in table
+    assert 'class="bad"' in table
+
+
+SETTINGS = {"num_samples": 50}
+
+
+def test_the_answer_names_what_is_clearly_better():
+    """Plain 5, a method at 4: one resample in 40 differs by 0.1, so z is -7 or so; at 4.99 it is not clear."""
+    plain = cell("plain", wiggle(5, 0))
+    rows = compare([plain, cell("nag:scale=1", wiggle(4, 1)), cell("calibrated", wiggle(4.95, 2))])
+    found = answer(rows, SETTINGS, "my-model --data images")
+    apart = rows[1]["minus_plain"]
+    assert found.text == (
+        f"nag: scale=1 is better than plain sampling at equal cost with ddim, 10 evaluations: Frechet distance "
+        f"{rows[1]['frechet']['value']:.2f} instead of {rows[0]['frechet']['value']:.2f} "
+        f"(−{-apart['value']:.2f} ± {apart['standard_error']:.2f})."
+    )
+    assert found.command == "nag tune my-model --data images --scheduler ddim --steps 9"
+    assert answer(rows, SETTINGS).command == ""
+
+
+def test_the_answer_counts_settings_and_names_the_rival():
+    cells = [
+        cell("plain", wiggle(5, 0)), cell("nag:scale=1", wiggle(3, 1)), cell("dcw:scale=1", wiggle(2.9, 2)),
+        cell("plain", wiggle(3, 3), budget=20), cell("nag:scale=1", wiggle(3.01, 4), budget=20),
+    ]  # fmt: skip
+    said = answer(compare(cells[:2] + cells[3:]), SETTINGS).text
+    assert (
+        "nag: scale=1 is better than plain sampling at equal cost in 1 of 2 settings, most clearly with ddim, 10"
+        in said
+    )
+    rows = compare(cells)
+    assert "is better than plain" in answer(rows, SETTINGS).text
+    rows = [
+        row for row in rows if row["method"] != "dcw:scale=1"
+    ]  # the rival remains in the others' differences
+    assert ", though not clearly better than dcw: scale=1." in answer(rows, SETTINGS).text
+
+
+def test_chance_is_no_gain():
+    """Differences of half a standard error, and one that is clear before Holm's correction alone."""
+    plain = cell("plain", wiggle(5, 0))
+    rows = compare([plain, cell("nag:scale=1", wiggle(4.93, 1)), cell("calibrated", wiggle(9, 2))])
+    found = answer(rows, SETTINGS, "my-model --data images")
+    assert found.text == (
+        "Nothing that was tried is clearly better than plain sampling at equal cost with ddim, 10 evaluations; "
+        "1 of 2 are clearly worse."
+    )
+    assert found.then == "Leave it off."
+    rows = compare([plain, cell("nag:scale=1", wiggle(4.8, 1))])
+    assert rows[1]["minus_plain"]["z"] < -1
+    found = answer(rows, SETTINGS, "my-model --data images")
+    assert "may be better" in found.then
+    assert '--corrections "nag:scale=1" --num_samples 200 --output_dir' in found.command
+    many = compare([plain, *(cell(f"nag:scale={k}", wiggle(4.75, k)) for k in range(1, 40))])
+    best = min(many[1:], key=lambda row: row["minus_plain"]["p"])["minus_plain"]
+    assert (best["p"] < 0.05) == (abs(best["z"]) > 2.02)
+    assert (best["p_holm"] < 0.05) == ("is better" in answer(many, SETTINGS).text)
+    assert "nothing to compare" in answer(compare([plain]), SETTINGS).text
+
+
+def test_the_page_leads_with_its_answer_and_stays_small(tmp_path):
+    """Forty methods with shifts and samples; nothing from outside, nothing that runs."""
+    steps = [
+        {"log_snr": k / 4 - 4, "shift": 0.01 * k, "standard_error": 0.02, "bound": None} for k in range(40)
+    ]
+    steps[0] |= {"shift": None}
+    steps[1] |= {"shift": None, "bound": 2.0}
+    names = ("mean_shift", "mean_shift_standard_error", "mean_abs_shift", "mean_abs_shift_standard_error")
+    shift = dict.fromkeys(names, 0.1) | {"num_measured": 38, "num_steps": 40, "steps": steps}
+    cells = [
+        dataclasses.replace(cell("plain" if k == 0 else f"nag:scale={k}", wiggle(5 - k / 20, k)), shift=shift)
+        for k in range(40)
+    ]
+    images = {"images": np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)}
+    save_file(images, tmp_path / "one.safetensors")
+    rows = compare(cells)
+    path = write_comparison(
+        page_data(rows) | {"shift_measured": True}, [tmp_path / "one.safetensors"] * 40, tmp_path
+    )
+    html = path.read_text(encoding="utf-8")
+    assert len(html) < 1.5e6
+    assert html.count("<script") == 1
+    said = json.loads((tmp_path / "compare.json").read_text())["answer"]["text"]
+    assert html.index(said) < html.index("<h2>")
+    assert said in (tmp_path / "compare.md").read_text()
+    strips = re.findall(r'<div class="strip" role="img" aria-label="nag: scale.*?</div>', html)
+    assert len(strips) == 39
+    assert all(strip.count("<i ") == 40 for strip in strips)
+    assert all(strip.count('class="bound') == strip.count('class="blank') == 1 for strip in strips)
+    assert html.count('<img src="data:image/png') == 40 * 4
 
 
 def test_words_and_markdown():
@@ -241,7 +332,7 @@ def test_words_and_markdown():
     assert said["text"].endswith("a clear difference.")
     (alone,) = verdicts(rows[:1])
     assert alone["text"].startswith("Nothing had a smaller Frechet distance than plain sampling")
-    lines = markdown(page_data(rows) | {"verdicts": [said]}).splitlines()
+    lines = markdown(page_data(rows) | {"verdicts": [said], "answer": {"text": "Said."}}).splitlines()
     table = [line for line in lines if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
     assert len(table) == 2 + 3

@@ -40,7 +40,7 @@ def test_it_learns_what_images_show(labelled, generator):
             sample_size=8, num_classes=2 if labelled else 4, block_out_channels=(4, 8), num_features=8
         )
         losses = list(
-            trained(model, images[20:], labels if labels is None else labels[20:], epochs=30, batch_size=20,
+            trained(model, images[20:], labels if labels is None else labels[20:], steps=150, batch_size=20,
                     mirrored=0.0, generator=generator)
         )  # fmt: skip
     assert losses[-1] < 0.5 * losses[0]

@@ -112,7 +112,7 @@ def test_page_loads_nothing(page, report):
 
 
 def test_text_is_escaped(page):
-    assert page.tags.count("script") == 3  # data, plotting library, drawing; none from the names
+    assert page.tags.count("script") == 1  # the figures as data: nothing runs; none from the names
     assert not page.values("onclick")
     assert [text for text in page.texts if "alert('a & b')" in text]  # it is there, as text
     assert page.tags.count("b") == 0
@@ -123,7 +123,9 @@ def test_page_is_accessible(page):
     assert len(set(identifiers)) == len(identifiers)
     assert set(page.values("aria-labelledby")) <= set(identifiers)
     assert ("html", "lang", "en") in page.attributes
-    assert page.tags.count("img") == len(page.values("alt")) == 2
+    assert page.tags.count("img") == len(page.values("alt")) == 2 * 6
+    roles = [value for tag, name, value in page.attributes if name == "role" and value == "img"]
+    assert len(roles) >= 2 + 1 + 2 + 1  # strips, panels, ridges, curve: each is told in words
     scrolling = [
         value
         for tag, name, value in page.attributes
@@ -158,7 +160,71 @@ def test_json_is_strict_and_complete(report, shifts):
         (report / "report.html").read_text(encoding="utf-8"),
         re.S,
     )[1]
+    for run in data["runs"]:
+        for step in run["shift"]["steps"]:
+            del step["density"]  # it is drawn
     assert json.loads(embedded) == data
+
+
+def test_the_answer_comes_first(page, report):
+    """Before any figure, and as in the JSON file."""
+    html = (report / "report.html").read_text(encoding="utf-8")
+    data = json.loads((report / "shift.json").read_text(encoding="utf-8"))
+    said = data["answer"]["text"]
+    assert said.startswith("plain runs noisier than it believes: 1")
+    assert re.search(r"takes \d+ ± \d+ % of it away\.$", said)
+    assert html.index('class="verdict"') < html.index('class="strip"') < html.index("<table")
+    assert said in page.texts
+
+
+def test_each_run_has_a_strip_with_a_cell_for_each_step(report, shifts):
+    html = (report / "report.html").read_text(encoding="utf-8")
+    rows = html[html.index('<div class="rows">') : html.index('<div class="key">')]
+    strips = re.findall(r'<div class="strip".*?</div>', rows)
+    assert len(strips) == len(shifts)
+    for strip, shift in zip(strips, shifts.values(), strict=True):
+        found = re.findall(r'<i class="(\w+)[^"]*"(?: style="--c: (#\w+)")? title="([^"]*)">', strip)
+        assert [kind for kind, _, _ in found] == ["blank", "measured", "measured", "measured"]
+        for (_, _, words), step in zip(found, shift.steps, strict=True):
+            assert f"timestep {step.timestep:g}," in words
+            if step.shift is not None:
+                assert f"{step.shift:+.3f} ± {step.standard_error:.3f}".replace("-", "−") in words
+
+
+def test_tables_are_folded(report):
+    html = (report / "report.html").read_text(encoding="utf-8")
+    for table in re.finditer("<table", html):
+        before = html[: table.start()]
+        assert before.count("<details>") > before.count("</details>") - before.count("<details open>")
+        assert before[before.rindex("<details") :].startswith("<details>")
+
+
+def test_a_large_report_stays_small(tmp_path):
+    """Twelve runs of fifty steps with 64 x 64 samples."""
+    one = shift_of(0.1)
+    many = replace(one, steps=tuple(replace(one.steps[k % 4], step=k) for k in range(50)))
+    images = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
+    runs = {
+        f"run {k}": ReportRun(shift=many, images=images, baseline=None if k % 3 == 0 else f"run {k - k % 3}")
+        for k in range(12)
+    }
+    assert write_report(runs, tmp_path / "report").stat().st_size < 1.5e6
+
+
+def test_ridges_are_whole(shifts, monkeypatch):
+    """The axis reaches over all densities of a group, however far they lie apart."""
+    far = replace(
+        shifts["plain"],
+        steps=tuple(replace(step, forward_mean=step.forward_mean + 40) for step in shifts["plain"].steps),
+    )
+    panels = nag.shift.report._ridges({"plain": shifts["plain"], "far": far})
+    ranges = {panel["chart"].x_range for panel in panels}
+    assert len(ranges) == 1
+    ((low, high),) = ranges
+    for panel in panels:
+        least, most = panel["chart"].extent("x")
+        assert low < least < most < high
+    assert high - low > np.arcsinh(40 / 0.3)
 
 
 def test_png(report):
