@@ -204,7 +204,7 @@ def judge(
     sampler = f"your sampler at {steps} steps"
     if mean is None or error is None or size is None or spread is None:
         return "not measurable", f"not measurable: {plain.steps[-1].reason}"
-    told, unit = f"{abs(mean):.3f} ± {error:.3f}", "in log(sigma/alpha)"
+    told, unit = f"{abs(mean):.3f}" + (f" ± {error:.3f}" if error else ""), "in log(sigma/alpha)"
     inside = abs(mean) + 2 * error <= BOUND and size + 2 * spread <= BOUND and plain.mean_is is None
     if inside and 2 * plain.num_measured > plain.num_steps:
         return (

@@ -263,6 +263,7 @@ def shift(mean, error, size=None, spread=None, **changed) -> NoiseShift:
         (shift(0.12, 0.02), "shift", "runs 0.120 ± 0.020 noisier than it believes"),
         (shift(-0.12, 0.02), "shift", "runs 0.120 ± 0.020 cleaner than it believes"),
         (shift(2.0, 0.02, mean_is="at least"), "shift", "runs at least 2.000 ± 0.020 noisier"),
+        (shift(2.0, 0.0, mean_is="at least"), "shift", "runs at least 2.000 noisier"),  # bounds alone
         (
             shift(0.0, 0.02, 0.3, 0.02),
             "shift",
