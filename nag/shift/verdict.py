@@ -16,7 +16,7 @@ import numpy as np
 from nag.shift.measure import NoiseShift, in_common
 from nag.shift.page import Answer, number
 
-__all__ = ["Told", "answer", "lead", "reading", "removed"]
+__all__ = ["Told", "answer", "lead", "reading", "removed", "sided"]
 
 LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
 FAR = 0.4  # from here on a shift is told as a factor
@@ -201,7 +201,7 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
     else:
         parts.append("No single step differs by two standard errors.")
     label, arrival = (
-        np.mean([getattr(s, f"{name}_mismatch") for s in inside]) for name in ("label", "arrival")
+        np.mean([getattr(s, f"{name}_mismatch") for s in inside] or 0.0) for name in ("label", "arrival")
     )
     if abs(label) >= 0.0005:
         parts.append(f"The scheduler's own labels are off by {label:+.3f} on these steps.")
