@@ -270,8 +270,8 @@ def _give_backbone(regressor: NoiseLevelRegressor, pipe: Any) -> None:
         known, states = regressor.config.in_channels, network.config.get("in_channels") or 0
         if known and states and known != states:
             raise ValueError(
-                f"regressor must read the states of {type(pipe).__name__}, of {states} channels, got one for {known}. Train one with "
-                "`nag finetune regressor`: latents are no pixels."
+                f"regressor must read the states of {type(pipe).__name__}, of {states} channels, got one for {known}. Train one "
+                "with `nag finetune regressor`: latents are no pixels."
             )
 
 
