@@ -40,10 +40,11 @@ class ShiftOptions(SamplerOptions):
 
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """Measures the shifts and writes report.html, shift.png and shift.json."""
+    from nag.files import read_json
     from nag.noise.named import SCHEDULERS, make_scheduler
     from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
     from nag.shift import ReportRun, measure_shift, record, write_report
-    from nag.shift.page import check_output
+    from nag.shift.page import Answer, check_output
     from nag.shift.report import FILES
 
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
@@ -121,7 +122,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         overwrite=options.overwrite,
     )
     print(shift_table(shifts))
-    print(f"Report: {path}")
+    print(f"\n{Answer(**read_json(options.output_dir / 'shift.json')['answer'])}\nReport: {path}")
     return shifts
 
 

@@ -25,8 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B8578F", "#8A6A00", "#2F7FB0", "#5
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 SHAPES = ("circle", "square", "diamond", "triangle", "cross")
 COLD, HOT = (
-    ((247, 247, 247), (146, 197, 222), (33, 102, 172)),
-    ((247, 247, 247), (244, 165, 130), (178, 24, 43)),
+    ((228, 228, 228), (146, 197, 222), (33, 102, 172)),
+    ((228, 228, 228), (244, 165, 130), (178, 24, 43)),
 )
 SMALLEST_SCALE = (
     0.05  # of log(sigma/alpha): what is measured to a hundredth is not painted as if it were large
@@ -51,7 +51,7 @@ def scale_of(plain: Iterable[Iterable[Mapping[str, Any]]]) -> float:
 
 
 def tint(share: float) -> str:
-    """The colour of a shift, from -1 (cleaner, blue) over 0 (white) to 1 (noisier, red); by the root, so that small ones show."""
+    """The colour of a shift, from -1 (cleaner, blue) over 0 (grey) to 1 (noisier, red); by the root, so that small ones show."""
     stops, place = HOT if share > 0 else COLD, 2 * math.sqrt(min(abs(share), 1.0))
     first, second = stops[int(place > 1)], stops[1 + int(place > 1)]
     mixed = (round(a + (b - a) * (place - (place > 1))) for a, b in zip(first, second, strict=True))
