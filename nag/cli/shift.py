@@ -65,7 +65,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     left_out = bench.left_out(asked)
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
-    told: dict[str, dict[str, str]] = {}
+    told: dict[str, dict[str, Any]] = {}
     short = {known: name for name, known in SCHEDULERS.items()}
     for row, (scheduler, steps, arguments) in asked.items():
         if row in left_out:
@@ -75,6 +75,10 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         told[label] = {
             "method": "" if row[1] == "plain" else row[1],
             "scheduler": short.get(type(scheduler).__name__, ""),
+            "calibrates": bench.why_not(
+                scheduler, {**bench.arguments, "noise_calibration": (None,) * steps}, steps=steps
+            )
+            is None,
         }
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
         try:

@@ -31,6 +31,7 @@ class Told:
     method: str = ""  # what corrects it, as --corrections takes it
     scheduler: str = ""  # as --scheduler takes it
     steps: int = 0  # sampling steps
+    calibrates: bool = True  # whether its schedule can be calibrated
 
 
 def amount(mean: float) -> str:
@@ -140,11 +141,11 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
         methods = "".join(f' "{run.method}"' for run in tried.values() if run.method)
         more = f"--steps {worst.steps} --corrections{methods} --num_samples {4 * shift.num_samples}"
         return Answer(text=text, **follow("shift", "More samples tell:", more if methods else ""))
-    if any("calibrated" in run.method for run in tried.values()):
-        return Answer(text=f"{text}; nothing that was tried makes it smaller.", **tune)
-    none = "; nothing that was tried makes it smaller" if tried else ""
-    then = "A table of measured levels mends it at no cost per step. This measures one; then add --corrections calibrated here:"
-    return Answer(text=f"{text}{none}.", **follow("calibrate", then))
+    text += "; nothing that was tried makes it smaller." if tried else "."
+    if not worst.calibrates or any("calibrated" in run.method for run in tried.values()):
+        return Answer(text=text, **tune)
+    then = "A table of measured levels may mend it at no cost per step. This measures one; then add --corrections calibrated here:"
+    return Answer(text=text, **follow("calibrate", then))
 
 
 def _span(interval: tuple[float | None, float | None]) -> str:

@@ -79,6 +79,8 @@ def test_what_is_worse_is_not_recommended():
 
 
 def test_plain_runs_alone_lead_to_a_calibration():
+    fixed = {name: replace(run, calibrates=False) for name, run in plain(0.2).items()}  # Heun, for one
+    assert answer(fixed, ABOUT).command == f"nag tune {ABOUT} --scheduler ddim --steps 10"
     found = answer(plain(0.2), ABOUT)
     assert found.text.endswith("in log(σ/α).")
     assert found.command == f"nag calibrate {ABOUT} --scheduler ddim --steps 10"
