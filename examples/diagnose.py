@@ -148,8 +148,8 @@ nag diagnose MODEL --data IMAGES --run    # minutes: one verdict, and a report
 - **prediction** is the share of its target that the network explains on your images, told its level: a small one says that images,
   range, scheduler or weights do not belong together.
 - **level dropout** compares that with what it explains without its level. The embedded models, which were trained so, lose under
-  1 %; a network that never was lost 13 % after 240 steps of training; 3 % is the border. `nag finetune denoiser` records its `--level_dropout` in the network's
-  `config.json`, as `_level_dropout`, which plain diffusers keeps and ignores.
+  1 %; a network that never was lost 13 % after 240 steps of training; 3 % is the border. `nag finetune denoiser` records its
+  `--level_dropout` in the network's `config.json`, as `_level_dropout`, which plain diffusers keeps and ignores.
 - A command that cannot open the model at all ends with exit code 2 and says what of the folder is broken.
 
 `--run` trains a quick `frozen` regressor into the output folder if there is none, measures the shift of the model's own sampler,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from nag.finetune.options import TrainingOptions
+from nag.finetune.options import AdapterOptions, TrainingOptions
 from nag.noise.checks import require
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
     from nag.finetune.stream import Draws
     from nag.finetune.subject import Subject
+    from nag.network.null_adapter import NullAdapter
 
 __all__ = ["DenoiserOptions", "DenoiserTask", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserOptions(TrainingOptions):
+class DenoiserOptions(AdapterOptions, TrainingOptions):
     """Train or fine-tune a denoiser with noise-level dropout.
 
     nag finetune denoiser MODEL --data IMAGES --level_dropout 0.1
@@ -74,6 +75,11 @@ class DenoiserOptions(TrainingOptions):
     """Share of samples whose noise level is hidden."""
     class_dropout: float = 0.1
     """Share of samples whose class becomes the null class (the last embedding)."""
+    null_adapter_rank: int = 0
+    """Train a low-rank change of this rank that acts without the level alone: MODEL's own predictions stay as they are, bit
+    by bit. It goes to --output_dir MODEL/null_adapter; 0: the network itself is trained."""
+    snr_gamma: float | None = None
+    """Weigh levels by min(SNR, gamma), as an error of the clean image (Hang 2023, arXiv 2303.09556). None: alike."""
     null_loss_weight: Literal["uniform", "1/sigma"] = "uniform"
     """Loss weight of samples with hidden level; 1/sigma makes the corrected guidance of an eps target exact."""
     validation_steps: int = 0
@@ -95,14 +101,17 @@ class DenoiserTask:
     def __init__(self, subject: Subject, options: DenoiserOptions) -> None:
         from nag.finetune.training_objectives import loss_of
 
-        self.subject, self.model, self.options = subject, subject.network, options
-        self.scheduler = subject.scheduler
+        self.subject, self.options, self.scheduler = subject, options, subject.scheduler
+        self.model: Any = subject.network
         for name in ("level_dropout", "class_dropout"):
             value = getattr(options, name)
             require((name, value, "lie between 0 and 1", 0 <= value <= 1))
         self.loss_rule = loss_of(
             self.scheduler, options, outputs=self._outputs(), latent=subject.pipeline is not None
         )
+        both = options.null_adapter_rank and options.lora_rank
+        require(("null_adapter_rank", options.null_adapter_rank, "be 0 with a --lora_rank", not both))
+        self.adapter: NullAdapter | None = None
 
     def _outputs(self) -> int:
         """Channels that the network gives per channel of the state."""
@@ -110,11 +119,25 @@ class DenoiserTask:
         found, states = config.get("out_channels"), config.in_channels
         return 1 if found is None else found // states if found % states == 0 else 0
 
+    def adapted(self) -> DenoiserTask:
+        """The task, of which only an adapter is trained if the options say so."""
+        from nag.network.merged import add_adapter
+        from nag.network.null_adapter import NullAdapter
+
+        if self.options.lora_rank:
+            add_adapter(self.model, self.options.lora_rank)
+        if self.options.null_adapter_rank:
+            network = self.model.eval().requires_grad_(False)
+            self.model = self.adapter = NullAdapter.of(network, self.options.null_adapter_rank)
+            self.adapter.attach(network)
+        return self
+
     @property
     def signature(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be resumed."""
         options = self.options
         chosen = ["objective", "energy", "level_dropout", "class_dropout", "prediction_type", "sigma_data"]
+        chosen += ["lora_rank", "null_adapter_rank", "snr_gamma"]
         chosen += [name for name in vars(options) if name.startswith(("eqm_", "uedm_"))]
         chosen += (
             ["max_train_steps"] if options.objective in ("ict", "ecm") else []
@@ -144,12 +167,15 @@ class DenoiserTask:
         eps, u = draws.normal(images.shape[1:]), draws.uniform()
         hidden = draws.uniform() < self.options.level_dropout
         dropped = draws.uniform() < self.options.class_dropout
-        subject = self.subject
+        subject, alone = self.subject, self.adapter is not None
         conditions = subject.conditions(subject.dropped(labels, dropped))
+        network = subject.network.to(images.device) if alone else model
 
         def ask(x_t: Tensor, timestep: Tensor) -> Tensor:
-            with null_level(model, hidden):
-                return subject.ask(model, x_t, timestep, conditions)
+            with null_level(network, None if alone else hidden):
+                if alone:
+                    return model(lambda: subject.ask(network, x_t, timestep, conditions))
+                return subject.ask(network, x_t, timestep, conditions)
 
         error = self.loss_rule(ask, images, eps, u, draws.step)
         if self.options.null_loss_weight == "1/sigma":
@@ -166,7 +192,7 @@ class DenoiserTask:
         from nag.shift.calls import sample_generators, silent
 
         count = self.options.num_validation_images
-        if count < 1:
+        if count < 1 or self.adapter is not None:
             return
         pipeline = pipeline_of(self.subject, self.model, self.options)
         with silent(pipeline):
@@ -207,26 +233,48 @@ class DenoiserTask:
         from nag.files import written_whole
         from nag.finetune.model_card import upload, write_model_card
         from nag.finetune.training_objectives import title
+        from nag.network.merged import save_adapter
 
         with written_whole(folder) as part:
-            self._pipeline().save_pretrained(part)
+            if self.adapter is not None:
+                saved_adapter(self.adapter, self.options).save_pretrained(part)
+            elif self.options.lora_rank:
+                save_adapter(self.model, part, self.subject.name, self.options.model or "")
+            else:
+                self._pipeline().save_pretrained(part)
             write_model_card(
                 part,
                 "denoiser",
                 self.options,
                 title=title(self.scheduler, self.options),
-                text=(
-                    f"A {type(self.model).__name__} trained with level dropout {self.options.level_dropout} and class dropout "
-                    f"{self.options.class_dropout}: "
-                    + (
-                        "it is never told its noise level (time embedding set to zero)."
-                        if self.options.level_dropout == 1
-                        else "it can be asked without its noise level (time embedding set to zero), as Noise Awareness "
-                        "Guidance needs."
-                    )
-                ),
+                text=self._text(),
             )
         upload(folder, self.options)
+
+    def _text(self) -> str:
+        """What the model card says of it."""
+        name, options = type(self.subject.network).__name__, self.options
+        if self.adapter is not None:
+            return (
+                f"A null branch for the {name} of the base model: a change of rank {options.null_adapter_rank} that acts where the "
+                "network is asked without its noise level, as Noise Awareness Guidance needs, and nowhere else. "
+                '`NAGPipeline.from_pretrained(BASE, null_adapter="...")` takes it.'
+            )
+        lora = f"A LoRA of rank {options.lora_rank} for a" if options.lora_rank else "A"
+        asked = (
+            "it is never told its noise level (time embedding set to zero)."
+            if options.level_dropout == 1
+            else "it can be asked without its noise level (time embedding set to zero), as Noise Awareness Guidance needs."
+        )
+        dropouts = f"level dropout {options.level_dropout} and class dropout {options.class_dropout}"
+        return f"{lora} {name} trained with {dropouts}: {asked}"
+
+
+def saved_adapter(adapter: NullAdapter, options: DenoiserOptions) -> Any:
+    """A copy in the precision that is asked for."""
+    from nag.finetune.loop import saved_copy
+
+    return saved_copy(adapter, options)
 
 
 def _from_scratch(options: DenoiserOptions) -> Subject:
@@ -274,7 +322,7 @@ def run(options: DenoiserOptions) -> dict[str, Any]:
     subject, table = examples_of(options, subject)
     task = DenoiserTask(subject, options)
     task.check_labels(table.labels)
-    return train(task, table, options, checkpoint)
+    return train(task.adapted(), table, options, checkpoint)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import tyro
 
 from nag.finetune.guided import GuidanceOptions, GuidanceTask, by_level, train_guided
+from nag.finetune.options import AdapterOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,7 +36,7 @@ __all__ = ["DistillOptions", "DistillTask", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillOptions(GuidanceOptions):
+class DistillOptions(AdapterOptions, GuidanceOptions):
     """Distil guidance by a weak model into a network, so that its only pass is guided.
 
     nag finetune distill MODEL --weak train --scale 2 --data IMAGES
@@ -43,8 +44,6 @@ class DistillOptions(GuidanceOptions):
 
     level_dropout: float = 0.1
     """Share of samples whose noise level is hidden; they keep the teacher's null prediction."""
-    lora_rank: int = 0
-    """Train a LoRA of this rank instead of the whole network; 0: the whole network."""
     control: Literal["none", "shuffled"] = "none"
     """shuffled: learn the changes of other samples of the batch, a control of the same size."""
 

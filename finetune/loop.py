@@ -150,6 +150,20 @@ def train(task: Task, table: ImageTable, options: TrainingOptions, checkpoint: P
         torch.set_float32_matmul_precision(precision)
 
 
+def adam_of(options: TrainingOptions) -> Any:
+    """AdamW, or that of bitsandbytes with moments in 8 bits."""
+    if not options.use_8bit_adam:
+        return torch.optim.AdamW
+    from importlib import import_module
+
+    try:
+        return import_module("bitsandbytes.optim").AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            "use_8bit_adam must be off without bitsandbytes, got True. Install it: pip install bitsandbytes."
+        ) from error
+
+
 def _train(
     task: Task, table: ImageTable, options: TrainingOptions, checkpoint: Path | None
 ) -> dict[str, Any]:
@@ -174,13 +188,14 @@ def _train(
     model.to(accelerator.device)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
+    fused = {} if options.use_8bit_adam else {"fused": True if options.fused_optimizer else None}
+    optimizer = adam_of(options)(
         task.parameter_groups(options),
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.adam_weight_decay,
         eps=options.adam_epsilon,
-        fused=True if options.fused_optimizer else None,
+        **fused,
     )
     lr_lambda = get_scheduler(
         options.lr_scheduler,

@@ -34,12 +34,14 @@ def run(options: MergeOptions) -> None:
     from nag.files import written_whole
     from nag.load import NAGPipeline
     from nag.network.merged import merged, set_weights
+    from nag.shift.calls import main_network
 
     folder = options.output_dir
     if folder.exists() and any(folder.iterdir()) and not options.overwrite:
         raise FileExistsError(f"output_dir must be empty, got {folder}. Pass --overwrite or another folder.")
     pipe = NAGPipeline.from_pretrained(options.model)
-    set_weights(pipe.unet, merged(pipe.unet, options.other, options.strength))
+    network = main_network(pipe)
+    set_weights(network, merged(network, options.other, options.strength))
     with written_whole(folder) as part:
         pipe.save_pretrained(part)
     print(f"Written: {folder}")

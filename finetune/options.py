@@ -100,6 +100,14 @@ class OptimizerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """What is trained instead of the whole network."""
+
+    lora_rank: int = 0
+    """Train a LoRA of this rank, a small file for diffusers' load_lora_weights; 0: the whole network."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
     """Time against memory and precision."""
 
@@ -115,6 +123,8 @@ class SpeedOptions:
     """Keep weights in channels-last order, best with --compile."""
     allow_tf32: bool = False
     """Multiply float32 matrices in TF32 (Ampere and later)."""
+    use_8bit_adam: bool = False
+    """AdamW with moments in 8 bits, by bitsandbytes."""
     fused_optimizer: bool = False
     """AdamW and the moving average in few kernels."""
     draws: Literal["sample", "batch"] = "sample"

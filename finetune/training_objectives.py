@@ -75,20 +75,31 @@ class Regression:
 
     outputs = 1
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+    def __init__(self, objective: Objective, snr_gamma: float | None = None) -> None:
+        self.objective, self.snr_gamma = objective, snr_gamma
 
     def __call__(self, ask: Ask, images: Tensor, eps: Tensor, u: Tensor, step: int) -> Tensor:
         t = self.objective.level(u)
         x_t = self.objective.process.corrupt(images, t, eps)
         value = self.value(ask, x_t, self.objective.timestep(t))
-        return self.objective.weight(t) * _mean(
-            (value - self.objective.target(t).value(images, eps)).square()
-        )
+        error = _mean((value - self.objective.target(t).value(images, eps)).square())
+        return self.objective.weight(t) * min_snr(self.objective, t, self.snr_gamma) * error
 
     def value(self, ask: Ask, x_t: Tensor, timestep: Tensor) -> Tensor:
         """What is compared with the target, `(B, C, H, W)`."""
         return ask(x_t, timestep).float()
+
+
+def min_snr(objective: Objective, t: Tensor, gamma: float | None) -> Tensor:
+    """min(SNR, gamma) |dx_0 / dr|^2 for a target r, so that it weighs the error of the clean image; 1 for None.
+
+    Hang 2023, arXiv 2303.09556, eq. 6 to 8: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v.
+    """
+    if gamma is None:
+        return torch.ones_like(t)
+    target = objective.target(t)
+    snr = (target.alpha / target.sigma) ** 2
+    return snr.clamp(max=gamma) * (target.sigma / target.determinant) ** 2
 
 
 class ExplicitEnergy(Regression):
@@ -225,6 +236,7 @@ def _loss_of(scheduler: Any, options: DenoiserOptions, *, learned_variance: bool
             blind == 1 or name != "eqm",
         ),
         ("null_loss_weight", weight, f"be uniform {of}", weight == "uniform" or plain),
+        ("snr_gamma", options.snr_gamma, f"be left out {of}", options.snr_gamma is None or plain),
         (
             "prediction_type",
             asked,
@@ -243,11 +255,15 @@ def _loss_of(scheduler: Any, options: DenoiserOptions, *, learned_variance: bool
             ConsistencyTraining(name=name, num_steps=options.max_train_steps, sigma_data=options.sigma_data)
         )
     objective = objective_of(scheduler, options)
+    gamma = options.snr_gamma
     if name is None and learned_variance and objective.prediction == "eps":
         objective = replace(objective, learned_variance=True)
     if options.energy is not None:
         return ExplicitEnergy(objective, options.energy)
-    return LearnedVariance(objective) if objective.learned_variance else Regression(objective)
+    if objective.learned_variance:
+        require(("snr_gamma", gamma, "be left out for a learned variance", gamma is None))
+        return LearnedVariance(objective)
+    return Regression(objective, gamma)
 
 
 def new_scheduler(options: DenoiserOptions) -> Any:

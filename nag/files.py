@@ -279,10 +279,15 @@ def refuse_pickles(options: dict[str, Any]) -> None:
 
 
 def hide_from_download(folder: Path) -> None:
-    """Tells diffusers not to fetch the regressor's weights with the pipeline, in a saved `model_index.json`."""
+    """Tells diffusers not to fetch the weights that lie beside the pipeline with it, in a saved `model_index.json`."""
+    own = {name for name, part in read_json(folder / "model_index.json").items() if isinstance(part, list)}
     weights = sorted(
-        path.relative_to(folder).as_posix() for path in folder.glob(f"{REGRESSOR_FOLDER}/*.safetensors")
+        path.relative_to(folder).as_posix()
+        for path in folder.glob("*/*.safetensors")
+        if path.parent.name not in own
     )
+    if not weights:
+        return
     path = folder / "model_index.json"
     index = read_json(path)
     index["_ignore_files"] = weights

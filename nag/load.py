@@ -17,9 +17,10 @@ from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.tuned import FILE_NAME as TUNED_FILE
 from nag.files import REGRESSOR_FOLDER, fetch, fetch_beside, hub_options, read_json, safely
 from nag.network.direction import DIRECTION_FOLDER
+from nag.network.null_adapter import NULL_ADAPTER_FOLDER, NullAdapter
 from nag.network.regressor import NoiseLevelRegressor
 from nag.seams.attach import Attached, attach
-from nag.seams.run import AUTOENCODERS
+from nag.seams.run import AUTOENCODERS, denoisers
 
 __all__ = ["NAGPipeline"]
 
@@ -47,7 +48,12 @@ class NAGPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, regressor: Any = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        regressor: Any = None,
+        null_adapter: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Loads a checkpoint.
 
@@ -55,6 +61,8 @@ class NAGPipeline:
             pretrained_model_name_or_path: a folder, or a repository on the Hub, that diffusers opens.
             regressor: a `NoiseLevelRegressor`, or a folder or Hub id of one; None takes the one in the checkpoint's
                 `regressor` folder if there is one; False takes none.
+            null_adapter: folder or Hub id of what `nag finetune denoiser --null_adapter_rank` wrote; None takes the one in the
+                checkpoint's `null_adapter` folder if there is one. It acts in the null pass of noise guidance alone.
             kwargs: as for `DiffusionPipeline.from_pretrained` (dtype, revision, variant, token, cache_dir, scheduler...).
 
         Returns:
@@ -89,6 +97,12 @@ class NAGPipeline:
             fetch("regressor", regressor, "config.json", **where)
             regressor = NoiseLevelRegressor.from_pretrained(regressor, **where)
         pipe.regressor = regressor or None
+        beside = fetch_beside(path, f"{NULL_ADAPTER_FOLDER}/config.json", **where)
+        if beside is not None:
+            fetch_beside(path, f"{NULL_ADAPTER_FOLDER}/{SAFETENSORS_WEIGHTS_NAME}", **where)
+        place = null_adapter or (beside and beside.parent)
+        if place is not None:
+            NullAdapter.load(place).attach(next(iter(denoisers(pipe).values())))
         pipe.noise_calibration_path = fetch_beside(path, CALIBRATION_FILE, **where)
         pipe.noise_guidance_path = fetch_beside(path, TUNED_FILE, **where)
         pipe.direction_path = fetch_beside(path, f"{DIRECTION_FOLDER}/config.json", **where)

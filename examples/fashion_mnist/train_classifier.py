@@ -19,13 +19,13 @@ from typing import Annotated
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor
 from tyro.conf import arg
 
 from nag.quality.distances import frechet_distance
 from nag.quality.feature_network import SmallClassifier, extract_features
+from nag.quality.feature_training import accuracy, trained
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -69,23 +69,6 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(np.stack(list(table["image"])))
     images = images[:, None] if images.ndim == 3 else images.movedim(-1, 1)
     return images.float() / 127.5 - 1, torch.from_numpy(np.asarray(table["label"][:]))
-
-
-def augment(images: Tensor, generator: torch.Generator, mirrored: float = 0.5) -> Tensor:
-    """Flip a share of the images, and shift the batch by at most one pixel each way."""
-    flip = torch.rand(len(images), generator=generator) < mirrored
-    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    row, column = torch.randint(3, (2,), generator=generator).tolist()
-    size = images.shape[-1]
-    return F.pad(images, (1, 1, 1, 1), value=-1.0)[:, :, row : row + size, column : column + size]
-
-
-@torch.no_grad()
-def accuracy(model: SmallClassifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose largest logit is that of their label."""
-    model.eval()
-    predicted = torch.cat([model.logits(batch).argmax(1) for batch in images.split(1000)])
-    return float((predicted == labels).double().mean())
 
 
 def write_card(
@@ -158,25 +141,20 @@ def main(
     model = SmallClassifier(
         sample_size=images.shape[-1], in_channels=images.shape[1], num_classes=int(labels.max()) + 1
     )
-    steps = num_train_epochs * (len(images) // train_batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    for epoch in range(num_train_epochs):
-        model.train()
-        order = torch.randperm(len(images), generator=generator)
-        losses = []
-        for batch in order[: len(images) // train_batch_size * train_batch_size].split(train_batch_size):
-            seen = augment(images[batch], generator, 0.5 if flip else 0.0)
-            loss = F.cross_entropy(model.logits(seen), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
+    epochs = trained(
+        model,
+        images,
+        labels,
+        steps=num_train_epochs * (len(images) // train_batch_size),
+        batch_size=train_batch_size,
+        learning_rate=learning_rate,
+        mirrored=0.5 if flip else 0.0,
+        generator=generator,
+    )
+    for epoch, loss in enumerate(epochs, 1):
         score = accuracy(model, test_images, test_labels)
         print(
-            f"epoch {epoch + 1}/{num_train_epochs}: loss {sum(losses) / len(losses):.3f}, "
-            f"{accuracy_split} accuracy {score:.4f}",
+            f"epoch {epoch}/{num_train_epochs}: loss {loss:.3f}, {accuracy_split} accuracy {score:.4f}",
             flush=True,
         )
 

@@ -215,7 +215,7 @@ def main(
     output_dir: Annotated[Path, arg(help="Holds every stage; what is there is used.")],
     until: Annotated[str, arg(help="The last stage: data, vae, unet or save.")] = "save",
     vae_steps: Annotated[int, arg(help="Steps of the autoencoder.")] = 3600,
-    unet_steps: Annotated[int, arg(help="Steps of the denoiser and the text encoder.")] = 3000,
+    unet_steps: Annotated[int, arg(help="Steps of the denoiser and the text encoder.")] = 3600,
     classifier_steps: Annotated[int, arg(help="Steps of the feature network.")] = 1000,
     vae_batch: Annotated[int, arg(help="Images in a step of the autoencoder.")] = 32,
     unet_batch: Annotated[int, arg(help="Images in a step of the denoiser.")] = 48,

@@ -38,7 +38,7 @@ COMPARED: dict[str, Any] = {
     "num_samples": 700,
     "seeds": [101, 102],
     "tune_samples": 350,
-    "steps": 40,
+    "evaluations": 40,
     "schedulers": ["ddim"],
     "mixed_precision": "bf16",
 }

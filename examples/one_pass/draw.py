@@ -191,49 +191,28 @@ def share(plain: Any, cheap: Any, exact: Any, seeds: tuple[int, ...] = (101, 102
 
 
 def shares() -> str:
-    """The share that one pass keeps of exact guidance's gain at the same number of steps, for those that were measured."""
-    kinds = {
-        "student": COLUMNS["student"],
-        "second student": COLUMNS["second student"],
-        "direction head": CONTROLS["direction head for the same weak network"],
-        "exit head": CONTROLS["exit head, internal guidance"],
-    }
-    lines = [
-        f"| 20 steps | exact, 25 evaluations | {' | '.join(kinds)} |",
-        "| --- " * (len(kinds) + 2) + "|",
+    """The share that cheaper ways keep of exact guidance's gain at the same number of steps, for those that were measured."""
+    kinds = [
+        ("student", "heads", COLUMNS["student"]),
+        ("second student", "heads", COLUMNS["second student"]),
+        ("direction head", "heads", CONTROLS["direction head for the same weak network"]),
+        ("exit head", "heads", CONTROLS["exit head, internal guidance"]),
     ]
-    for name in ("ddim", "dpm++"):
-        found = [*at_20(name), *(row for row in rows("heads") if row["scheduler"] == name)]
-        exact = of([row for row in rows("exact") if row["scheduler"] == name], "autoguidance")
-        if exact is not None:
-            cheap = [of(found, start) for start in kinds.values()]
-            kept = ["not run" if row is None else share(of(found, "plain"), row, exact) for row in cheap]
-            lines.append(f"| {NAMES[name]} | {cell(exact)} | {' | '.join(kept)} |")
-    return "\n".join(lines)
-
-
-def reuse() -> str:
-    """Weak predictions that serve several steps."""
-    lines = ["| DDIM | evaluations | Fréchet distance | share kept |", "| --- " * 4 + "|"]
-    kinds = [("reuse_1", "at every step", "autoguidance")]
     for every in (2, 4):
         for how in REUSES:
-            text = f"autoguidance:network=outputs/one_pass/weak_0,scale=1,every={every},reuse={how}"
-            kinds.append((f"reuse_{every}", f"at every {every}th, {how}".replace("2th", "2nd"), text))
-    for steps, which in ((20, ""), (50, "_50")):
-        plain, exact = of(rows(f"reuse_plain{which}"), "plain"), of(rows(f"reuse_1{which}"), "autoguidance")
-        if plain is None or exact is None:
-            continue
-        lines.append(f"| {steps} steps, plain | {plain['evaluations']:.1f} | {shown(plain['frechet'])} | 0 |")
-        for study, title, start in kinds:
-            row = of(rows(study + which), start)
-            if row is not None:
-                assert row["steps"] == steps
-                kept = "1" if study == "reuse_1" else share(plain, row, exact)
-                cost = f"{row['evaluations']:.1f}"
-                lines.append(
-                    f"| {steps} steps, weak network {title} | {cost} | {shown(row['frechet'])} | {kept} |"
-                )
+            text = f"{COLUMNS['autoguidance, exact']},scale=1,every={every},reuse={how}"
+            kinds.append((f"exact at one step in {every}, {how}", f"reuse_{every}", text))
+    exact, plain = of(rows("reuse_1"), "autoguidance"), of(rows("heads"), "plain")
+    if exact is None or plain is None:
+        return "not run"
+    lines = ["| DDIM, 20 steps | evaluations | Fréchet distance | share kept |", "| --- " * 4 + "|"]
+    found = {"plain": plain} | {title: of(rows(study), start) for title, study, start in kinds}
+    for title, row in (found | {"exact": exact}).items():
+        if row is not None:
+            assert row["steps"] == 20
+            kept = {"plain": "0", "exact": "1"}.get(title) or share(plain, row, exact)
+            distance = f"{shown(row['frechet'])}{f' ({weight(row)})' if weight(row) else ''}"
+            lines.append(f"| {title} | {row['evaluations']:.1f} | {distance} | {kept} |")
     return "\n".join(lines)
 
 

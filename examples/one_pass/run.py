@@ -84,11 +84,15 @@ STUDIES: dict[str, dict[str, Any]] = {
         "evaluations": [20],
         "corrections": [STUDENT, RIVALS[0], RIVALS[-1], SECOND],
     },
-    "ddpm_20": ONCE
+    "ddpm_20": SMALL
     | {
         "schedulers": ["ddpm"],
         "evaluations": [20],
-        "corrections": [STUDENT.replace("0.5|0.75|1|1.2", "0.25|0.5|1"), RIVALS[0], RIVALS[-1]],
+        "corrections": [
+            "merged:network={models}/student_0,strength=0.25|0.5",
+            "dcw_wavelet:scale=-0.01|0.01",
+            "merged:network={models}/neon,strength=-0.5|-0.25",
+        ],
     },
     **{
         f"{name}_20_others": ONCE
@@ -108,7 +112,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "evaluations": [20],
         "corrections": CURVE,
         "seeds": [105],
-        "num_samples": 2000,
+        "num_samples": 1000,
     },
     **{
         f"{name}_10": FEWER
@@ -129,7 +133,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         for budget in (50, 100)
         for name in ("ddim", "dpm++")
     },
-    "heads": FEWER
+    "heads": SMALL
     | {
         "schedulers": ["ddim"],
         "evaluations": [20],
@@ -137,21 +141,19 @@ STUDIES: dict[str, dict[str, Any]] = {
             CONTROLS[-1],
             "direction:head={models}/direction,scale=1|2",
             "exit_head:head={models}/exit,scale=0.25|0.5|1",
+            # with the strengths that DDIM 20 has chosen, for the shares that one pass keeps
+            "merged:network={models}/student_0,strength=1.2",
+            "merged:network={models}/student_1,strength=0.5",
         ],
     },
-    "head_null": FEWER
+    "head_null": SMALL
     | {
         "schedulers": ["ddim"],
         "evaluations": [20],
         "corrections": ["direction:head={models}/direction_null,scale=1|2|3"],
     },
-    # 25 evaluations pay for 20 steps guided by the weak network: the share that one pass keeps of its gain
-    "exact": FEWER | {"schedulers": ["ddim"], "evaluations": [25], "corrections": [EXACT]},
-    # budgets that pay for 20 and 50 steps whose weak prediction is fresh at every step, at every second, at every fourth
-    "reuse_plain": SMALL | {"schedulers": ["ddim"], "evaluations": [20], "corrections": []},
+    # budgets that pay for 20 steps whose weak prediction is fresh at every step, at every second, at every fourth
     "reuse_1": SMALL | {"schedulers": ["ddim"], "evaluations": [25], "corrections": [REUSED]},
-    "reuse_plain_50": SMALL | {"schedulers": ["ddim"], "evaluations": [50], "corrections": []},
-    "reuse_1_50": SMALL | {"schedulers": ["ddim"], "evaluations": [63], "corrections": [REUSED]},
     **{
         name: SMALL
         | {
@@ -159,7 +161,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "evaluations": [budget],
             "corrections": [f"{REUSED},every={every},reuse={how}" for how in REUSES],
         }
-        for name, every, budget in (("reuse_2", 2, 23), ("reuse_4", 4, 22), ("reuse_4_50", 4, 53))
+        for name, every, budget in (("reuse_2", 2, 23), ("reuse_4", 4, 22))
     },
     "weak_models": ONCE
     | {
@@ -190,6 +192,7 @@ STUDIES: dict[str, dict[str, Any]] = {
 # `nag weak-check` of the weak models that the study weak_models guides by
 SCREEN: dict[str, Any] = {
     "data": COMMON["data"],
+    "num_images": 300,
     "scheduler": "ddim",
     "weak": [re.sub("[:,](guidance_)?scale=.*", "", one) for one in WEAK_MODELS],
     "comparison": RESULTS.relative_to(ROOT) / "weak_models.json",

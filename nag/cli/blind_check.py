@@ -68,6 +68,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     from nag.quality.blind_measure import Network, level_rows, walk
     from nag.quality.blind_report import FILES, write_blind_check
     from nag.quality.feature_network import extract_features
+    from nag.quality.measures import too_few
     from nag.seams.run import autoencoder_of
     from nag.shift.calls import balanced_labels, classes_of, main_network, takes
     from nag.shift.page import check_output
@@ -99,11 +100,8 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     if features is not None:
         reference = extract_features(features, images, batch_size=options.batch_size, device=pipe.device)
         for name, count in (("num_samples", options.num_samples), ("num_images", len(images))):
-            if count <= reference.shape[1]:
-                raise ValueError(
-                    f"{name} must be more than the {reference.shape[1]} features of the network, got {count}. Use more, or "
-                    "a network with fewer features."
-                )
+            if few := too_few(count, reference.shape[1], name):
+                print(few)
 
     generator = torch.Generator().manual_seed(options.seed)
     chosen = torch.randperm(len(kept), generator=generator)[: options.num_states].to(where)

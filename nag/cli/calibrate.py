@@ -41,6 +41,7 @@ def run(options: CalibrateOptions) -> None:
     from nag.noise.named import make_scheduler
     from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
     from nag.seams.attach import sampler_of
+    from nag.shift.calibration_page import draw_calibrations, jumps, table_of
 
     if options.output_dir is None and not Path(options.model).is_dir():
         raise ValueError(
@@ -86,6 +87,7 @@ def run(options: CalibrateOptions) -> None:
     left_out = bench.left_out(
         {name: (one, steps, rest | _untouched(one, steps)) for name, (one, steps, rest) in asked.items()}
     )
+    tables = dict[str, NoiseCalibration]()
     for name, (scheduler, steps, arguments) in asked.items():
         if name in left_out:
             continue
@@ -103,11 +105,16 @@ def run(options: CalibrateOptions) -> None:
             print(f"{' '.join(name)} is not calibrated: {error}")
             continue
         found.save(output)
+        tables[" ".join(name)] = found
+        print(f"{' '.join(name)}\n{table_of(found)}")
+        for jump in jumps(found):
+            print(f"Warning: {jump}. Take more --num_samples, or look at these steps with `nag shift`.")
     if len(left_out) == len(asked):
         raise ValueError(
             f"schedulers must leave one that can be calibrated, got {'; '.join(left_out.values())}"
         )
-    print(f"Calibration: {output}")
+    picture = draw_calibrations(tables, output.with_suffix(".png"))
+    print(f"Calibration: {output}\nPicture: {picture}")
 
 
 def _untouched(scheduler: Any, steps: int) -> dict[str, Any]:

@@ -42,9 +42,10 @@ class DiagnoseOptions(ModelOptions):
     """Replace the files of a folder that is in use."""
 
 
-TRAINED = 400
-"""Steps of a quick regressor, if time allows."""
+TRAINED, FEWEST = 400, 50
+"""Steps of a quick regressor, if time allows, and at least."""
 BATCH = 64
+NEEDED = ("network", "images", "states", "scheduler", "process", "prediction")
 COLD = 4.0  # the first passes, of a few samples, may take so many times longer for each
 
 
@@ -52,14 +53,15 @@ def run(options: DiagnoseOptions) -> Diagnosis:
     """Looks, prints what it finds, and measures if asked."""
     from diffusers.utils import logging
 
-    from nag.cli.options import at_least
+    from nag.cli.options import at_least, free_for
     from nag.quality.diagnose import Diagnosis, broken_parts, diagnose, write_diagnosis
 
     at_least(options, num_images=40, steps=2)
     folder = options.output_dir or (Path("outputs/diagnosis") if options.run else None)
     named = options.regressor
     if folder is not None:
-        _check_folder(folder, options)
+        if options.run:
+            free_for(folder, ["report/report.html"], overwrite=options.overwrite)
         if named is None and (folder / "regressor" / "config.json").is_file():
             named = str(folder / "regressor")
     logging.disable_progress_bar()
@@ -97,24 +99,12 @@ def run(options: DiagnoseOptions) -> Diagnosis:
 
 def _next(options: DiagnoseOptions, found: Diagnosis) -> str:
     """What to do after a look."""
-    from nag.quality.diagnose import trainable
-
     wrong = [one.name for one in found.findings if one.state == "wrong"]
     if wrong:
         return f"Mend first: {', '.join(wrong)}."
     if not hasattr(found.pipe, "regressor"):
         return f"Next: {_command('blind-check', options)}"
-    if found.state("regressor") != "ok" and not trainable(found.pipe):
-        name = type(found.pipe).__name__
-        return f"Its shift cannot be measured without a regressor, and training one for a {name} is not built yet."
     return f"Next: {_command('diagnose', options, '--run')}"
-
-
-def _check_folder(folder: Path, options: DiagnoseOptions) -> None:
-    from nag.cli.options import free_for
-
-    files = ["diagnosis.json", *(("report/report.html",) if options.run else ())]
-    free_for(folder, files, overwrite=options.overwrite)
 
 
 def _command(words: str, options: DiagnoseOptions, *more: str) -> str:
@@ -128,13 +118,13 @@ def _measured(
 ) -> tuple[Verdict, dict[str, Any]]:
     """Trains a regressor if there is none, measures, and writes the report."""
     from nag.quality.bench import Bench, conditions_of
-    from nag.quality.diagnose import trainable
     from nag.quality.verdict import LEAST, Budget, Verdict, judge, measure_sampler, pass_time
     from nag.shift import write_report
+    from nag.shift.calls import sizes
     from nag.shift.page import Answer
 
     pipe = found.pipe
-    blocked = next((one for one in found.findings if one.state == "wrong" and one.name != "regressor"), None)
+    blocked = next((one for one in found.findings if one.state == "wrong" and one.name in NEEDED), None)
     if not hasattr(pipe, "regressor"):
         return Verdict(kind="not measurable", sentence="not measurable: it is never told its noise level"), {}
     if blocked is not None or found.seconds is None:
@@ -142,32 +132,26 @@ def _measured(
         return Verdict(kind="not measurable", sentence=f"not measurable: {why}"), {}
     budget = Budget(minutes=options.minutes)
     if budget.samples(found.seconds / COLD, options.steps) < LEAST:
-        return _no_time(options, found.seconds / COLD), {}
-    rows = slice(None)
+        return _no_time(options, folder, found.seconds / COLD), {}
+    rows, quick = slice(None), str(folder / "regressor")
+    if pipe.regressor is None or named == quick:
+        named, rows = quick, _unseen(options, found)
     if pipe.regressor is None:
-        named = str(folder / "regressor")
-        if not trainable(pipe):
-            return Verdict(
-                kind="not measurable",
-                sentence=f"not measurable: there is no regressor, and training one for a {type(pipe).__name__} is not built yet",
-                command=_command("diagnose", options, "--run --regressor REGRESSOR"),
-            ), {}
-        rows = _train(options, found, folder, 0.3 * budget.left)
+        _train(options, found, folder, 0.3 * budget.left)
     regressor = pipe.regressor
     table = found.images
     assert table is not None
     if table.classes is not None and set(table.classes[rows].tolist()) != set(table.classes.tolist()):
-        rows = slice(
-            None
-        )  # in the order of their classes: better some that the head has seen than some classes alone
+        rows = slice(None)  # sorted by class: better images that the head has seen than some classes alone
     bench = Bench(
         pipeline=pipe,
         regressor=regressor.eval(),
         conditions=conditions_of(pipe, options, options.num_images, options.prompts),
+        arguments=sizes(pipe, options.resolution),
     ).holding(table, rows)
     each = pass_time(bench)
     if budget.samples(each, options.steps) < LEAST:
-        return _no_time(options, each), {}
+        return _no_time(options, folder, each), {}
     measured = measure_sampler(bench, options.steps, budget, each, seed=options.seed)
     kind, sentence = judge(measured.plain, options.steps, measured.calibrated, measured.why_not)
     known = "" if named is None else f" --regressor {named}"
@@ -186,8 +170,6 @@ def _measured(
     words, more = follows[kind]
     if kind == "nothing":
         sentence += "; a guided student may help"
-    if words.startswith("finetune") and not trainable(pipe):
-        words, more = "tune", f"--steps {options.steps}{known}"
     verdict = Verdict(kind=kind, sentence=sentence, command=_command(words, options, more))
     if measured.table is not None:
         measured.table.save(folder)
@@ -214,43 +196,43 @@ def _measured(
     return verdict, figures
 
 
-def _no_time(options: DiagnoseOptions, seconds_per_pass: float) -> Verdict:
+def _no_time(options: DiagnoseOptions, folder: Path, seconds_per_pass: float) -> Verdict:
     from nag.quality.verdict import Verdict, minutes_needed
 
     need = max(2 * minutes_needed(seconds_per_pass, options.steps), 1)
     return Verdict(
         kind="not measurable",
         sentence=f"not measurable: not enough time, it needs about {need:.0f} minutes here",
-        command=_command("diagnose", options, f"--run --minutes {need:.0f}"),
+        command=_command("diagnose", options, f"--run --minutes {need:.0f} --output_dir {folder}"),
     )
 
 
-def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: float) -> slice:
-    """Trains a quick frozen regressor on other images than those that measure; the rows that it has not seen."""
+def _unseen(options: DiagnoseOptions, found: Diagnosis) -> slice:
+    """The images that a quick regressor is not trained on: the second half, or all where there is a split to train on."""
+    count = len(found.images or ())
+    if count < 160:
+        raise ValueError(
+            f"data must hold at least 160 images to train a regressor and to measure, got {count}. Give more."
+        )
+    return slice(None) if _split(options) == "train" else slice(count // 2, None)
+
+
+def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: float) -> None:
+    """Trains a quick frozen regressor on other images than those that measure."""
     import torch
 
     from nag.finetune.regressor import RegressorOptions
     from nag.finetune.regressor import run as train
     from nag.network.regressor import NoiseLevelRegressor
 
-    pipe = found.pipe
-    assert found.images is not None
-    split, rows = _split(options), slice(None)
-    count, seen = len(found.images), options.num_images
-    if split != "train":
-        seen = count // 2
-        rows = slice(seen, None)
-    if count < 160:
-        raise ValueError(
-            f"data must hold at least 160 images to train a regressor and to measure, got {count}. Give more."
-        )
-    steps = int(min(TRAINED, seconds / (1.5 * BATCH * (found.seconds or 1) / COLD)))
-    print(f"\nTraining a frozen regressor, {max(steps, 50)} steps", flush=True)
+    count, seen = len(found.images or ()), _unseen(options, found).start or options.num_images
+    steps = int(min(TRAINED, seconds / (1.5 * BATCH * (found.seconds or 1))))
+    print(f"\nTraining a frozen regressor, {max(steps, FEWEST)} steps", flush=True)
     before = torch.get_rng_state()
     train(
         RegressorOptions(
             **{item.name: getattr(options, item.name) for item in fields(DataOptions)}
-            | {"split": options.split or split},
+            | {"split": options.split or _split(options)},
             model=options.model,
             output_dir=folder / "regressor",
             overwrite=options.overwrite,
@@ -258,7 +240,7 @@ def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: fl
             max_train_samples=seen,
             held_out_samples=min(1000, seen // 2, count // 2),
             train_batch_size=BATCH,
-            max_train_steps=max(steps, 50),
+            max_train_steps=max(steps, FEWEST),
             learning_rate=3e-3,
             lr_warmup_steps=20,
             ema_max_decay=0.99,
@@ -266,8 +248,7 @@ def _train(options: DiagnoseOptions, found: Diagnosis, folder: Path, seconds: fl
         )
     )
     torch.set_rng_state(before)
-    pipe.regressor = NoiseLevelRegressor.from_pretrained(folder / "regressor").to(pipe.device)
-    return rows
+    found.pipe.regressor = NoiseLevelRegressor.from_pretrained(folder / "regressor").to(found.pipe.device)
 
 
 def _split(options: DiagnoseOptions) -> str | None:

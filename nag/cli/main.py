@@ -20,13 +20,6 @@ WRONG_INPUT, INTERRUPTED = 2, 130  # exit codes
 
 COMMANDS: dict[str, Any] = {
     "diagnose": ("nag.cli.diagnose", "DiagnoseOptions"),
-    "shift": ("nag.cli.shift", "ShiftOptions"),
-    "calibrate": ("nag.cli.calibrate", "CalibrateOptions"),
-    "compare": ("nag.cli.compare", "CompareOptions"),
-    "tune": ("nag.cli.tune", "TuneOptions"),
-    "accuracy": ("nag.cli.accuracy", "AccuracyOptions"),
-    "blind-check": ("nag.cli.blind_check", "BlindCheckOptions"),
-    "weak-check": ("nag.cli.weak_check", "WeakCheckOptions"),
     "finetune": {
         "denoiser": ("nag.finetune.denoiser", "DenoiserOptions"),
         "regressor": ("nag.finetune.regressor", "RegressorOptions"),
@@ -34,8 +27,16 @@ COMMANDS: dict[str, Any] = {
         "direction": ("nag.finetune.direction", "DirectionOptions"),
         "merge": ("nag.finetune.merge", "MergeOptions"),
     },
+    "accuracy": ("nag.cli.accuracy", "AccuracyOptions"),
+    "shift": ("nag.cli.shift", "ShiftOptions"),
+    "calibrate": ("nag.cli.calibrate", "CalibrateOptions"),
+    "features": ("nag.cli.features", "FeaturesOptions"),
+    "compare": ("nag.cli.compare", "CompareOptions"),
+    "tune": ("nag.cli.tune", "TuneOptions"),
+    "weak-check": ("nag.cli.weak_check", "WeakCheckOptions"),
+    "blind-check": ("nag.cli.blind_check", "BlindCheckOptions"),
 }
-"""The module of every command, whose `run` takes an instance of the class of its options."""
+"""The module of every command, in the order of use, whose `run` takes an instance of the class of its options."""
 
 
 def one_of(commands: dict[str, Any], words: Sequence[str]) -> Any:
@@ -46,7 +47,8 @@ def one_of(commands: dict[str, Any], words: Sequence[str]) -> Any:
             made = subcommand(
                 name,
                 constructor=one_of(place, words),
-                description="Train a denoiser, a regressor, a student or a direction head; merge checkpoints.",
+                description="Train a denoiser, a regressor, a student or a direction head; merge checkpoints.\n\n"
+                "nag finetune regressor MODEL --data IMAGES --output_dir MODEL/regressor",
             )
         else:
             options = getattr(import_module(place[0]), place[1])

@@ -107,8 +107,8 @@ def feature_network(options: FeatureOptions, device: Any) -> Any:
     beside = Path(options.model, "classifier")
     if options.features is None and not beside.is_dir():
         raise ValueError(
-            f"features must be given, got none and no classifier/ in {options.model!r}. Pass a classifier's folder, a "
-            "TorchScript file, or a vision model such as facebook/dinov2-base."
+            f"features must be given, got none and no classifier/ in {options.model!r}. `nag features` makes or fetches one; or "
+            "pass a classifier's folder, a TorchScript file, or a vision model such as facebook/dinov2-base."
         )
     return load_feature_network(
         options.features or beside,

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from nag.files import fetch_beside, read_json
+from nag.network.null_adapter import ADAPTED
 from nag.network.regressor import fingerprint
 from nag.network.table import load_network
 
 __all__ = ["add_adapter", "is_adapter", "merged", "save_adapter", "set_weights", "with_weights"]
 
 ADAPTER = "pytorch_lora_weights.safetensors"
-ADAPTED = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj|to_q|to_k|to_v|to_out\.0|proj_in|proj_out|linear_1|linear_2)"
-"""Layers of diffusers' blocks that an adapter sits on."""
 
 
 def merged(network: nn.Module, other: nn.Module | str, strength: float) -> dict[str, Tensor]:

@@ -41,6 +41,8 @@ def record_dropout(model: Any, share: float) -> None:
 
 def recorded_dropout(model: Any) -> float | None:
     """What `record_dropout` wrote; None for a network that says nothing of it."""
+    if "null_adapter" in vars(unwrap(model)):
+        return 1.0  # which was trained for nothing else
     found = getattr(getattr(unwrap(model), "config", None), _RECORD, None)
     return None if found is None else float(found)
 
@@ -87,7 +89,10 @@ def null_level(model: nn.Module, mask: Tensor | None = None) -> Iterator[None]:
         )
     known = mask is None or architecture.per_sample
     require(("mask", mask, f"be None for {architecture.name}, whose samples share their levels", known))
+    adapter = unwrap(model).__dict__.get("null_adapter")
     with ExitStack() as stack:
+        if adapter is not None:
+            stack.enter_context(adapter.acting(model, mask))
         for module in modules:
             stack.enter_context(instrumented(module, NullLevel, null_mask=mask))
         yield

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 
 from nag.corrections.base import At
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
@@ -36,11 +35,11 @@ from nag.noise.relevel import require_calibratable
 from nag.quality.bench import held_out_images, scheduler_line
 from nag.quality.null_branch import NullBranch, probe_null_branch
 from nag.seams.run import autoencoder_of, denoisers, first_question
-from nag.shift.calls import batch_of, classes_of, encoded, image_size, silent, takes
+from nag.shift.calls import batch_of, classes_of, encoded, image_size, silent, sizes, takes
 from nag.shift.data import DataOptions
 from nag.shift.images import ImageTable
 
-__all__ = ["Diagnosis", "Finding", "broken_parts", "diagnose", "trainable"]
+__all__ = ["Diagnosis", "Finding", "broken_parts", "diagnose"]
 
 STEPS = 20
 STATES = ((5e7, 8), (5e8, 4), (float("inf"), 2))
@@ -125,14 +124,6 @@ def diagnose(
     return found
 
 
-def trainable(pipe: Any) -> bool:
-    """Whether `nag finetune` can train for a pipeline."""
-    networks = list(denoisers(pipe).values())
-    return (
-        autoencoder_of(pipe) is None and len(networks) == 1 and isinstance(unwrap(networks[0]), UNet2DModel)
-    )
-
-
 class _Looking:
     """The places that are looked at, in turn; each gives a finding, or None where there is nothing to say."""
 
@@ -173,10 +164,6 @@ class _Looking:
         return " ".join(parts)
 
     def _missing(self, name: str, text: str, words: str, place: str = "", **options: str) -> Finding:
-        if words.startswith("finetune") and not trainable(self.pipe):
-            return Finding(
-                name=name, state="missing", text=f"{text}; training is for UNet2DModel in pixels so far"
-            )
         return Finding(name=name, state="missing", text=text, command=self._command(words, place, **options))
 
     def pipeline(self) -> Finding:
@@ -255,7 +242,7 @@ class _Looking:
         networks = next(iter(denoisers(self.pipe).values()))
         size = sum(p.numel() for p in networks.parameters())
         count = min(next(count for most, count in STATES if size <= most), len(table))
-        given: dict[str, Any] = {"num_inference_steps": STEPS}
+        given = {"num_inference_steps": STEPS} | sizes(self.pipe, self.data.resolution)
         if takes(self.pipe, "prompt"):
             given["prompt"] = (table.captions or [""] * count)[:count]
         classes = classes_of(self.pipe)
@@ -423,7 +410,8 @@ class _Looking:
         if fetch_beside(self.model, "classifier/config.json") is not None:
             return Finding(name="feature network", state="ok", text="classifier/ beside the model")
         text = "none beside the model; compare and tune need one"
-        return self._missing("feature network", text, "compare", features="facebook/dinov2-base")
+        command = self._command("features classifier")
+        return Finding(name="feature network", state="missing", text=text, command=command)
 
     def device(self) -> Finding:
         modules = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]

@@ -23,7 +23,9 @@ from nag.corrections.tuned import FILE_NAME as TUNED_FILE
 from nag.corrections.tuned import load_tuned
 from nag.files import REGRESSOR_FOLDER, hide_from_download, written_whole
 from nag.network.direction import DIRECTION_FOLDER, DirectionHead
+from nag.network.null_adapter import NULL_ADAPTER_FOLDER
 from nag.network.regressor import NoiseLevelRegressor
+from nag.network.table import unwrap
 from nag.seams.run import beside_checkpoint, corrected, denoisers
 
 __all__ = ["Attached", "attach", "detach", "sampler_of", "split_arguments"]
@@ -135,7 +137,14 @@ class Attached:
             )
         target = Path(save_directory)
         files = {CALIBRATION_FILE: self.noise_calibration_path, TUNED_FILE: self.noise_guidance_path}
-        folders = {REGRESSOR_FOLDER: self.regressor, DIRECTION_FOLDER: self.direction_path}
+        adapter = next(
+            (vars(one)["null_adapter"] for one in _unwrapped(self) if "null_adapter" in vars(one)), None
+        )
+        folders = {
+            REGRESSOR_FOLDER: self.regressor,
+            DIRECTION_FOLDER: self.direction_path,
+            NULL_ADAPTER_FOLDER: adapter,
+        }
         for name, present in (folders | files).items():
             if present is None and (target / name).exists():
                 raise ValueError(
@@ -146,9 +155,11 @@ class Attached:
             super().save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
             if self.regressor is not None:
                 self.regressor.save_pretrained(folder / REGRESSOR_FOLDER)
-                hide_from_download(folder)
+            if adapter is not None:
+                adapter.save_pretrained(folder / NULL_ADAPTER_FOLDER)
             if self.direction_path is not None:
                 DirectionHead.load(self.direction_path.parent).save_pretrained(folder / DIRECTION_FOLDER)
+            hide_from_download(folder)
             for name, path in files.items():
                 if path is not None:
                     shutil.copyfile(path, folder / name)
@@ -240,6 +251,11 @@ def sampler_of(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         value = default if value is None else value
         found[name] = float(value) if isinstance(value, int | float) else otherwise
     return found
+
+
+def _unwrapped(pipe: Any) -> list[Any]:
+    """The pipeline's denoisers, inside their wrappers."""
+    return [unwrap(network) for network in denoisers(pipe).values()]
 
 
 def _give_backbone(regressor: NoiseLevelRegressor, pipe: Any) -> None:

@@ -52,9 +52,14 @@ def takes(pipe: Any, name: str) -> bool:
 
 
 def classes_of(pipe: Any) -> int | None:
-    """Number of classes without the null class; None for a pipeline without class labels."""
+    """Number of classes without the null class; None for a pipeline without class labels.
+
+    DiTPipeline writes 1000 for no class, so its table has at least 1001 rows; where it names its classes, these are all.
+    """
     if not takes(pipe, "class_labels"):
         return None
+    if names := getattr(pipe, "labels", None):
+        return max(names.values()) + 1
     network = main_network(pipe)
     return architecture_of(network).null_class(unwrap(network))
 

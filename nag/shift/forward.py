@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from nag.files import Archive, written_file
 from nag.network.regressor import NoiseEstimate, fingerprint
 from nag.noise.process import GaussianProcess
-from nag.seams.run import Diverged, first_question
+from nag.seams.run import AUTOENCODERS, Diverged, first_question
 from nag.shift.calls import batch_of, sample_generators, silent
 from nag.shift.images import fingerprint_of_images
 
@@ -87,7 +87,7 @@ class Told:
     def identity(self) -> dict[str, Any]:
         """What is told, and the networks that encode it and are told."""
         parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
-        networks = {name: fingerprint(part) for name, part in parts.items() if name != "vae"}
+        networks = {name: fingerprint(part) for name, part in parts.items() if name not in AUTOENCODERS}
         return {"arguments": dict(self.arguments), "networks": networks}
 
 

@@ -19,7 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ["ImageTable", "fingerprint_of_images", "load_images"]
+from nag.shift.data import DataOptions
+
+__all__ = ["ImageTable", "columns_of", "fingerprint_of_images", "load_images"]
 
 MEMORY_LIMIT = 2 * 2**30
 HELD_OUT = ("heldout", "validation", "test")
@@ -262,6 +264,11 @@ def load_images(
         center_crop=center_crop,
     )
     return table.check(skip_unreadable=skip_unreadable_images, progress=progress)
+
+
+def columns_of(options: DataOptions) -> list[str]:
+    """The columns of a data set."""
+    return list(_rows(options.data, options.dataset_config_name, options.split, False).column_names)
 
 
 def fingerprint_of_images(images: Float[Tensor, "images *shape"]) -> str:

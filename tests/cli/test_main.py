@@ -123,6 +123,8 @@ def test_calibrate_then_shift(checkpoint, tmp_path):
     assert done.exit_code == 0, done.output
     assert "timestep_spacing=trailing, clip_sample=False" in done.output
     assert len(json.loads(table.read_text())["tables"]) == 1
+    assert "timestep  nominal  measured" in done.output
+    assert table.with_suffix(".png").is_file()
     again = nag(*words)
     assert again.exit_code == WRONG_INPUT
     assert "output_dir must not hold a table for DDIMScheduler with 3 steps" in again.output

@@ -1,6 +1,7 @@
 """The scripts of the hub models: every stage for some steps; plain diffusers opens what comes out; the whole way's flags exist."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def scripts():
     """The scripts, by name; other examples have some of the same names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(HERE)
-        names = ("training", "emoji", "fashion_dit", "whole_way")
+        names = ("training", "emoji", "fashion_dit", "whole_way", "draw")
         for name in names:
             patch.delitem(sys.modules, name, raising=False)
         found = {name: importlib.import_module(name) for name in names}
@@ -141,10 +142,9 @@ def test_the_way_is_of_commands_that_exist(scripts):
         module, name = place[words[1]] if isinstance(place, dict) else place
         known = set(getattr(importlib.import_module(module), name).__dataclass_fields__)
         flags = {word[2:] for word in words if word.startswith("--")}
-        assert flags - {"lora_rank"} <= known, step
+        assert flags <= known, step
         if words[0] == "compare":
-            given = words[words.index("--corrections") + 1 : words.index("--output_dir")]
-            assert parse_methods(dict.fromkeys(word for word in given if not word.startswith("-")))
+            assert parse_methods(dict.fromkeys(way.WAY[step][2]["corrections"]))
 
 
 def test_a_step_that_is_done_is_left_alone(scripts, tmp_path, capsys, monkeypatch):
@@ -156,3 +156,32 @@ def test_a_step_that_is_done_is_left_alone(scripts, tmp_path, capsys, monkeypatc
     assert [words[:3] for words in ran] == [["finetune", "regressor", str(tmp_path / "emoji" / "null")]]
     with pytest.raises(SystemExit, match="steps must be among .*, got emoji_all"):
         way.main(("emoji_all",), tmp_path)
+
+
+def test_the_page_holds_what_was_measured(scripts):
+    draw = scripts["draw"]
+    text = draw.PAGE.read_text(encoding="utf-8")
+    assert text == draw.page(text)
+    for path in draw.RESULTS.glob("*.json"):
+        assert not any(place in path.read_text() for place in ("/work/", "/tmp/", "/home/", "outputs/"))
+
+
+def test_results_are_taken_over_without_their_folders(scripts, tmp_path, monkeypatch):
+    draw = scripts["draw"]
+    monkeypatch.setattr(draw, "RESULTS", tmp_path / "docs")
+    number = {"value": 2.0, "standard_error": 0.25}
+    row = {"evaluations": 40.0, "refused": None, "frechet": number, "minus_plain": None, "seconds": 3}
+    method = "merged:network=outputs/hub_models/emoji/one_pass,strength=0.5"
+    shift = {"mean_shift": 0.1, "mean_shift_standard_error": 0.01, "num_measured": 9, "num_steps": 10}
+    shift |= {"mean_abs_shift": None, "mean_abs_shift_standard_error": None, "curve_mean": [1]}
+    for step, content in {
+        "shift_4/shift.json": {"runs": [{"name": "DDIM 20", "samples": "data:", "shift": shift}]},
+        "compare_4/compare.json": {"rows": [row | {"method": method, "chosen": method}]},
+    }.items():
+        (tmp_path / "emoji" / step).parent.mkdir(parents=True)
+        (tmp_path / "emoji" / step).write_text(json.dumps(content))
+    draw.take_over(tmp_path)
+    assert "| emoji | 4 | 0.100 ± 0.010 | not measurable | 9 of 10 |" in draw.shifts()
+    assert "| emoji | 4 | one pass, distilled LoRA (0.5) | 2.00 ± 0.25 | – |" in draw.comparisons()
+    assert "outputs" not in (tmp_path / "docs" / "emoji_compare_4.json").read_text()
+    assert "curve" not in (tmp_path / "docs" / "emoji_shift_4.json").read_text()

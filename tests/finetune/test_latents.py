@@ -3,16 +3,19 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from nag.finetune.cache import encoded_captions
+from nag.finetune.cache import encoded_captions, encoded_images
 from nag.finetune.subject import Subject
 from nag.load import NAGPipeline
 from nag.network.regressor import fingerprint
 from nag.seams.attach import attach
 from nag.shift.calls import main_network
+from nag.shift.images import load_images
+from tests.command import nag
 from tests.seams.zoo_transformers import dit, flux, pixart, sd3
 from tests.seams.zoo_unets import sdxl, stable_diffusion
 from tests.shift.test_any_pipeline import CAPTIONS, captioned, said
@@ -85,7 +88,8 @@ def sampled(pipe, **more):
     sizes = {"height": 16, "width": 16, "use_resolution_binning": False}
     given |= {k: v for k, v in sizes.items() if k in named}
     generator = torch.Generator().manual_seed(0)
-    return pipe(**given, num_inference_steps=2, generator=generator, output_type="latent", **more).images
+    images = pipe(**given, num_inference_steps=2, generator=generator, output_type="latent", **more).images
+    return np.asarray(images)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -107,8 +111,8 @@ def test_the_whole_way(name, tmp_path):
             assert fingerprint(getattr(tuned, part)) == fingerprint(getattr(base, part))
     plain = sampled(tuned)
     guided = sampled(NAGPipeline.from_pretrained(tmp_path / "denoiser"), noise_guidance_scale=1.0)
-    assert torch.isfinite(torch.as_tensor(guided)).all()
-    assert not torch.equal(torch.as_tensor(plain), torch.as_tensor(guided))
+    assert np.isfinite(guided).all()
+    assert not np.array_equal(plain, guided)
     lora = ("--weak", "null", "--lora_rank", 2, "--held_out_samples", 4, "--scale", 1)
     command("distill", tmp_path / "denoiser", tmp_path, *lora)
     assert (tmp_path / "distill" / "adapter.json").is_file()
@@ -120,3 +124,88 @@ def test_the_whole_way(name, tmp_path):
     judged = ("--regressor", tmp_path / "regressor", "--data", tmp_path / "data", "--output_dir", measured)
     said("shift", tmp_path / "denoiser", *judged, *sized)
     assert json.loads((tmp_path / "shift" / "shift.json").read_text())["runs"]
+
+
+def test_a_lora_is_one_for_plain_diffusers(tmp_path):
+    """At strength 1 it is the checkpoint that `nag finetune merge` makes."""
+    captioned(tmp_path / "data", count=8)
+    stable_diffusion().save_pretrained(tmp_path / "base")
+    command("denoiser", tmp_path / "base", tmp_path, "--lora_rank", 2, "--num_validation_images", 0)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "base")
+    before = sampled(pipe)
+    pipe.load_lora_weights(tmp_path / "denoiser", adapter_name="null")
+    with_lora = sampled(pipe)
+    assert not np.allclose(with_lora, before, atol=1e-3)
+    merging = ("finetune", "merge", tmp_path / "base", tmp_path / "denoiser", "--strength", 1)
+    said(*merging, "--output_dir", tmp_path / "merged")
+    np.testing.assert_allclose(
+        sampled(DiffusionPipeline.from_pretrained(tmp_path / "merged")), with_lora, atol=1e-4
+    )
+    pipe.set_adapters("null", 0.0)
+    np.testing.assert_allclose(sampled(pipe), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd", "dit"])
+def test_a_null_adapter_leaves_what_is_told_as_it_was(name, tmp_path):
+    captioned(tmp_path / "data", count=8)
+    FAMILIES[name]().save_pretrained(tmp_path / "base")
+    command("denoiser", tmp_path / "base", tmp_path, "--null_adapter_rank", 2)
+    plain = sampled(DiffusionPipeline.from_pretrained(tmp_path / "base"))
+    pipe = NAGPipeline.from_pretrained(tmp_path / "base", null_adapter=tmp_path / "denoiser")
+    adapter = vars(main_network(pipe))["null_adapter"]
+    assert max(float(weight.detach().abs().max()) for weight in adapter.high) > 0
+    assert np.array_equal(sampled(pipe), plain)
+    assert not np.allclose(sampled(pipe, noise_guidance_scale=1.0), plain, atol=1e-4)
+
+
+def test_captions_that_are_missing_are_counted(tmp_path):
+    from datasets import load_dataset
+
+    rows = load_dataset(
+        "parquet", data_files=str(captioned(tmp_path / "d", count=8) / "heldout.parquet"), split="train"
+    )
+    (tmp_path / "data").mkdir()
+    rows.map(lambda row, i: {"text": "" if i in (2, 5) else row["text"]}, with_indices=True).to_parquet(
+        tmp_path / "data" / "heldout.parquet"
+    )
+    stable_diffusion().save_pretrained(tmp_path / "base")
+    words = (
+        "--data",
+        tmp_path / "data" / "heldout.parquet",
+        "--resolution",
+        16,
+        "--output_dir",
+        tmp_path / "out",
+    )
+    done = nag("finetune", "denoiser", tmp_path / "base", *words)
+    assert done.exit_code == 2
+    assert "captions must be given for every image, got 2 of 8 empty: rows 2, 5." in done.output
+
+
+def test_another_vae_or_size_makes_another_cache(tmp_path):
+    """And an encoding that was stopped goes on: shards that are there are not made again."""
+    data = captioned(tmp_path / "data", count=6) / "heldout.parquet"
+
+    def encoded(pipe, size=16):
+        subject = Subject.of(attach(pipe), size)
+        return encoded_images(
+            subject, load_images(data, channels=3, resolution=size, progress=False), tmp_path / "c"
+        )
+
+    pipe = stable_diffusion()
+    first = encoded(pipe)
+    mean, std = first[3][0]
+    image = load_images(data, channels=3, resolution=16, progress=False).tensor([3])
+    with torch.no_grad():
+        spread = pipe.vae.encode(image).latent_dist
+    torch.testing.assert_close(mean, spread.mean[0] * pipe.vae.config.scaling_factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(std, spread.std[0] * pipe.vae.config.scaling_factor, rtol=1e-4, atol=1e-5)
+    again = encoded(stable_diffusion())
+    assert len(list((tmp_path / "c").iterdir())) == 1
+    assert torch.equal(again.tensor(), first.tensor())
+    other = stable_diffusion()
+    with torch.no_grad():
+        other.vae.quant_conv.bias += 1
+    encoded(other)
+    encoded(pipe, 32)
+    assert len(list((tmp_path / "c").iterdir())) == 3
