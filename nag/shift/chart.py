@@ -38,14 +38,22 @@ MOST_SIGNS = 40  # in a strip of more steps a sign has no room
 
 
 def scale_of(plain: Iterable[Iterable[Mapping[str, Any]]]) -> float:
-    """The shift at which the colours of all strips are full: 1, 2, 3 or 5 times a power of ten, above nine plain steps in ten."""
+    """The shift at which the colours of all strips are full: 1, 2, 3 or 5 times a power of ten.
+
+    It is above nine plain steps in ten, and above three standard errors of half of them, or noise would look like shift.
+    """
+    steps = [step for run in plain for step in run]
     found = [
-        abs(next(v for v in (step["shift"], step.get("bound")) if v is not None))
-        for steps in plain
+        abs(step["shift"] if step["shift"] is not None else step["bound"])
         for step in steps
         if step["shift"] is not None or step.get("bound") is not None
     ]
-    top = max(SMALLEST_SCALE, float(np.quantile(found, 0.9)) if found else 0.0)
+    errors = [step["standard_error"] for step in steps if step["standard_error"] is not None]
+    top = max(
+        SMALLEST_SCALE,
+        float(np.quantile(found, 0.9)) if found else 0.0,
+        3 * float(np.median(errors)) if errors else 0.0,
+    )
     power = 10.0 ** math.floor(math.log10(top) + 1e-9)
     return next(digit * power for digit in (1, 2, 3, 5, 10) if digit * power >= top * (1 - 1e-9))
 
