@@ -18,7 +18,8 @@ def without_seconds(value: Any) -> Any:
     return [without_seconds(item) for item in value] if isinstance(value, list) else value
 
 
-def publish(comparison: Path, results: Path) -> None:
-    """Writes what a `compare.json` has measured to a page's results."""
+def publish(measured: Path, results: Path, *, left_out: tuple[str, ...] = ()) -> None:
+    """Writes what a `compare.json` or `weak_check.json` has measured to a page's results."""
+    found = {key: value for key, value in without_seconds(read_json(measured)).items() if key not in left_out}
     with written_file(results) as part:
-        part.write_text(json.dumps(without_seconds(read_json(comparison)), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Training checkpoints: safetensors and JSON only, whole folders or none.
 
-Holds the weights, their moving average, the optimizer's moments and the step. There is no random state to keep: every
-random number is drawn from the seed and the sample's position in the stream (`finetune.stream`).
+Holds the weights that are trained, their moving average, the optimizer's moments and the step. There is no random state to keep:
+every random number is drawn from the seed and the sample's position in the stream (`finetune.stream`).
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
+def _frozen(model: nn.Module) -> set[str]:
+    """The weights that are not trained, which are those of the base model."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -70,9 +75,9 @@ def save_checkpoint(
     for name, parameter in _trained(model):
         for key, value in optimizer.state.get(parameter, {}).items():
             moments[f"{name}:{key}"] = value.detach().cpu().contiguous()
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part / "model.safetensors"
-    )
+    frozen = _frozen(model)
+    own = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in frozen}
+    save_file(own, part / "model.safetensors")
     save_file(moments, part / "optimizer.safetensors")
     if ema is not None:
         names = [name for name, _ in _trained(model)]
@@ -93,7 +98,12 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Puts everything back that `save_checkpoint` wrote, and returns its state."""
     state: dict[str, Any] = read_json(folder / "state.json")
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    found = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    strange = {*found.missing_keys} - _frozen(model) | {*found.unexpected_keys}
+    if strange:
+        raise ValueError(
+            f"resume_from_checkpoint must hold the weights that are trained, got {folder} without {', '.join(sorted(strange)[:3])}."
+        )
     moments = load_file(folder / "optimizer.safetensors")
     for name, parameter in _trained(model):
         entries = {key.split(":")[1]: value for key, value in moments.items() if key.split(":")[0] == name}

@@ -234,7 +234,20 @@ def screened() -> str:
     return "\n".join(lines)
 
 
-def correlations() -> dict[str, tuple[float, float]]:
+def plain_of_weak_models() -> str:
+    """Plain sampling beside the weak models."""
+    row = of(rows("weak_models"), "plain")
+    return "not run" if row is None else shown(row["frechet"])
+
+
+def timing(head: str) -> str:
+    """Time of a step with a head, as a multiple."""
+    found = read_json(RESULTS / "timing.json")[head]
+    low, high = found["quartiles"]
+    return f"{found['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def correlations() -> dict[str, str]:
     """Spearman's between each kind of screen and minus the distance, with its p-value."""
     from scipy.stats import spearmanr
 
@@ -248,7 +261,7 @@ def correlations() -> dict[str, tuple[float, float]]:
         kind: spearmanr([p[k] for p in pairs], [p[2] for p in pairs])
         for k, kind in enumerate(("forward", "reached"))
     }
-    return {kind: (float(one.statistic), float(one.pvalue)) for kind, one in tried.items()}
+    return {kind: f"{one.statistic:+.2f} (p = {one.pvalue:.2f})" for kind, one in tried.items()}
 
 
 def tuning(study: str, start: str) -> str:
@@ -280,6 +293,11 @@ def page() -> str:
         budgets=budgets,
         controls=controls,
         tuning=tuning,
+        shares=shares,
+        screened=screened,
+        timing=timing,
+        plain_of_weak_models=plain_of_weak_models,
+        correlations=correlations,
         columns=COLUMNS,
         names=NAMES,
     )

@@ -231,8 +231,8 @@ def main(
         print("nag " + " ".join(words[2:]), flush=True)
         if not show:
             subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
-            name = "weak_check" if study == "weak_check" else "compare"
-            publish(ROOT / output_dir / study / f"{name}.json", RESULTS / f"{study}.json")
+            name, left_out = ("weak_check", ("rows",)) if study == "weak_check" else ("compare", ())
+            publish(ROOT / output_dir / study / f"{name}.json", RESULTS / f"{study}.json", left_out=left_out)
 
 
 if __name__ == "__main__":

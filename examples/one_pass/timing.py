@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 METHODS = {
     "direction": "direction:head={models}/direction,scale=1",
     "exit": "exit_head:head={models}/exit,scale=0.5",
-    "autoguidance": "autoguidance:network={models}/weak_0,scale=1",
 }
 
 
@@ -36,8 +35,8 @@ def seconds(pipe: Any, count: int, **options: Any) -> float:
 
 def main(
     models: Annotated[Path, arg(help="Folder of train.py's models.")] = Path("outputs/one_pass"),
-    pairs: Annotated[int, arg(help="Times that each is sampled.")] = 20,
-    samples: Annotated[int, arg(help="Samples each time.")] = 64,
+    pairs: Annotated[int, arg(help="Times that each is sampled.")] = 15,
+    samples: Annotated[int, arg(help="Samples each time.")] = 32,
 ) -> None:
     """Time the heads."""
     torch.set_num_threads(1)

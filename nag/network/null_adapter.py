@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from nag.files import safely
 from nag.network.swap import Instrument, instrumented
-from nag.network.table import unwrap
+from nag.network.table import level_modules, unwrap
 
 __all__ = ["ADAPTED", "NULL_ADAPTER_FOLDER", "NullAdapter"]
 
@@ -44,8 +44,9 @@ class Changed(Instrument):
     null_rows: Tensor | None
     null_pair: tuple[Tensor, Tensor]
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        plain: Tensor = super().__call__(x, *args, **kwargs)  # type: ignore[misc]
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        plain: Tensor = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        x = args[0] if args else next(iter(kwargs.values()))
         low, high = (weight.to(x.device, x.dtype) for weight in self.null_pair)
         if low.ndim == 2:
             change = functional.linear(functional.linear(x, low), high)
@@ -83,16 +84,26 @@ class NullAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def of(cls, network: nn.Module, rank: int) -> NullAdapter:
-        """An untrained one, of which nothing comes yet."""
+        """An untrained one, of which nothing comes yet.
+
+        Raises:
+            ValueError: if the network has no layer of diffusers' names.
+        """
         from nag.network.regressor import fingerprint
 
         model = unwrap(network)
+        hidden = {part for module in level_modules(model) for part in module.modules()}
         layers = {
             name: list(layer.weight.shape)
             for name, layer in model.named_modules()
             if re.fullmatch(ADAPTED, name)
+            and layer not in hidden
             and (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
         }
+        if not layers:
+            raise ValueError(
+                f"network must have layers of diffusers' names for a null adapter, got a {type(model).__name__}. Train it as a whole."
+            )
         return cls(rank=rank, layers=layers, network=fingerprint(model))
 
     @classmethod

@@ -169,10 +169,14 @@ def _summed(key: tuple[str, str, float], sums: Tensor, resamples: int, draws: to
 
 
 def shares(rows: list[LevelScreen]) -> dict[str, dict[str, float]]:
-    """The share of the loss that each weak model could take off, averaged over levels, by kind of state."""
+    """The share of the loss that guidance by each weak model could take off, averaged over levels, by kind of state.
+
+    Guidance has no weight below 0: a level whose w* is negative counts as nothing.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        found.setdefault(row.weak, {}).setdefault(row.states, []).append(row.gain.value)
+        gain = row.gain.value if row.weight.value > 0 else 0.0
+        found.setdefault(row.weak, {}).setdefault(row.states, []).append(gain)
     return {name: {k: sum(v) / len(v) for k, v in kinds.items()} for name, kinds in found.items()}
 
 
@@ -205,7 +209,8 @@ def draw(rows: list[LevelScreen], path: str | os.PathLike[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    names = len({row.weak for row in rows})
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4 + 0.12 * names), layout="constrained")
     colours = {name: f"C{k % 10}" for k, name in enumerate(dict.fromkeys(row.weak for row in rows))}
     for name, colour in colours.items():
         for states, style in ((FORWARD, "-"), (REACHED, "--")):
@@ -220,13 +225,15 @@ def draw(rows: list[LevelScreen], path: str | os.PathLike[str]) -> None:
                     color=colour,
                     marker="o",
                     ms=3,
-                    label=f"{name}, {states} states",
+                    label=name if states == FORWARD and axis is axes[0] else None,
                 )
     axes[0].set(xlabel="log-SNR (right: cleaner)", ylabel="best weight w* by squared error")
     axes[1].set(xlabel="log-SNR (right: cleaner)", ylabel="share of the loss it takes off", yscale="log")
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[0].axhline(0, color="k", lw=0.5)
-    axes[0].legend(fontsize=8)
+    figure.legend(
+        loc="outside lower center", ncols=2, fontsize=8, title="full: forward states; dashed: states reached"
+    )
     figure.savefig(path, dpi=150, format="png")
     plt.close(figure)

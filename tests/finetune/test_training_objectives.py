@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from nag.blind.energy import energy_gradient
 from nag.finetune import denoiser
 from nag.finetune.denoiser import DenoiserOptions
 from nag.finetune.stream import Draws
 from nag.finetune.subject import Subject
-from nag.finetune.training_objectives import new_scheduler
+from nag.finetune.training_objectives import min_snr, new_scheduler, objective_of_network
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline, UNet2DPipeline
@@ -240,3 +240,29 @@ def test_a_run_of_another_objective_is_not_resumed(options):
     other = replace(options, objective="ddpm", level_dropout=1.0, resume_from_checkpoint="latest")
     with pytest.raises(ValueError, match="resume_from_checkpoint.*got objective flow there"):
         denoiser.run(other)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
+def test_min_snr_weights_are_those_of_the_paper(prediction):
+    """Hang 2023, section 3.4, for eps, v and x_0; a velocity's error is 1/t of the clean image's."""
+    scheduler = (
+        FlowMatchEulerDiscreteScheduler()
+        if prediction == "flow"
+        else DDPMScheduler(prediction_type=prediction)
+    )
+    objective = objective_of_network(scheduler)
+    t = objective.level(torch.tensor([0.05, 0.3, 0.6, 0.9], dtype=torch.float64))
+    if prediction == "flow":
+        snr = ((1 - t) / t) ** 2
+    else:
+        alphas = scheduler.alphas_cumprod[objective.timestep(t).long()].double()
+        snr = alphas / (1 - alphas)
+    least = snr.clamp(max=5.0)
+    expected = {
+        "epsilon": least / snr,
+        "v_prediction": least / (snr + 1),
+        "sample": least,
+        "flow": least * t**2,
+    }[prediction]
+    torch.testing.assert_close(min_snr(objective, t, 5.0), expected, rtol=1e-4, atol=1e-7)
+    assert torch.equal(min_snr(objective, t, None), torch.ones_like(t))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nag.network.degraded import DEGRADED, PARTS, degraded, degraded_modules
 from nag.network.direction import DirectionHead
 from nag.network.null import null_level
+from nag.network.null_adapter import NullAdapter
 from nag.network.regressor import tapped
 from nag.network.table import ARCHITECTURES, architecture_of, level_modules
 from tests.network.cases import give_null_vectors
@@ -32,6 +33,7 @@ TOLD = {"t": (3.0, 900.0), "t-1": (2.0, 899.0), "t/T": (0.003, 0.9), "1-t/T": (0
 MASK = torch.tensor([True, False, True])
 
 
+WITHOUT_LAYERS = {"UNet1DModel"}
 SLOW = {"WanAnimate2Transformer3DModel"}  # five seconds, for its attention is not compiled
 
 
@@ -216,6 +218,32 @@ def test_features_have_one_row_per_sample_and_no_level(case):
 
 
 @torch.no_grad()
+def test_a_null_adapter_acts_without_the_level_alone(case):
+    """Told predictions stay bit-identical; without the level they are others, once the adapter is more than zero."""
+    name, model = case
+    inputs = arguments(name, 3) | told(name, model)
+    plain = call(model, inputs)
+    with null_level(model):
+        null = call(model, inputs)
+    if name in WITHOUT_LAYERS:
+        with pytest.raises(
+            ValueError, match="network must have layers of diffusers' names for a null adapter"
+        ):
+            NullAdapter.of(model, 2)
+        return
+    adapter = NullAdapter.of(model, 2)
+    with torch.no_grad():
+        for weight in adapter.high:
+            weight.fill_(0.1)
+    model.__dict__["null_adapter"] = adapter
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(call(model, inputs), plain, strict=True))
+        with null_level(model):
+            assert_differ(call(model, inputs), null)
+    finally:
+        del model.__dict__["null_adapter"]
+
+
 def test_a_direction_head_reads_them_or_refuses(case):
     name, model = case
     inputs = arguments(name, 3) | told(name, model)

@@ -11,8 +11,9 @@ from nag.cli.weak_check import WeakCheckOptions
 from nag.corrections import WeakModel
 from nag.network.degraded import degraded
 from nag.network.null import null_level
+from nag.noise.measured import Measured
 from nag.pipelines import UNet2DPipeline
-from nag.quality.weak_check import rank_correlation, screen
+from nag.quality.weak_check import LevelScreen, rank_correlation, screen, shares
 from tests.corrections.samplers import network
 from tests.models import seeded, tiny_checkpoint
 
@@ -153,6 +154,15 @@ def test_what_is_no_weak_model_is_refused(tmp_path, weak):
     folder = tiny_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=weak.split(":")[0]):
         weak_check.run(WeakCheckOptions(model=str(folder / "model"), data=folder / "data", weak=(weak,)))
+
+
+def test_a_level_whose_best_weight_is_negative_counts_as_nothing():
+    def row(weight, gain, states="forward"):
+        weight, gain = (Measured(value=value, standard_error=0.1) for value in (weight, gain))
+        return LevelScreen(weak="a", states=states, log_snr=0.0, weight=weight, gain=gain, size=1.0)
+
+    rows = [row(0.5, 0.2), row(-0.5, 0.9), row(0.1, 0.1), row(-1, 0.4, "reached")]
+    assert shares(rows) == {"a": {"forward": pytest.approx(0.1), "reached": 0.0}}
 
 
 def test_the_rank_correlation_is_spearmans(tmp_path):
