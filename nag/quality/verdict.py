@@ -17,7 +17,7 @@ from nag.noise.named import make_scheduler
 from nag.quality.bench import Bench
 from nag.shift import ReportRun, forward_reference, measure_shift, record
 from nag.shift.measure import NoiseShift
-from nag.shift.verdict import removed, sided
+from nag.shift.verdict import BOUND, removed, sided
 
 __all__ = [
     "BOUND",
@@ -30,9 +30,6 @@ __all__ = [
     "minutes_needed",
     "pass_time",
 ]
-
-BOUND = 0.02
-"""In log(sigma/alpha): a shift that is within this, its error included, is none."""
 
 LEAST, MOST = 48, 1024  # samples
 GRID = 40  # levels of a forward reference
