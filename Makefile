@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check stats clean
+.PHONY: help demo test slow check docs stats clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,9 +30,12 @@ check: $(INSTALLED) ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED) ## the site, into site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 stats: $(INSTALLED) ## the size of the house: files, lines, floors, arrows
 	$(BIN)/python -m tests.house
 
 clean: ## remove what was built and written, but not .venv
-	rm -rf build dist *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -30,10 +30,13 @@ class MergeOptions:
 
 
 def run(options: MergeOptions) -> None:
-    """Writes the merged pipeline; the first one's scheduler and other parts stay."""
+    """Writes the merged pipeline; the first one's scheduler and other parts stay, but nothing that belongs to its weights:
+    regressor, null adapter, direction head, calibration and tuned settings lie beside the first alone.
+    """
     from nag.files import written_whole
     from nag.load import NAGPipeline
     from nag.network.merged import merged, set_weights
+    from nag.seams import detach
     from nag.shift.calls import main_network
 
     folder = options.output_dir
@@ -43,7 +46,7 @@ def run(options: MergeOptions) -> None:
     network = main_network(pipe)
     set_weights(network, merged(network, options.other, options.strength))
     with written_whole(folder) as part:
-        pipe.save_pretrained(part)
+        detach(pipe).save_pretrained(part)
     print(f"Written: {folder}")
 
 

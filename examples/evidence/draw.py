@@ -1,6 +1,6 @@
-"""Draws docs/evidence.md, its picture and the README's table from docs/evidence/*.json and the prose beside this file.
+"""Draws docs/evidence.md, its picture and a table of docs/results.md from docs/evidence/*.json and the prose beside this file.
 
-    python examples/evidence/draw.py            # writes docs/evidence.md, docs/images/pareto.png and the README's table
+    python examples/evidence/draw.py            # writes docs/evidence.md, docs/images/pareto.png and that table
     python examples/evidence/draw.py --check    # exit code 1 if a text is not what would be written
 
 The prose is evidence.md.jinja; it asks for tables by the name of a study of run.py. A study, or a row of one, that was
@@ -137,7 +137,7 @@ def verdicts(*studies: str, plain: str) -> str:
 
 
 def headline() -> str:
-    """The table of the README: the methods of each sampler at equal cost."""
+    """The table of docs/results.md: the methods of each sampler at equal cost."""
     kinds = {
         "plain": ("plain",),
         "epsilon scaling": ("epsilon_scaling",),
@@ -165,9 +165,9 @@ def name_of(row: dict[str, Any]) -> str:
     return "+".join(part.partition(":")[0] for part in re.split(r"\+(?=[a-z])", row["chosen"]))
 
 
-def readme() -> str:
-    """The README with its table drawn anew."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def results() -> str:
+    """The page of results with its table drawn anew."""
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     start, end = "<!-- drawn by examples/evidence/draw.py -->\n", "<!-- end -->"
     before, _, rest = text.partition(start)
     return before + start + headline() + "\n" + end + rest.partition(end)[2]
@@ -321,8 +321,8 @@ def picture(path: Path) -> None:
 def main(
     check: Annotated[bool, arg(help="Compare and write nothing.")] = False,
 ) -> None:
-    """Write docs/evidence.md, docs/images/pareto.png and the README's table."""
-    files = {ROOT / "docs" / "evidence.md": page(), ROOT / "README.md": readme()}
+    """Write docs/evidence.md, docs/images/pareto.png and the table of docs/results.md."""
+    files = {ROOT / "docs" / "evidence.md": page(), ROOT / "docs" / "results.md": results()}
     if check:
         same = all(path.read_text(encoding="utf-8") == text for path, text in files.items())
         raise SystemExit(0 if same else 1)

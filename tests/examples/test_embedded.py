@@ -1,20 +1,19 @@
-"""What comes with the repository: the model, its unconditional twin, the regressors, the images; and the README's snippets."""
+"""What comes with the repository: the model, its unconditional twin, the regressors, the images; snippets and tutorials."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
 
-from nag.blind import EquilibriumMatchingScheduler
+from nag.cli.main import main
 from nag.load import NAGPipeline
 from nag.network.regressor import NoiseLevelRegressor
-from nag.pipelines import EqMPipeline, NoiseUnconditionalPipeline
 from nag.quality.feature_network import SmallClassifier
 from nag.shift.accuracy import measure_accuracy
 from nag.shift.images import load_images
-from tests.models import tiny_unet
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "examples" / "fashion_mnist"
@@ -97,22 +96,48 @@ def test_the_frozen_head_belongs_to_the_model():
         NAGPipeline.from_pretrained(HOME / "model_unconditional", regressor=HOME / "regressors" / "frozen")
 
 
-def snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: language and text."""
+    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:gradient_norm_threshold must be met"
-)  # an untrained field does not vanish
-@pytest.mark.parametrize("number", range(len(snippets())))
-def test_readme_snippets_run(number, monkeypatch, capsys, tmp_path):
-    """In a folder with the examples and with what the commands before the snippets would have made."""
+SNIPPETS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in (ROOT / "README.md", ROOT / "docs" / "guide.md")
+    for number, (language, code) in enumerate(blocks(page))
+    if language == "python"
+]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+
+
+@pytest.fixture
+def folder_with_examples(monkeypatch, tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    flow = FlowMatchEulerDiscreteScheduler()
-    NoiseUnconditionalPipeline(unet=tiny_unet(), scheduler=flow).save_pretrained("my-blind-flow")
-    EqMPipeline(unet=tiny_unet(), scheduler=EquilibriumMatchingScheduler()).save_pretrained("my-eqm")
-    exec(snippets()[number], {"held_out_images": held_out("test", 16).tensor()})
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+@pytest.mark.usefixtures("folder_with_examples")
+def test_snippets_run(code):
+    exec(code, {"held_out_images": held_out("test", 16).tensor()})
+
+
+# an untrained field does not vanish; few samples are said to be few
+@pytest.mark.filterwarnings("ignore:gradient_norm_threshold must be met")
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("folder_with_examples")
+def test_tutorials_run(page):
+    """All blocks of a page, one after the other: commands by the command line's own parser, Python in one namespace."""
+    names: dict[str, object] = {}
+    for language, code in blocks(page):
+        if language == "python":
+            exec(code, names)
+        elif language == "bash":
+            for line in code.replace("\\\n", " ").splitlines():
+                program, *words = shlex.split(line, comments=True)
+                assert program == "nag"
+                main(words)
 
 
 def test_the_page_of_evidence_shows_what_was_measured(monkeypatch):
@@ -124,11 +149,12 @@ def test_the_page_of_evidence_shows_what_was_measured(monkeypatch):
     assert drawn in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
 
 
-def test_every_row_of_the_readme_is_a_measured_cell():
+def test_every_row_of_the_results_is_a_measured_cell():
     import json
 
     rows = re.findall(
-        r"\| ([+-]\d\.\d{3}) ± (\d\.\d{3}) \| \**([\d.]+) / ([\d.]+)\** \|", (ROOT / "README.md").read_text()
+        r"\| ([+-]\d\.\d{3}) ± (\d\.\d{3}) \| \**([\d.]+) / ([\d.]+)\** \|",
+        (ROOT / "docs" / "results.md").read_text(),
     )
     cells = [json.loads(path.read_text()) for path in (ROOT / "docs" / "evidence").glob("cell-*.json")]
     assert len(rows) > 10

@@ -55,7 +55,7 @@ def test_every_study_can_be_asked_for(evidence):
 def test_the_page_is_what_was_measured(evidence):
     _, draw = evidence
     assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == draw.page()
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == draw.readme()
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == draw.results()
     assert draw.headline().count("\n") >= 6  # and there is something to show
 
 

@@ -17,6 +17,7 @@ from nag.finetune.guided import guided_states
 from nag.finetune.merge import MergeOptions
 from nag.finetune.subject import Subject
 from nag.finetune.weak import half_width
+from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.shift.images import load_images
 from tests.models import seeded, tiny_checkpoint, tiny_unet
@@ -222,6 +223,15 @@ def test_strength_leads_from_the_model_to_the_student(checkpoint):
     assert torch.equal(weights(merged(checkpoint, options.output_dir, 1.0)), student)
     beyond = weights(merged(checkpoint, options.output_dir, -0.5))
     torch.testing.assert_close(beyond, model - 0.5 * (student - model), rtol=0, atol=1e-6)
+
+
+def test_what_belongs_to_the_weights_of_the_model_does_not_go_along(checkpoint):
+    """A head on the first network's features would be refused by the merged one."""
+    other = tiny_unet(seed=5, num_class_embeds=3)
+    DDIMPipeline(unet=other, scheduler=DDIMScheduler()).save_pretrained(checkpoint / "other")
+    assert NAGPipeline.from_pretrained(checkpoint / "model").regressor is not None
+    merged(checkpoint, checkpoint / "other", 0.5)
+    assert NAGPipeline.from_pretrained(checkpoint / "merged 0.5").regressor is None
 
 
 @torch.no_grad()
