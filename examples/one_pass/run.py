@@ -150,7 +150,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "heads_dpm++": SMALL
     | {
         "schedulers": ["dpm++"],
-        "steps": [20],
+        "evaluations": [20],
         "corrections": [
             "exit_head:head={models}/exit,scale=0.25",
             "direction:head={models}/direction,scale=1",
