@@ -166,9 +166,9 @@ STUDIES: dict[str, dict[str, Any]] = {
         | {
             "schedulers": ["ddim"],
             "evaluations": [budget],
-            "corrections": [f"{REUSED},every={every},reuse={how}" for how in REUSES],
+            "corrections": [f"{REUSED},every={every},reuse={how}" for how in ways],
         }
-        for name, every, budget in (("reuse_2", 2, 23), ("reuse_4", 4, 22))
+        for name, every, budget, ways in (("reuse_2", 2, 23, REUSES[:1]), ("reuse_4", 4, 22, REUSES))
     },
     "weak_models": ONCE
     | {
