@@ -7,7 +7,7 @@ each of which goes on where it was stopped:
 
     data    OUTPUT/data/{train,heldout,test}.parquet: 32x32 with a black margin, three equal channels; the last 3,000 images of
             the training file are held out of every training
-    vae     an AutoencoderKL, 32x32x3 -> 8x8x4
+    vae     an AutoencoderKL, 32x32x3 -> 8x8x4, and the latents of all training images
     dit     a DiTTransformer2DModel: noise, and the variance by the variational bound
     flow    the same body, which begins as the DiT and learns the velocity
     save    OUTPUT/model and OUTPUT/flow, both a DiTPipeline, their samples.png, and classifier/, the feature network
@@ -44,6 +44,7 @@ from diffusers import (
 )
 from PIL.Image import fromarray
 from PIL.Image import open as open_image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from training import draw_grid, latents_of, plain_attention, train, train_autoencoder, train_classifier
@@ -193,7 +194,11 @@ def main(
         with written_whole(output_dir / "vae") as part:
             vae.save_pretrained(part)
     vae = AutoencoderKL.from_pretrained(output_dir / "vae").eval()
-    latents = torch.cat([latents_of(vae, as_input(some)) for some in images.split(2048)])
+    if not (output_dir / "latents.safetensors").exists():
+        with written_file(output_dir / "latents.safetensors") as part, torch.autocast("cpu", torch.bfloat16):
+            encoded = [latents_of(vae, as_input(some)).float() for some in images.split(2048)]
+            save_file({"latents": torch.cat(encoded)}, part)
+    latents = load_file(output_dir / "latents.safetensors")["latents"]
     some = partial(draw, latents, labels, dit_batch)
     classifier = output_dir / "classifier"
     if not classifier.exists():

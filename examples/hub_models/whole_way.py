@@ -31,8 +31,7 @@ TUNED: dict[str, Any] = {
     "checkpoints_total_limit": 1,
     "seed": 0,
 }
-LORA = TUNED | {"lora_rank": 8, "learning_rate": 1e-3, "max_train_steps": 1000}
-HEAD = TUNED | {"learning_rate": 1e-3, "max_train_steps": 1000, "kind": "frozen"}
+FAST = TUNED | {"learning_rate": 1e-3, "max_train_steps": 1000}
 MEASURED: dict[str, Any] = {"num_samples": 256, "batch_size": 64, "steps": 20, "seed": 1}
 COMPARED: dict[str, Any] = {
     "num_samples": 700,
@@ -45,8 +44,8 @@ COMPARED: dict[str, Any] = {
 NULL = "nag:scale=0.5|1|2,interval=-2.5..4"
 ONE_PASS = "merged:network={models}/%s/one_pass,strength=0.5|1"
 
-Command = tuple[str, list[str], dict[str, Any]]
-"""Words of a command, what it takes by position, its flags; None is a flag without a value."""
+Command = tuple[str, str, dict[str, Any]]
+"""Words of a command, the model that it takes, its flags; None is a flag without a value."""
 
 
 def of_model(name: str, guided: float, stronger: str, judge: dict[str, Any]) -> dict[str, Command]:
@@ -56,58 +55,48 @@ def of_model(name: str, guided: float, stronger: str, judge: dict[str, Any]) -> 
     evaluations. `judge` says which images the comparison takes.
     """
     here = f"{{models}}/{name}"
-    train, heldout = f"{here}/data/train.parquet", f"{here}/data/heldout.parquet"
-    null, beside = f"{here}/null", {"data": heldout, "regressor": f"{here}/regressor"}
-    way: dict[str, Command] = {
-        "adapter": (
-            "finetune denoiser",
-            [f"{here}/model"],
-            LORA | {"data": train, "level_dropout": 0.3, "num_validation_images": 0},
+    model, train, heldout = f"{here}/model", f"{here}/data/train.parquet", f"{here}/data/heldout.parquet"
+    null = {"null_adapter_rank": 8, "level_dropout": 1, "num_validation_images": 0}
+    student = {"lora_rank": 8, "weak": "null", "interval": "-2.5 inf", "scale": 2}
+    way: dict[str, tuple[str, dict[str, Any]]] = {
+        "null": ("finetune denoiser", FAST | null | {"data": train, "output_dir": f"{model}/null_adapter"}),
+        "regressor": (
+            "finetune regressor",
+            FAST | {"data": train, "held_out_data": heldout, "output_dir": f"{model}/regressor"},
         ),
-        "null": ("finetune merge", [f"{here}/model", f"{here}/adapter"], {"strength": 1}),
-        "regressor": ("finetune regressor", [null], HEAD | {"data": train, "held_out_data": heldout}),
-        "one_pass": ("finetune distill", [null], LORA | {"data": train, "interval": "-2.5 inf", "scale": 2}),
+        "one_pass": ("finetune distill", FAST | student | {"data": train, "output_dir": f"{here}/one_pass"}),
     }
     for scale in (1, guided):
         at = {"guidance_scale": scale}
         corrections = ["plain", NULL, ONE_PASS % name]
         if scale != 1:
             corrections += [f"class_guidance:scale={stronger}"]
-        way[f"shift_{scale:g}"] = ("shift", [null], beside | MEASURED | at)
-        way[f"compare_{scale:g}"] = (
-            "compare",
-            [null],
-            beside
-            | COMPARED
-            | at
-            | {"features": f"{here}/model/classifier", "corrections": corrections}
-            | {flag: str(value).replace("{data}", f"{here}/data") for flag, value in judge.items()},
+        way[f"shift_{scale:g}"] = (
+            "shift",
+            MEASURED | at | {"data": heldout, "output_dir": f"{here}/shift_{scale:g}"},
         )
-    return {f"{name}_{step}": command for step, command in way.items()}
+        compared = {"corrections": corrections, "output_dir": f"{here}/compare_{scale:g}"}
+        compared |= {flag: str(value).replace("{data}", f"{here}/data") for flag, value in judge.items()}
+        way[f"compare_{scale:g}"] = ("compare", COMPARED | at | compared)
+    return {f"{name}_{step}": (words, model, flags) for step, (words, flags) in way.items()}
 
 
 # The emoji model knows its captions, so it is judged under them: every second image chooses, the others judge.
 EMOJI = {"data": "{data}/train.parquet", "num_images": 1000}
 FASHION = {"data": "{data}/heldout.parquet", "reference": "{data}/test.parquet"}
 WAY = of_model("emoji", 4, "2|3|5|6|8", EMOJI) | of_model("fashion_dit", 4, "1.5|2|3|5|6", FASHION)
-DONE = ("model_index.json", "adapter.json", "regressor_config.json", "report.html", "compare.html")
+DONE = ("README.md", "report.html", "compare.html")
 """One of these lies in the folder of a step that is done."""
 
 
 def command(step: str, models: Path) -> list[str]:
     """The words after `nag`."""
-    words, positional, flags = WAY[step]
-    found = [*words.split(), *positional]
-    for name, value in (flags | {"output_dir": folder(step)}).items():
+    words, model, flags = WAY[step]
+    found = [*words.split(), model]
+    for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is None else str(value).split(" ")
         found += [f"--{name}", *map(str, values)]
     return [word.replace("{models}", str(models)) for word in found]
-
-
-def folder(step: str) -> str:
-    """Where a step's result lies: beside its model."""
-    name = max((name for name in ("emoji", "fashion_dit") if step.startswith(name)), key=len)
-    return f"{{models}}/{name}/{step.removeprefix(name + '_')}"
 
 
 def main(
@@ -122,7 +111,7 @@ def main(
     for step in steps or WAY:
         words = command(step, models)
         print("nag " + shlex.join(words), flush=True)
-        place = Path(folder(step).replace("{models}", str(models)))
+        place = Path(words[words.index("--output_dir") + 1])
         if show or any((place / name).exists() for name in DONE):
             continue
         started = time.monotonic()

