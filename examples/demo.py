@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="folder of the results")
     parser.add_argument("--train_steps", type=int, default=400, help="training steps of the head")
     parser.add_argument("--num_samples", type=int, default=256, help="sampled trajectories per run")
-    parser.add_argument("--num_compared", type=int, default=1000, help="samples per method of the comparison")
+    parser.add_argument("--num_compared", type=int, default=1100, help="samples per method of the comparison")
     parser.add_argument("--fresh", action="store_true", help="remove the results of an earlier run first")
     options = parser.parse_args()
     start = time.monotonic()

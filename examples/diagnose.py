@@ -198,7 +198,24 @@ def main() -> None:
         if options.run:
             words = ("diagnose", str(ROOT / embedded[0]), "--data", str(ROOT / embedded[2]), "--run")
             text = said(folder, *words, "--minutes", f"{options.run:g}").replace(f"{ROOT}/", "")
-            parts += ["## With `--run`\n", text]
+            small = said(
+                folder,
+                "diagnose",
+                "ddpm",
+                "--data",
+                "images",
+                "--run",
+                "--minutes",
+                "2",
+                "--output_dir",
+                "out",
+            )
+            parts += [
+                "## With `--run`: the embedded model\n",
+                text,
+                "## With `--run`: the plain DDPM above\n",
+                small,
+            ]
     options.output.write_text("\n".join(parts), encoding="utf-8")
 
 

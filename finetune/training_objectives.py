@@ -162,7 +162,9 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0", "flow_pre
 
 def read_network(scheduler: Any) -> tuple[str, Any]:
     """What the network of a diffusers scheduler predicts, and its training process."""
-    shifts = "use_dynamic_shifting" in scheduler.config  # by the size of an image, which changes neither
+    shifts = "use_dynamic_shifting" in read_settings(
+        scheduler
+    )  # by the size of an image, which changes neither
     fixed = {"use_dynamic_shifting": False} if shifts else {}
     copy = type(scheduler).from_config(scheduler.config, **fixed)
     copy.set_timesteps(10)

@@ -234,10 +234,31 @@ def screened() -> str:
     return "\n".join(lines)
 
 
-def plain_of_weak_models() -> str:
-    """Plain sampling beside the weak models."""
-    row = of(rows("weak_models"), "plain")
+def plain_of(study: str) -> str:
+    """Plain sampling in a study."""
+    row = of(rows(study), "plain")
     return "not run" if row is None else shown(row["frechet"])
+
+
+HEADS = {"direction head": "direction:head", "exit head": "exit_head:head"}
+
+
+def of_plain(head: str, study: str = "heads") -> str:
+    """What a head takes off the distance of the study's plain sampling."""
+    plain, row = of(rows(study), "plain"), of(rows(study), HEADS[head])
+    if plain is None or row is None:
+        return "not run"
+    return f"{100 * (1 - row['frechet']['value'] / plain['frechet']['value']):.0f} %"
+
+
+def with_dpm() -> str:
+    """The heads with DPM-Solver++, if they were measured."""
+    found = [
+        f"{head} {cell(row)}"
+        for head, text in HEADS.items()
+        if (row := of(rows("heads_dpm++"), text)) is not None
+    ]
+    return ", ".join([f"plain {plain_of('heads_dpm++')}", *found]) if found else ""
 
 
 def timing(head: str) -> str:
@@ -296,7 +317,9 @@ def page() -> str:
         shares=shares,
         screened=screened,
         timing=timing,
-        plain_of_weak_models=plain_of_weak_models,
+        plain_of=plain_of,
+        of_plain=of_plain,
+        dpm=with_dpm(),
         correlations=correlations,
         columns=COLUMNS,
         names=NAMES,

@@ -146,6 +146,16 @@ STUDIES: dict[str, dict[str, Any]] = {
             "merged:network={models}/student_1,strength=0.5",
         ],
     },
+    # with the weights that DDIM 20 has chosen
+    "heads_dpm++": SMALL
+    | {
+        "schedulers": ["dpm++"],
+        "steps": [20],
+        "corrections": [
+            "exit_head:head={models}/exit,scale=0.25",
+            "direction:head={models}/direction,scale=1",
+        ],
+    },
     "head_null": SMALL
     | {
         "schedulers": ["ddim"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nag.cli.options import FeatureOptions, Scheduler, at_least, feature_network, plain
 
@@ -65,7 +65,7 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     from nag.quality.bench import held_out_images, load_pipeline, scheduler_line
     from nag.quality.blind_check import BlindCheck, reading
     from nag.quality.blind_exact import both_schedules, chosen_levels, drift_rows, know
-    from nag.quality.blind_measure import Network, level_rows, walk
+    from nag.quality.blind_measure import Network, level_rows, own_walk, walk
     from nag.quality.blind_report import FILES, write_blind_check
     from nag.quality.feature_network import extract_features
     from nag.quality.measures import too_few
@@ -114,6 +114,21 @@ def run(options: BlindCheckOptions) -> BlindCheck:
     schedules = both_schedules(known, kept, kept_labels)
     drift = drift_rows(schedules, x_0, shown, eps, [row.log_snr for row in rows], progress=True)
     noise = torch.randn((options.num_samples, *images.shape[1:]), generator=generator)
+    pipe.scheduler = scheduler
+    quality: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "features": features,
+        "reference": reference,
+        "resamples": options.resamples,
+    }
+    own, own_ends = own_walk(
+        pipe,
+        balanced_labels(classes, options.num_samples),
+        steps=options.steps,
+        num_samples=options.num_samples,
+        seed=options.seed + 1,
+        **quality,
+    )
     found = [
         walk(
             network,
@@ -122,11 +137,8 @@ def run(options: BlindCheckOptions) -> BlindCheck:
             stochasticity=stochasticity,
             seed=options.seed + 1,
             init_noise_sigma=float(getattr(scheduler, "init_noise_sigma", levels.sigma[0])),
-            batch_size=options.batch_size,
-            features=features,
-            reference=reference,
-            resamples=options.resamples,
             progress=True,
+            **quality,
         )
         for stochasticity in (0.0, 1.0)
     ]
@@ -143,11 +155,12 @@ def run(options: BlindCheckOptions) -> BlindCheck:
         levels=tuple(rows),
         drift=tuple(drift),
         walks=tuple(one for one, _ in found),
+        own=own,
         settings=plain(options)
         | {"images": table.note, "scheduler": scheduler_line(scheduler), "classes": classes},
     )
     sheets = {}
-    for one, ends in found:
+    for one, ends in ((own, own_ends), *found):
         if ends is not None:
             sheets[f"{one.name}, told its level"] = ends.sheet("told")
             sheets[f"{one.name}, blind"] = ends.sheet("blind")

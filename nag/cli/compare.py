@@ -354,8 +354,10 @@ def _write(
 ) -> Path:
     """The summary of all cells of the folder: this run's in their order, then those of earlier runs."""
     from nag import __version__
+    from nag.files import read_json
     from nag.quality.comparison import cell_name, compare, load_cell
     from nag.quality.comparison_report import write_comparison
+    from nag.shift.page import Answer
 
     folder = options.output_dir
     earlier = sorted(set((folder / "cells").glob("[!.]*.json")) - set(paths))
@@ -376,5 +378,7 @@ def _write(
     }
     names = [cell_name(cell.scheduler, cell.budget, cell.method) for cell in cells]
     path = write_comparison(data, [folder / "features" / f"{name}.safetensors" for name in names], folder)
-    print(f"Written: {path}, compare.md, compare.json")
+    print(
+        f"\n{Answer(**read_json(folder / 'compare.json')['answer'])}\nWritten: {path}, compare.md, compare.json"
+    )
     return path

@@ -46,6 +46,12 @@ TRAINED, FEWEST = 400, 50
 """Steps of a quick regressor, if time allows, and at least."""
 BATCH = 64
 NEEDED = ("network", "images", "states", "scheduler", "process", "prediction")
+THEN = {
+    "shift": "This line mends what can be mended:",
+    "nothing": "A student that is guided by a weak model may be better:",
+    "unclear": "More samples tell:",
+    "not measurable": "A regressor of its own tells more:",
+}
 COLD = 4.0  # the first passes, of a few samples, may take so many times longer for each
 
 

@@ -40,10 +40,11 @@ class ShiftOptions(SamplerOptions):
 
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     """Measures the shifts and writes report.html, shift.png and shift.json."""
+    from nag.files import read_json
     from nag.noise.named import SCHEDULERS, make_scheduler
     from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
     from nag.shift import ReportRun, measure_shift, record, write_report
-    from nag.shift.page import check_output
+    from nag.shift.page import Answer, check_output
     from nag.shift.report import FILES
 
     check_output(options.output_dir, FILES, overwrite=options.overwrite)
@@ -64,7 +65,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     left_out = bench.left_out(asked)
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
-    told: dict[str, dict[str, str]] = {}
+    told: dict[str, dict[str, Any]] = {}
     short = {known: name for name, known in SCHEDULERS.items()}
     for row, (scheduler, steps, arguments) in asked.items():
         if row in left_out:
@@ -74,6 +75,10 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         told[label] = {
             "method": "" if row[1] == "plain" else row[1],
             "scheduler": short.get(type(scheduler).__name__, ""),
+            "calibrates": bench.why_not(
+                scheduler, {**bench.arguments, "noise_calibration": (None,) * steps}, steps=steps
+            )
+            is None,
         }
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
         try:
@@ -121,7 +126,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         overwrite=options.overwrite,
     )
     print(shift_table(shifts))
-    print(f"Report: {path}")
+    print(f"\n{Answer(**read_json(options.output_dir / 'shift.json')['answer'])}\nReport: {path}")
     return shifts
 
 

@@ -97,9 +97,10 @@ class DirectionHead(ModelMixin, ConfigMixin):
                 "`nag finetune distill` instead."
             )
         channels = min(known, model.config.get("out_channels") or known)
-        middle = architecture.middle_channels(model) + channels * patch**2
+        beside = weak == "exit"  # the state, which its features do not know
+        width = (architecture.middle_channels if beside else architecture.channels)(model)
         return cls(
-            feature_channels=middle if weak == "exit" else architecture.channels(model),
+            feature_channels=width + channels * patch**2 * beside,
             channels=channels,
             weak=weak,
             patch=patch,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nag.files import fetch_beside, read_json
-from nag.network.null_adapter import ADAPTED
+from nag.network.null_adapter import adaptable
 from nag.network.regressor import fingerprint
 from nag.network.table import load_network
 
@@ -104,7 +104,9 @@ def add_adapter(network: Any, rank: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     network.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED), network)
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=list(adaptable(network))), network
+    )
 
 
 def save_adapter(network: Any, folder: Path, component: str, model: str) -> None:

@@ -30,11 +30,21 @@ from nag.files import safely
 from nag.network.swap import Instrument, instrumented
 from nag.network.table import level_modules, unwrap
 
-__all__ = ["ADAPTED", "NULL_ADAPTER_FOLDER", "NullAdapter"]
+__all__ = ["NULL_ADAPTER_FOLDER", "NullAdapter", "adaptable"]
 
 NULL_ADAPTER_FOLDER = "null_adapter"
 ADAPTED = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj|to_q|to_k|to_v|to_out\.0|proj_in|proj_out|linear_1|linear_2)"
 """Layers of diffusers' blocks that an adapter sits on."""
+
+
+def adaptable(network: nn.Module) -> dict[str, Any]:
+    """The layers that an adapter can sit on, by name."""
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if re.fullmatch(ADAPTED, name)
+        and (type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1))
+    }
 
 
 class Changed(Instrument):
@@ -94,15 +104,11 @@ class NullAdapter(ModelMixin, ConfigMixin):
         model = unwrap(network)
         hidden = {part for module in level_modules(model) for part in module.modules()}
         layers = {
-            name: list(layer.weight.shape)
-            for name, layer in model.named_modules()
-            if re.fullmatch(ADAPTED, name)
-            and layer not in hidden
-            and (isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1))
+            name: list(layer.weight.shape) for name, layer in adaptable(model).items() if layer not in hidden
         }
         if not layers:
             raise ValueError(
-                f"network must have layers of diffusers' names for a null adapter, got a {type(model).__name__}. Train it as a whole."
+                f"network must have layers of diffusers' names for a null adapter, got {type(model).__name__}. Train it as a whole."
             )
         return cls(rank=rank, layers=layers, network=fingerprint(model))
 

@@ -199,7 +199,7 @@ class NoiseLevelRegressor(ModelMixin, ConfigMixin):
             if kind == "frozen"
             else {k: v for k, v in model.config.items() if not k.startswith("_")},
             backbone_fingerprint=fingerprint(model) if kind == "frozen" else None,
-            in_channels=model.config.in_channels,
+            in_channels=model.config.get("in_channels") or 0,
             features=features,
             feature_channels=(architecture.channels if features == "last" else architecture.middle_channels)(
                 model

@@ -260,7 +260,26 @@ def held_out_images(
     )
     if table.resized:
         print(f"{data.data}: {table.note}")
+    if with_labels:
+        _check_classes(table, classes_of(pipeline))
     return table
+
+
+def _check_classes(table: ImageTable, known: int | None) -> None:
+    """Refuses labels that cannot be the model's; says which number a name has."""
+    highest, names = int(table.labels.max()), table.class_names
+    if known is not None and highest >= known:
+        raise ValueError(
+            f"label_column must hold the model's {known} classes, got {highest + 1}. Name another with --label_column."
+        )
+    if names is None or table.rows.features[table.label_column].dtype != "string":
+        return
+    if known is not None and len(names) != known:
+        raise ValueError(
+            f"label_column must hold all {known} classes of the model where it holds names, got {len(names)}: numbered in "
+            "alphabetical order they may be others. Use images of all classes, or a column of numbers."
+        )
+    print("Classes by name: " + ", ".join(f"{k} = {name}" for k, name in enumerate(names[:10])))
 
 
 def conditions_of(

@@ -2,8 +2,9 @@ r"""Whether a checkpoint needs to be told the noise level, and where its null br
 
 Two questions, two criteria, both with thresholds of the user's.
 
-**Can the noise condition be dropped?** The same noise is denoised twice, told the level and not (`Walk`), by the
-deterministic and by the stochastic first-order sampler on the levels of the chosen one. A walk allows it if
+**Can the noise condition be dropped?** The same noise is denoised twice, told the level and not (`Walk`), by the pipeline's own
+scheduler with all its settings, which decides, and by the deterministic and the stochastic first-order sampler on its levels,
+without clipping, for which there is an error bound. A walk allows it if
 
     Frechet(blind) - Frechet(told) <= tolerance Frechet(told)            with a feature network,
     mean |x_blind - x_told| / |x_told| <= tolerance                      without one (stricter than quality is).
@@ -89,6 +90,7 @@ class Walk:
 
     stochasticity: float  # 0 for the probability flow, 1 for ancestral noise
     log_snr: tuple[float, ...]  # of the steps
+    sampler: str | None = None  # the pipeline's own one, by name; then there is no bound
     diverged: bool = False  # whether states were not finite any more; then there are no numbers
     bound: float | None = None  # median over samples of sum_i A_i B_i
     distance: float | None = None  # median of |x_blind - x_told| at the end
@@ -106,6 +108,8 @@ class Walk:
     @property
     def name(self) -> str:
         """What it is called."""
+        if self.sampler is not None:
+            return f"its own ({self.sampler})"
         return "deterministic" if self.stochasticity == 0 else "stochastic"
 
     def margin(self, tolerance: float) -> Measured | None:
@@ -137,6 +141,9 @@ class BlindCheck:
     levels: tuple[LevelRow, ...]  # rows, noisy end first
     drift: tuple[DriftRow, ...]  # rows of all schedules, targets and levels
     walks: tuple[Walk, ...]  # deterministic, then stochastic
+    own: Walk | None = (
+        None  # the pipeline's own scheduler with its settings, clipping among them, which decides
+    )
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the command
 
     def aligned(self, row: LevelRow) -> bool:
@@ -185,12 +192,15 @@ class BlindCheck:
         return start, end
 
     @property
+    def judges(self) -> tuple[Walk, ...]:
+        """The walks that decide: the pipeline's own sampler, or without it the deterministic one; then the stochastic one."""
+        return self.walks if self.own is None else (self.own, *(w for w in self.walks if w.stochasticity))
+
+    @property
     def verdict(self) -> str:
         """The noise condition "can be dropped", "only with stochastic sampling", or "not"."""
-        allowed = {walk.name: walk.allows(self.tolerance) for walk in self.walks}
-        if allowed.get("deterministic"):
-            return "can be dropped"
-        return "only with stochastic sampling" if allowed.get("stochastic") else "not"
+        first, *others = [walk.allows(self.tolerance) for walk in self.judges]
+        return "can be dropped" if first else "only with stochastic sampling" if any(others) else "not"
 
     def mean_drift(self) -> dict[tuple[str, str], float]:
         """Mean over the levels of the relative drift error, by schedule and target."""
@@ -222,11 +232,11 @@ class BlindCheck:
 
 def _walked(walk: Walk, tolerance: float) -> str:
     """What it says, in a sentence."""
-    margin = walk.margin(tolerance)
+    margin, name = walk.margin(tolerance), walk.name[0].upper() + walk.name[1:]
     if margin is None or walk.relative_distance is None:
-        return f"{walk.name.capitalize()} sampling diverged without the level."
+        return f"{name} sampling diverged without the level."
     away = 100 * walk.relative_distance.value
-    text = f"{walk.name.capitalize()} sampling of {len(walk.log_snr)} steps ends {away:.3g} % away without the level"
+    text = f"{name} sampling of {len(walk.log_snr)} steps ends {away:.3g} % away without the level"
     told, blind, change = walk.frechet_told, walk.frechet_blind, walk.frechet_difference
     if told is not None and blind is not None and change is not None:
         text += f"; Frechet distance {told.value:.3g} → {blind.value:.3g}"
@@ -243,7 +253,8 @@ def reading(result: BlindCheck) -> list[str]:
         "only with stochastic sampling": "can be dropped with stochastic sampling only",
         "not": "cannot be dropped",
     }[result.verdict]
-    walked = [_walked(walk, result.tolerance) for walk in result.walks]
+    walks = result.walks if result.own is None else (result.own, *result.walks)
+    walked = [_walked(walk, result.tolerance) for walk in walks]
     parts = [" ".join([f"The noise condition of this checkpoint {said}.", *walked])]
     middle = min(result.levels, key=lambda row: abs(row.log_snr))
     wide = [row.log_snr for row in result.levels if row.width > result.max_width]

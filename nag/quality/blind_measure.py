@@ -5,12 +5,14 @@ the data say. And walks from the same noise, told and blind, in the first-order 
 
     x' = kappa x + eta f + zeta noise        (`nag.blind.objectives.affine_update`; DDIM, DDPM, Euler),
 
-in the coordinates of the network's input, without clipping, with the accumulated error bound of `nag.theory.bound`.
+in the coordinates of the network's input, without clipping, with the accumulated error bound of `nag.theory.bound`; and the
+pipeline's own samples, with its scheduler's clipping and all.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +23,26 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nag.blind.objectives import affine_update, posterior_std
+from nag.corrections import Blind
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import split_output, unwrap
 from nag.noise.discrete import DiscreteVP
 from nag.noise.levels import SchedulerLevels
 from nag.noise.measured import Measured
+from nag.noise.read import read_levels
 from nag.noise.target import Target
 from nag.quality.blind_check import LevelRow, Walk
 from nag.quality.blind_exact import Knowledge
 from nag.quality.distances import frechet_distance
 from nag.quality.feature_network import extract_features
 from nag.quality.resampling import bootstrap, bootstrap_difference
+from nag.seams.run import Diverged
+from nag.shift.calls import batch_of, silent
 from nag.theory.bound import accumulated_bound
 from nag.theory.levelwise import fisher_information, posterior_width
 
-__all__ = ["Ends", "Network", "level_rows", "walk"]
+__all__ = ["Ends", "Network", "level_rows", "own_walk", "walk"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,21 +235,9 @@ def walk(
         name: tuple(torch.cat([getattr(one, name) for one in found]).median(0).values.tolist())
         for name in ("amplification", "injection", "lipschitz", "distances")
     }
-    if features is not None and reference is not None:
-        device = next((p.device for p in getattr(features, "parameters", lambda: iter(()))()), "cpu")
-        pictures = (
-            ((x.float() + 1) * 127.5).clamp(0, 255).round() / 127.5 - 1 for x in (ends.told, ends.blind)
-        )
-        own, other = (
-            extract_features(features, part, batch_size=batch_size, device=device) for part in pictures
-        )
-        draws = torch.Generator().manual_seed(seed)
-        options: dict[str, Any] = {"resamples": resamples, "generator": draws, "class_labels": classes}
-        numbers["frechet_told"] = bootstrap(frechet_distance, own, reference, **options)
-        numbers["frechet_blind"] = bootstrap(frechet_distance, other, reference, **options)
-        numbers["frechet_difference"] = bootstrap_difference(
-            frechet_distance, own, other, reference, **options
-        )
+    numbers |= _quality(
+        ends, classes, features, reference, resamples=resamples, seed=seed, batch_size=batch_size
+    )
     return Walk(
         stochasticity=stochasticity,
         log_snr=log_snr,
@@ -252,3 +246,77 @@ def walk(
         relative_distance=Measured.of(distance / ends.told.flatten(1).norm(dim=1)),
         **numbers,
     ), ends
+
+
+def own_walk(
+    pipe: Any,
+    classes: Int[Tensor, " samples"] | None,
+    *,
+    steps: int,
+    num_samples: int,
+    seed: int,
+    batch_size: int = 64,
+    features: Any = None,
+    reference: Float[Tensor, "images features"] | None = None,
+    resamples: int = 50,
+) -> tuple[Walk, Ends | None]:
+    """Samples of the pipeline itself, told the level and blind from the same noise, and their quality; arguments as of `walk`.
+
+    Args:
+        pipe: attached, with the scheduler that samples, its clipping and spacing.
+        steps: sampling steps.
+        num_samples: how many samples.
+    """
+    given = {"class_labels": classes, "num_inference_steps": steps, "output_type": "latent"}
+    found: dict[str, list[Tensor]] = {"told": [], "blind": []}
+    levels = None
+    for start in range(0, num_samples, batch_size):
+        for name, acting in (("told", ()), ("blind", (Blind(),))):
+            stop = min(start + batch_size, num_samples)
+            call = batch_of(pipe, given, start, stop, num_samples=num_samples, seed=seed)
+            with silent(pipe), suppress(Diverged):
+                found[name].append(pipe(corrections=acting, **call).images.double().cpu())
+        levels = levels or read_levels(pipe.scheduler)
+    assert levels is not None
+    name = type(pipe.scheduler).__name__
+    described: dict[str, Any] = {
+        "stochasticity": 0.0,
+        "log_snr": tuple(levels.log_snr.tolist()),
+        "sampler": name,
+    }
+    parts = [*found["told"], *found["blind"]]
+    if len(found["told"]) != len(found["blind"]) or not all(bool(part.isfinite().all()) for part in parts):
+        return Walk(diverged=True, **described), None
+    ends = Ends(told=torch.cat(found["told"]), blind=torch.cat(found["blind"]))
+    distance = (ends.blind - ends.told).flatten(1).norm(dim=1)
+    return Walk(
+        distance=float(distance.median()),
+        relative_distance=Measured.of(distance / ends.told.flatten(1).norm(dim=1)),
+        **described,
+        **_quality(ends, classes, features, reference, resamples=resamples, seed=seed, batch_size=batch_size),
+    ), ends
+
+
+def _quality(
+    ends: Ends,
+    classes: Tensor | None,
+    features: Any,
+    reference: Tensor | None,
+    *,
+    resamples: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Frechet distances of both samples and their difference; nothing without a feature network."""
+    if features is None or reference is None:
+        return {}
+    device = next((p.device for p in getattr(features, "parameters", lambda: iter(()))()), "cpu")
+    pictures = (((x.float() + 1) * 127.5).clamp(0, 255).round() / 127.5 - 1 for x in (ends.told, ends.blind))
+    own, other = (extract_features(features, part, batch_size=batch_size, device=device) for part in pictures)
+    draws = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"resamples": resamples, "generator": draws, "class_labels": classes}
+    return {
+        "frechet_told": bootstrap(frechet_distance, own, reference, **options),
+        "frechet_blind": bootstrap(frechet_distance, other, reference, **options),
+        "frechet_difference": bootstrap_difference(frechet_distance, own, other, reference, **options),
+    }

@@ -93,7 +93,7 @@ def answer(result: BlindCheck) -> Answer:
     allowed = f"the tolerance of {100 * result.tolerance:g} %"
     sides: dict[str, str] = {}
     said: dict[str, str] = {}
-    for walk in result.walks:
+    for walk in result.judges:
         margin, change = walk.margin(result.tolerance), walk.frechet_difference
         if margin is None:
             sides[walk.name], said[walk.name] = "no", f"{walk.name} sampling diverges without it"

@@ -28,6 +28,7 @@ from nag.files import REGRESSOR_FOLDER, fetch_beside, read_json
 from nag.load import NAGPipeline
 from nag.network.direction import DIRECTION_FOLDER, DirectionHead
 from nag.network.null import recorded_dropout
+from nag.network.null_adapter import NULL_ADAPTER_FOLDER
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
 from nag.noise.named import make_scheduler
@@ -322,6 +323,8 @@ class _Looking:
         name, probe = "level dropout", self.probe
         recorded = recorded_dropout(self.at.network)
         said = "nothing is recorded" if recorded is None else f"{recorded:g} is recorded"
+        if "null_adapter" in vars(unwrap(self.at.network)):
+            said = "a null adapter acts where its level is hidden"
         if not self.hideable:
             return None
         if self.at.levels.prediction == "x_0":
@@ -344,7 +347,7 @@ class _Looking:
         if probe.trained is None:
             return Finding(name=name, state="ok" if recorded else "note", text=f"{text}: not enough to tell")
         must = f"{text}: it was not trained so, and noise guidance would compare with an output that nobody trained"
-        return self._missing(name, must, "finetune denoiser", "with_null", level_dropout="0.1")
+        return self._missing(name, must, "finetune denoiser", NULL_ADAPTER_FOLDER, null_adapter_rank="8")
 
     def regressor(self) -> Finding:
         named, where = self.named, "given"

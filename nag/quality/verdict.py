@@ -7,7 +7,6 @@ mean |shift|, with twice their standard errors, are within `BOUND`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,8 @@ from nag.corrections.calibration import NoiseCalibration
 from nag.noise.named import make_scheduler
 from nag.quality.bench import Bench
 from nag.shift import ReportRun, forward_reference, measure_shift, record
-from nag.shift.measure import NoiseShift, in_common
+from nag.shift.measure import NoiseShift
+from nag.shift.verdict import BOUND, removed, sided
 
 __all__ = [
     "BOUND",
@@ -30,9 +30,6 @@ __all__ = [
     "minutes_needed",
     "pass_time",
 ]
-
-BOUND = 0.02
-"""In log(sigma/alpha): a shift that is within this, its error included, is none."""
 
 LEAST, MOST = 48, 1024  # samples
 GRID = 40  # levels of a forward reference
@@ -204,7 +201,7 @@ def judge(
     sampler = f"your sampler at {steps} steps"
     if mean is None or error is None or size is None or spread is None:
         return "not measurable", f"not measurable: {plain.steps[-1].reason}"
-    told, unit = f"{abs(mean):.3f} ± {error:.3f}", "in log(sigma/alpha)"
+    told, unit = f"{abs(mean):.3f}" + (f" ± {error:.3f}" if error else ""), "in log(sigma/alpha)"
     inside = abs(mean) + 2 * error <= BOUND and size + 2 * spread <= BOUND and plain.mean_is is None
     if inside and 2 * plain.num_measured > plain.num_steps:
         return (
@@ -212,8 +209,8 @@ def judge(
             f"nothing to correct here: {sampler} runs at the levels that it believes, within {BOUND} {unit} "
             f"({mean:+.3f} ± {error:.3f} on average)",
         )
-    if abs(mean) > 2 * error:
-        least = "at least " if (plain.mean_is == "at least") == (mean > 0) and plain.mean_is else ""
+    if sided(plain):
+        least = "at least " if plain.mean_is else ""
         text = f"{sampler} runs {least}{told} {'noisier' if mean > 0 else 'cleaner'} than it believes, {unit}"
     elif size > 2 * spread:
         text = f"{sampler} is off by {size:.3f} ± {spread:.3f} {unit} from step to step, noisier at some and cleaner at others"
@@ -228,15 +225,9 @@ def judge(
 
 def _mended(plain: NoiseShift, calibrated: NoiseShift | None, why_not: str | None) -> str:
     """What a calibration makes of a shift, in words."""
-    both = None if calibrated is None else in_common(calibrated, plain)
-    if calibrated is None or both is None:
-        return f"it cannot be calibrated ({why_not or 'no step is measured with both'})"
-    own, before, _ = both
-    left = (calibrated.mean_abs_shift_standard_error or 0.0), (plain.mean_abs_shift_standard_error or 0.0)
-    error = 100 * math.hypot(left[0], left[1] * max(own, 0) / before) / before
-    share = 100 * (1 - max(own, 0) / before)
-    return (
-        f"calibration mends {share:.0f} ± {error:.0f} % of it"
-        if share > 2 * error
-        else f"calibration does not mend it ({share:.0f} ± {error:.0f} %)"
-    )
+    if calibrated is None:
+        return f"it cannot be calibrated ({why_not})"
+    found = removed(calibrated, plain)
+    if found is None:
+        return "calibration does not clearly mend it"
+    return f"calibration mends {100 * found[0]:.0f} ± {100 * found[1]:.0f} % of it"

@@ -265,6 +265,14 @@ def _give_backbone(regressor: NoiseLevelRegressor, pipe: Any) -> None:
         if not networks:
             raise ValueError(f"pipe must have a denoiser for a frozen regressor, got {type(pipe).__name__}.")
         regressor.attach_backbone(next(iter(networks.values())))
+        return
+    for network in _unwrapped(pipe)[:1]:
+        known, states = regressor.config.in_channels, network.config.get("in_channels") or 0
+        if known and states and known != states:
+            raise ValueError(
+                f"regressor must read the states of {type(pipe).__name__}, of {states} channels, got one for {known}. Train one "
+                "with `nag finetune regressor`: latents are no pixels."
+            )
 
 
 def split_arguments(pipe: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -25,8 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B8578F", "#8A6A00", "#2F7FB0", "#5
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 SHAPES = ("circle", "square", "diamond", "triangle", "cross")
 COLD, HOT = (
-    ((247, 247, 247), (146, 197, 222), (33, 102, 172)),
-    ((247, 247, 247), (244, 165, 130), (178, 24, 43)),
+    ((228, 228, 228), (146, 197, 222), (33, 102, 172)),
+    ((228, 228, 228), (244, 165, 130), (178, 24, 43)),
 )
 SMALLEST_SCALE = (
     0.05  # of log(sigma/alpha): what is measured to a hundredth is not painted as if it were large
@@ -38,20 +38,28 @@ MOST_SIGNS = 40  # in a strip of more steps a sign has no room
 
 
 def scale_of(plain: Iterable[Iterable[Mapping[str, Any]]]) -> float:
-    """The shift at which the colours of all strips are full: 1, 2, 3 or 5 times a power of ten, above nine plain steps in ten."""
+    """The shift at which the colours of all strips are full: 1, 2, 3 or 5 times a power of ten.
+
+    It is above nine plain steps in ten, and above three standard errors of half of them, or noise would look like shift.
+    """
+    steps = [step for run in plain for step in run]
     found = [
-        abs(next(v for v in (step["shift"], step.get("bound")) if v is not None))
-        for steps in plain
+        abs(step["shift"] if step["shift"] is not None else step["bound"])
         for step in steps
         if step["shift"] is not None or step.get("bound") is not None
     ]
-    top = max(SMALLEST_SCALE, float(np.quantile(found, 0.9)) if found else 0.0)
+    errors = [step["standard_error"] for step in steps if step["standard_error"] is not None]
+    top = max(
+        SMALLEST_SCALE,
+        float(np.quantile(found, 0.9)) if found else 0.0,
+        3 * float(np.median(errors)) if errors else 0.0,
+    )
     power = 10.0 ** math.floor(math.log10(top) + 1e-9)
     return next(digit * power for digit in (1, 2, 3, 5, 10) if digit * power >= top * (1 - 1e-9))
 
 
 def tint(share: float) -> str:
-    """The colour of a shift, from -1 (cleaner, blue) over 0 (white) to 1 (noisier, red); by the root, so that small ones show."""
+    """The colour of a shift, from -1 (cleaner, blue) over 0 (grey) to 1 (noisier, red); by the root, so that small ones show."""
     stops, place = HOT if share > 0 else COLD, 2 * math.sqrt(min(abs(share), 1.0))
     first, second = stops[int(place > 1)], stops[1 + int(place > 1)]
     mixed = (round(a + (b - a) * (place - (place > 1))) for a, b in zip(first, second, strict=True))

@@ -32,6 +32,9 @@ class Answer:
     then: str = ""  # what to do with it
     command: str = ""  # the line that does it
 
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.text, self.then, self.command)))
+
 
 def check_output(
     output_dir: str | os.PathLike[str], files: Sequence[str], *, overwrite: bool = False

@@ -51,6 +51,7 @@ class ReportRun:
         ""  # what corrects it, and its scheduler, as the command line takes them; both may be left out
     )
     scheduler: str = ""
+    calibrates: bool = True  # whether its schedule can be calibrated
 
     @property
     def told(self) -> Told:
@@ -62,6 +63,7 @@ class ReportRun:
             method=self.method,
             scheduler=self.scheduler,
             steps=steps,
+            calibrates=self.calibrates,
         )
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from nag.shift.measure import NoiseShift, in_common
 from nag.shift.page import Answer, number
 
-__all__ = ["Told", "answer", "lead", "reading", "removed"]
+__all__ = ["BOUND", "Told", "answer", "lead", "reading", "removed", "sided"]
 
 LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
+BOUND = 0.02  # a shift that is within this, its error included, is none
 FAR = 0.4  # from here on a shift is told as a factor
 
 
@@ -31,6 +32,7 @@ class Told:
     method: str = ""  # what corrects it, as --corrections takes it
     scheduler: str = ""  # as --scheduler takes it
     steps: int = 0  # sampling steps
+    calibrates: bool = True  # whether its schedule can be calibrated
 
 
 def amount(mean: float) -> str:
@@ -79,6 +81,17 @@ def _shifted(shift: NoiseShift) -> bool:
     return sided(shift) or _assured(shift) > 0
 
 
+def _inside(shift: NoiseShift) -> bool:
+    """Whether mean shift and mean |shift|, with twice their errors, are too small to be corrected."""
+    means = (
+        (shift.mean_shift, shift.mean_shift_standard_error),
+        (shift.mean_abs_shift, shift.mean_abs_shift_standard_error),
+    )
+    return shift.mean_is is None and all(
+        mean is not None and error is not None and abs(mean) + 2 * error <= BOUND for mean, error in means
+    )
+
+
 def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
     """What is to be said of `lead`, what takes its shift away best, and the command that follows.
 
@@ -104,12 +117,20 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
         "tune", "Where nothing is to be mended, a better direction may still help. This looks for one:"
     )
     if not _shifted(shift):
-        others = sum(run.baseline is None for run in runs.values()) - 1
-        rest = (
-            f", nor is any of the {others} others" if others > 1 else ", nor is the other" if others else ""
-        )
+        others = [run.shift for one, run in runs.items() if run.baseline is None and one != name]
+        if all(_inside(one) for one in (shift, *others)):
+            who = f"{name} and of the other {len(others)} samplers" if others else name
+            return Answer(
+                text=f"No shift to correct: the levels of {who} are right within {BOUND} ({size}).", **tune
+            )
+        rest = f", nor is any of the other {len(others)}" if others else ""
         text = f"No clear shift: {name} is neither clearly noisier nor clearly cleaner than it believes ({size}){rest}."
-        return Answer(text=text, **tune)
+        more = (
+            f"--steps {worst.steps} --num_samples {4 * shift.num_samples} --num_images {4 * shift.num_images}"
+        )
+        return Answer(
+            text=text, **follow("shift", f"Whether it is within {BOUND} more samples and images tell:", more)
+        )
     if sided(shift):
         fewer = mean < -FAR  # then it is told as a factor below 1
         least = f"at {'most' if fewer else 'least'} " if bound else ""
@@ -140,11 +161,11 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
         methods = "".join(f' "{run.method}"' for run in tried.values() if run.method)
         more = f"--steps {worst.steps} --corrections{methods} --num_samples {4 * shift.num_samples}"
         return Answer(text=text, **follow("shift", "More samples tell:", more if methods else ""))
-    if any("calibrated" in run.method for run in tried.values()):
-        return Answer(text=f"{text}; nothing that was tried makes it smaller.", **tune)
-    none = "; nothing that was tried makes it smaller" if tried else ""
-    then = "A table of measured levels mends it at no cost per step. This measures one; then add --corrections calibrated here:"
-    return Answer(text=f"{text}{none}.", **follow("calibrate", then))
+    text += "; nothing that was tried makes it smaller." if tried else "."
+    if not worst.calibrates or any("calibrated" in run.method for run in tried.values()):
+        return Answer(text=text, **tune)
+    then = "A table of measured levels may mend it at no cost per step. This measures one; then add --corrections calibrated here:"
+    return Answer(text=text, **follow("calibrate", then))
 
 
 def _span(interval: tuple[float | None, float | None]) -> str:
@@ -201,7 +222,7 @@ def reading(shift: NoiseShift, baseline: tuple[str, NoiseShift] | None = None) -
     else:
         parts.append("No single step differs by two standard errors.")
     label, arrival = (
-        np.mean([getattr(s, f"{name}_mismatch") for s in inside]) for name in ("label", "arrival")
+        np.mean([getattr(s, f"{name}_mismatch") for s in inside] or 0.0) for name in ("label", "arrival")
     )
     if abs(label) >= 0.0005:
         parts.append(f"The scheduler's own labels are off by {label:+.3f} on these steps.")

@@ -99,6 +99,22 @@ def test_one_vocabulary(name):
         assert ("--evaluations" if name == "compare" else "--steps") in text
 
 
+def test_names_of_some_classes_alone_are_refused(checkpoint, tmp_path):
+    """In alphabetical order they may have other numbers than in training."""
+    pictures = [Image.fromarray(np.full((8, 8), k, dtype=np.uint8)) for k in range(20)]
+    for labels, text in (
+        (["owl"] * 20, "label_column must hold all 2 classes of the model where it holds names, got 1"),
+        ([*range(20)], "label_column must hold the model's 2 classes, got 20"),
+        (["ant", "owl"] * 10, "Classes by name: 0 = ant, 1 = owl"),
+    ):
+        rows = {"image": pictures, "label": labels}
+        kind = Value("string" if isinstance(labels[0], str) else "int64")
+        features = Features({"image": ImageFeature(), "label": kind})
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "some.parquet")
+        words = ("weak-check", checkpoint / "model", "--data", tmp_path / "some.parquet", "--num_images", 20)
+        assert text in nag(*words, *SMALL["weak-check"], "--output_dir", tmp_path / "out").output
+
+
 def test_rows_are_checked_before_the_first_is_sampled(checkpoint, tmp_path, monkeypatch):
     """A method that no sampler can do is refused at once; a row that cannot run is left out, and the others run."""
     words = [

@@ -9,7 +9,8 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from nag.load import NAGPipeline
 from nag.network.null import null_level
 from nag.network.null_adapter import NullAdapter
-from nag.network.regressor import fingerprint
+from nag.network.regressor import NoiseLevelRegressor, fingerprint
+from nag.seams.attach import attach
 from tests.models import seeded, tiny_unet
 from tests.seams.zoo_transformers import dit, flux
 from tests.seams.zoo_unets import stable_diffusion
@@ -108,3 +109,12 @@ def test_one_of_another_network_is_refused(tmp_path):
         ValueError, match=f"null_adapter must belong to this network, got one of {adapter.config.network}"
     ):
         adapter.attach(other)
+
+
+def test_a_regressor_of_pixels_is_refused_by_a_pipeline_with_latents():
+    head = NoiseLevelRegressor.from_unet(tiny_unet(), DDIMScheduler(), kind="full", hidden_size=8)
+    with pytest.raises(
+        ValueError,
+        match="regressor must read the states of StableDiffusionPipeline, of 4 channels, got one for 1",
+    ):
+        attach(stable_diffusion(), regressor=head)

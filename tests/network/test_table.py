@@ -33,7 +33,7 @@ TOLD = {"t": (3.0, 900.0), "t-1": (2.0, 899.0), "t/T": (0.003, 0.9), "1-t/T": (0
 MASK = torch.tensor([True, False, True])
 
 
-WITHOUT_LAYERS = {"UNet1DModel"}
+WITHOUT_LAYERS = "UNet1DModel"
 SLOW = {"WanAnimate2Transformer3DModel"}  # five seconds, for its attention is not compiled
 
 
@@ -225,7 +225,7 @@ def test_a_null_adapter_acts_without_the_level_alone(case):
     plain = call(model, inputs)
     with null_level(model):
         null = call(model, inputs)
-    if name in WITHOUT_LAYERS:
+    if name.startswith(WITHOUT_LAYERS):
         with pytest.raises(
             ValueError, match="network must have layers of diffusers' names for a null adapter"
         ):

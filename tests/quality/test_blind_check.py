@@ -25,9 +25,10 @@ from nag.noise.process import Flow
 from nag.noise.read import read_levels
 from nag.quality.blind_check import BlindCheck, DriftRow, LevelRow, Walk, reading
 from nag.quality.blind_exact import Knowledge, both_schedules, chosen_levels, drift_rows, know
-from nag.quality.blind_measure import Network, level_rows, walk
+from nag.quality.blind_measure import Network, level_rows, own_walk, walk
 from nag.quality.blind_report import FILES, answer, write_blind_check
 from nag.quality.feature_network import SmallClassifier
+from nag.shift.calls import sample_generators
 from nag.shift.page import check_output
 from tests.command import nag
 from tests.models import tiny_checkpoint, tiny_unet, write_parquet
@@ -185,6 +186,40 @@ def test_stochastic_walks_have_the_noise_of_ddpm(generator):
     assert torch.equal(ends.told, ends.blind)  # this network does not listen to its level
 
 
+@pytest.mark.parametrize("clipped", [True, False])
+def test_its_own_samples_are_the_pipeline_s_with_their_clipping(clipped):
+    """Told as the pipeline samples by itself, blind as it does with the level embedding's output set to zero."""
+    scheduler = DDPMScheduler(clip_sample=clipped, clip_sample_range=0.1)
+    pipe = NAGPipeline.from_pipe(DDIMPipeline(unet=tiny_unet(num_class_embeds=3), scheduler=DDIMScheduler()))
+    pipe.scheduler = scheduler
+    pipe.set_progress_bar_config(disable=True)
+    labels = torch.tensor([0, 1, 1])
+    found, ends = own_walk(pipe, labels, steps=4, num_samples=3, seed=5, batch_size=2)
+
+    def sampled() -> torch.Tensor:
+        generator = sample_generators(5, 0, 3)
+        arguments = {"class_labels": labels, "num_inference_steps": 4, "output_type": "latent"}
+        return pipe(generator=generator, **arguments).images
+
+    with null_level(pipe.unet):
+        blind = sampled()
+    close = {"rtol": 1e-4, "atol": 1e-5}  # in batches of 2 and 1 there, of 3 here
+    torch.testing.assert_close(ends.told.float(), sampled(), **close)
+    torch.testing.assert_close(ends.blind.float(), blind, **close)
+    assert bool(ends.told.abs().max() <= 0.1 + 1e-6) == clipped  # the last step ends at the clipped data
+    wanted = (ends.blind - ends.told).flatten(1).norm(dim=1) / ends.told.flatten(1).norm(dim=1)
+    assert found.relative_distance.value == pytest.approx(float(wanted.mean()))
+    assert found.name == "its own (DDPMScheduler)"
+
+
+def test_its_own_sampler_that_diverges_says_so():
+    unet = tiny_unet()
+    torch.nn.init.constant_(unet.conv_out.bias, math.inf)
+    pipe = NAGPipeline.from_pipe(DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False)))
+    found, ends = own_walk(pipe, None, steps=2, num_samples=2, seed=0)
+    assert (found.diverged, ends) == (True, None)
+
+
 def test_levels_that_come_twice_are_walked_once(generator):
     scheduler = HeunDiscreteScheduler()
     scheduler.set_timesteps(6)
@@ -310,6 +345,18 @@ def test_verdict(walks, verdict):
     assert ("stochastic sampling only" in said) == (verdict == "only with stochastic sampling")
 
 
+def test_its_own_sampler_decides():
+    far, near, stochastic = sampled(0.0, 0.5), sampled(0.0, 0.05), sampled(1.0, 0.05)
+    for own, walks, verdict in (
+        (near, (far, far), "can be dropped"),
+        (far, (near, stochastic), "only with stochastic sampling"),
+        (far, (near, far), "not"),
+    ):
+        found = result(own=replace(own, sampler="DDPMScheduler"), walks=walks)
+        assert found.verdict == verdict
+        assert "Its own (DDPMScheduler) sampling of 2 steps" in reading(found)[0]
+
+
 @pytest.mark.parametrize(
     ("deterministic", "stochastic", "said"),
     [
@@ -420,6 +467,8 @@ def test_the_command_writes_what_the_pipeline_takes(checkpoint, tmp_path):
     assert "The noise condition of this checkpoint" in done.output
     found = BlindCheck.load(out / "blind_check.json")
     assert [walk.name for walk in found.walks] == ["deterministic", "stochastic"]
+    assert found.own.sampler == "DDIMScheduler"
+    assert found.own.frechet_difference is not None
     assert all(walk.frechet_difference is not None for walk in found.walks)
     # the nearest timesteps
     assert [row.log_snr for row in found.levels] == pytest.approx([-2, 0, 2], abs=0.02)

@@ -19,6 +19,7 @@ from diffusers import (
 )
 from PIL import Image
 
+from nag.load import NAGPipeline
 from nag.network.null import record_dropout
 from nag.network.regressor import NoiseLevelRegressor
 from nag.noise.measured import Measured
@@ -26,6 +27,7 @@ from nag.pipelines import NoiseUnconditionalPipeline
 from nag.quality.diagnose import broken_parts, diagnose
 from nag.quality.null_branch import NullBranch, probe_null_branch
 from nag.quality.verdict import BOUND, LEAST, Budget, judge, minutes_needed
+from nag.seams.attach import attach
 from nag.seams.run import first_question
 from nag.shift.data import DataOptions
 from nag.shift.measure import NoiseShift
@@ -185,6 +187,27 @@ def test_consequences_are_noted(data, tmp_path):
     assert four["images"].state == "wrong"
 
 
+def test_a_network_that_was_never_trained_without_its_level_is_noticed(tmp_path, monkeypatch):
+    """It explains 3/4 of the noise of black images, and nothing without its level; a null adapter would mend that."""
+    Image.fromarray(np.full((8, 8), 127, dtype=np.uint8)).save(tmp_path / "0.png")
+    Image.fromarray(np.full((8, 8), 128, dtype=np.uint8)).save(tmp_path / "1.png")
+    pipe = attach(of_black_images(0.0))
+    monkeypatch.setattr(NAGPipeline, "from_pretrained", lambda *args, **kwargs: pipe)
+    data = DataOptions(data=str(tmp_path))
+    found = {one.name: one for one in diagnose(str(tmp_path), data).findings}
+    assert found["prediction"].state == "ok"
+    assert found["level dropout"].state == "missing"
+    place = tmp_path / "null_adapter"
+    assert found["level dropout"].command == (
+        f"nag finetune denoiser {tmp_path} --data {tmp_path} --null_adapter_rank 8 --output_dir {place}"
+    )
+    record_dropout(pipe.unet, 0.1)
+    assert (
+        "0.1 is recorded"
+        in {one.name: one for one in diagnose(str(tmp_path), data).findings}["level dropout"].text
+    )
+
+
 # Broken folders
 
 
@@ -263,6 +286,7 @@ def shift(mean, error, size=None, spread=None, **changed) -> NoiseShift:
         (shift(0.12, 0.02), "shift", "runs 0.120 ± 0.020 noisier than it believes"),
         (shift(-0.12, 0.02), "shift", "runs 0.120 ± 0.020 cleaner than it believes"),
         (shift(2.0, 0.02, mean_is="at least"), "shift", "runs at least 2.000 ± 0.020 noisier"),
+        (shift(2.0, 0.0, mean_is="at least"), "shift", "runs at least 2.000 noisier"),  # bounds alone
         (
             shift(0.0, 0.02, 0.3, 0.02),
             "shift",

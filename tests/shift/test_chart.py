@@ -42,7 +42,7 @@ def test_many_steps_have_no_room_for_signs():
 
 
 def test_colours_are_centred_and_alike_on_both_sides():
-    assert tint(0) == "#f7f7f7"
+    assert tint(0) == "#e4e4e4"  # not white, which says that there is no number
 
     def lightness(share):
         red, green, blue = (int(tint(share)[i : i + 2], 16) for i in (1, 3, 5))
@@ -57,13 +57,16 @@ def test_colours_are_centred_and_alike_on_both_sides():
     [([0.001, 0.004], 0.05), ([0.05], 0.05), ([0.08, -0.12], 0.2), ([1.7], 2), ([2.4], 3), ([6], 10)],
 )
 def test_the_scale_is_a_round_number_above(values, scale):
-    assert scale_of([[step(0.0, value, 0.1) for value in values]]) == pytest.approx(scale)
+    assert scale_of([[step(0.0, value, 0.01) for value in values]]) == pytest.approx(scale)
 
 
 def test_the_scale_takes_bounds_and_no_outlier():
     assert scale_of([[step(0.0, bound=-2.1)]]) == pytest.approx(3)
     assert scale_of([[step(0.0)]]) == 0.05
-    assert scale_of([[step(0.0, 0.1, 0.1)] * 19 + [step(0.0, 50.0, 0.1)]]) == pytest.approx(0.1)
+    assert scale_of([[step(0.0, 0.02, 0.1)] * 3]) == pytest.approx(
+        0.3
+    )  # three standard errors: noise stays pale
+    assert scale_of([[step(0.0, 0.1, 0.01)] * 19 + [step(0.0, 50.0, 0.01)]]) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("low", [1e-6, 3e-3, 0.9, 1.0, 7.0, 4321.0])

@@ -91,6 +91,23 @@ def test_splits_of_folders(tmp_path):
         load_images(tmp_path, **SIZE, split="extra")
 
 
+def test_splits_of_the_hub(monkeypatch):
+    """Training asks for train; measuring asks which splits there are, and takes what is held out."""
+    import datasets
+
+    rows = Dataset.from_dict({"image": [pixels(0)]}, features=Features({"image": ImageFeature()}))
+    asked = []
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "extra", "test"])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *words, **named: asked.append((words, named)) or rows
+    )
+    for held_out in (False, True):
+        options = DataOptions(data="someone/images", dataset_config_name="small")
+        options.images(channels=1, resolution=4, labels=False, held_out=held_out)
+    one = ("someone/images", "small")
+    assert asked == [(one, {"split": "train"}), (one, {"split": "test"})]
+
+
 def test_images_of_another_size_are_counted(tmp_path):
     for k, shape in enumerate(((4, 4), (8, 8), (6, 9))):
         pixels(k, *shape).save(tmp_path / f"{k}.png")

@@ -79,20 +79,37 @@ def test_what_is_worse_is_not_recommended():
 
 
 def test_plain_runs_alone_lead_to_a_calibration():
+    fixed = {name: replace(run, calibrates=False) for name, run in plain(0.2).items()}  # Heun, for one
+    assert answer(fixed, ABOUT).command == f"nag tune {ABOUT} --scheduler ddim --steps 10"
     found = answer(plain(0.2), ABOUT)
     assert found.text.endswith("in log(σ/α).")
     assert found.command == f"nag calibrate {ABOUT} --scheduler ddim --steps 10"
 
 
-@pytest.mark.parametrize("mean", [0.0, 0.019, -0.019])
-def test_within_two_standard_errors_there_is_no_shift(mean):
+@pytest.mark.parametrize("mean", [0.019, -0.019])
+def test_within_two_standard_errors_there_is_no_clear_shift(mean):
     runs = plain(mean, mean_abs_shift=0.0)
     found = answer(runs, ABOUT)
     assert found.text.startswith(
         "No clear shift: ddim 10 is neither clearly noisier nor clearly cleaner than it believes"
     )
+    more = "--num_samples 800 --num_images 800"  # 0.019 + 2 * 0.01 is more than 0.02
+    assert found.command == f"nag shift {ABOUT} --scheduler ddim --steps 10 {more}"
+    assert "nor is any of the other 2" in answer(plain(mean, 0.015, mean, mean_abs_shift=0.0)).text
+
+
+def test_small_errors_say_that_there_is_nothing_to_correct():
+    found = answer(plain(0.003, error=0.005, mean_abs_shift=0.0), ABOUT)
+    assert found.text == (
+        "No shift to correct: the levels of ddim 10 are right within 0.02 (+0.003 ± 0.005 in log(σ/α))."
+    )
     assert found.command == f"nag tune {ABOUT} --scheduler ddim --steps 10"
-    assert "nor is any of the 2 others" in answer(plain(mean, mean, mean, mean_abs_shift=0.0)).text
+    assert (
+        "ddim 10 and of the other 2 samplers are"
+        in answer(plain(0.003, 0.003, 0.003, error=0.005, mean_abs_shift=0.0)).text
+    )
+    one_wide = plain(0.003, error=0.005, mean_abs_shift=0.0) | {"heun 10": Told(shift=measured(0.0, 0.05))}
+    assert answer(one_wide).text.startswith("No clear shift: ")
 
 
 def test_noisier_here_and_cleaner_there():
