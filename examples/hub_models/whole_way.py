@@ -31,7 +31,7 @@ TUNED: dict[str, Any] = {
     "checkpoints_total_limit": 1,
     "seed": 0,
 }
-FAST = TUNED | {"learning_rate": 1e-3, "max_train_steps": 1000}
+FAST = TUNED | {"learning_rate": 1e-3, "max_train_steps": 400}
 MEASURED: dict[str, Any] = {"num_samples": 256, "batch_size": 64, "steps": 20, "seed": 1}
 COMPARED: dict[str, Any] = {
     "num_samples": 1024,
