@@ -4,8 +4,8 @@
     python examples/throughput.py text_to_image DIFFUSERS --model STABLE_DIFFUSION --data CAPTIONED_FOLDER
 
 DIFFUSERS is a source tree of diffusers, whose examples/*/train_*.py run as they are. Each run is a process of its own, which is
-timed from step to step after a warm-up and then ended. torchvision, which the scripts want for resizing, is replaced by a few lines of
-PIL where it is not installed.
+timed from step to step after a warm-up and then ended. The unconditional script wants colour and knows no classes, so the
+network gets three channels and none. torchvision, which the scripts want for resizing, is replaced by PIL where it is missing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def small_torchvision() -> None:
     names.CenterCrop = names.RandomCrop = square  # type: ignore[attr-defined]
     names.RandomHorizontalFlip = lambda: lambda image: image  # type: ignore[attr-defined]
     names.Lambda = lambda function: function  # type: ignore[attr-defined]
-    names.ToTensor = lambda: pixels  # type: ignore[attr-defined]
+    names.ToTensor = names.PILToTensor = lambda: pixels  # type: ignore[attr-defined]
+    names.ConvertImageDtype = lambda dtype: lambda image: image  # type: ignore[attr-defined]
     names.Normalize = lambda mean, std: lambda image: (image - mean[0]) / std[0]  # type: ignore[attr-defined]
     modes = types.SimpleNamespace(BILINEAR=2, LANCZOS=1)
     names.InterpolationMode = modes  # type: ignore[attr-defined]
@@ -128,6 +129,14 @@ def commands(
     ]
     theirs += ["--center_crop", "--checkpointing_steps", many, "--use_ema"]
     if kind == "unconditional":
+        config = json.loads(model.read_text()) | {
+            "in_channels": 3,
+            "out_channels": 3,
+            "num_class_embeds": None,
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        model = output / "config.json"
+        model.write_text(json.dumps(config))
         ours += ["--model_config", str(model)]
         theirs += ["--model_config_name_or_path", str(model), "--num_epochs", many, "--overwrite_output_dir"]
     else:

@@ -270,7 +270,9 @@ def main(
             str(part / "tokenizer")
         )  # vocab.json, merges.txt: transformers 4
     draw_samples(
-        StableDiffusionPipeline.from_pretrained(output_dir / "model"), output_dir / "samples.png", PROMPTS
+        StableDiffusionPipeline.from_pretrained(output_dir / "model"),
+        output_dir / "model" / "samples.png",
+        PROMPTS,
     )
 
 

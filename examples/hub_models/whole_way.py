@@ -31,12 +31,12 @@ TUNED: dict[str, Any] = {
     "checkpoints_total_limit": 1,
     "seed": 0,
 }
-FAST = TUNED | {"learning_rate": 1e-3, "max_train_steps": 1000}
+FAST = TUNED | {"learning_rate": 1e-3, "max_train_steps": 400}
 MEASURED: dict[str, Any] = {"num_samples": 256, "batch_size": 64, "steps": 20, "seed": 1}
 COMPARED: dict[str, Any] = {
-    "num_samples": 700,
+    "num_samples": 1024,
     "seeds": [101, 102],
-    "tune_samples": 350,
+    "tune_samples": 500,
     "evaluations": 40,
     "schedulers": ["ddim"],
     "mixed_precision": "bf16",

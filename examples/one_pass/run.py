@@ -146,15 +146,12 @@ STUDIES: dict[str, dict[str, Any]] = {
             "merged:network={models}/student_1,strength=0.5",
         ],
     },
-    # with the weights that DDIM 20 has chosen
+    # with the weight that DDIM 20 has chosen
     "heads_dpm++": SMALL
     | {
         "schedulers": ["dpm++"],
-        "steps": [20],
-        "corrections": [
-            "exit_head:head={models}/exit,scale=0.25",
-            "direction:head={models}/direction,scale=1",
-        ],
+        "evaluations": [20],
+        "corrections": ["exit_head:head={models}/exit,scale=0.25"],
     },
     "head_null": SMALL
     | {
@@ -169,9 +166,9 @@ STUDIES: dict[str, dict[str, Any]] = {
         | {
             "schedulers": ["ddim"],
             "evaluations": [budget],
-            "corrections": [f"{REUSED},every={every},reuse={how}" for how in REUSES],
+            "corrections": [f"{REUSED},every={every},reuse={how}" for how in ways],
         }
-        for name, every, budget in (("reuse_2", 2, 23), ("reuse_4", 4, 22))
+        for name, every, budget, ways in (("reuse_2", 2, 23, REUSES[:1]), ("reuse_4", 4, 22, REUSES))
     },
     "weak_models": ONCE
     | {

@@ -142,7 +142,7 @@ def test_the_way_is_of_commands_that_exist(scripts):
         module, name = place[words[1]] if isinstance(place, dict) else place
         known = set(getattr(importlib.import_module(module), name).__dataclass_fields__)
         flags = {word[2:] for word in words if word.startswith("--")}
-        assert flags <= known | {"null_adapter_rank"}, step
+        assert flags <= known, step
         if words[0] == "compare":
             assert parse_methods(dict.fromkeys(way.WAY[step][2]["corrections"]))
 
