@@ -31,7 +31,7 @@ check: $(INSTALLED) ## format, lint and types
 	$(BIN)/mypy
 
 docs: $(INSTALLED) ## the site, into site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 stats: $(INSTALLED) ## the size of the house: files, lines, floors, arrows
 	$(BIN)/python -m tests.house

@@ -38,7 +38,7 @@ class ConsistencyScheduler(CMStochasticIterativeScheduler):
         clip_denoised: whether to clip x_0_hat to [-1, 1].
         second_sigma: level of the second of two steps; locuslab/ect has 0.821 for 32x32 and 1.526 for 64x64.
 
-    Example:
+    Examples:
         >>> scheduler = ConsistencyScheduler()
         >>> scheduler.set_timesteps(2)
         >>> [round(float(sigma), 3) for sigma in scheduler.sigmas]

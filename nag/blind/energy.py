@@ -86,7 +86,7 @@ def gradient_of(
         create_graph: whether the result can be differentiated again, as training needs it; attention then runs
             unfused, for fused kernels have no second derivative. The `grad` of parameters is touched in no case.
 
-    Example:
+    Examples:
         >>> gradient_of(lambda x: 3 * x, torch.tensor([[1.0, 2.0]]), "dot")
         tensor([[ 6., 12.]])
     """

@@ -84,7 +84,7 @@ class EquilibriumMatchingScheduler(SchedulerMixin, ConfigMixin):
         gradient_norm: `(B,)`, |f| of each sample where it was last asked for; None before the first step.
         moving: `(B,)` bool, False for samples that have stopped; None before the first step.
 
-    Example:
+    Examples:
         >>> scheduler = EquilibriumMatchingScheduler(solver="gradient_descent", step_size=0.05)
         >>> scheduler.set_timesteps(20)
         >>> x = torch.ones(1, 3)

@@ -293,7 +293,7 @@ def make_objective(name: str, **parameters: Any) -> Objective:
             sigma_max, rho, mean and std of ln s, and for uedm weighted; eqm: decay, interpolation a, start b,
             multiplier.
 
-    Example:
+    Examples:
         >>> eqm = make_objective("eqm", decay="truncated", interpolation=0.8, multiplier=4.0)
         >>> eqm.coefficients(torch.tensor([0.25, 0.5], dtype=torch.float64))[1]  # gamma 3/4 and 1/2
         tensor([4., 4.], dtype=torch.float64)

@@ -69,7 +69,7 @@ class UnifiedScheduler(SchedulerMixin, ConfigMixin):
         sigma: `(N + 1,)` float64; the last is 0.
         kappa: `(N,)` float64, of an Euler step; likewise eta and zeta.
 
-    Example:
+    Examples:
         >>> scheduler = UnifiedScheduler(objective={"name": "flow"}, solver="euler")
         >>> scheduler.set_timesteps(4)
         >>> scheduler.timesteps

@@ -83,7 +83,7 @@ def accumulate(
 ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"]]:
     """A_i and B_i; the bound is their scalar product.
 
-    Example:
+    Examples:
         >>> ones = torch.ones(3)
         >>> A, B = accumulate(2 * ones, ones, torch.zeros(1, 3), torch.ones(1, 3))
         >>> A.tolist(), float((A * B).sum())

@@ -159,7 +159,7 @@ def fisher_information(
 ) -> Tensor:
     """What a state of a known datum says about its level t: I(t) = (a'^2 |x_0|^2 + 2 D b'^2) / b^2.
 
-    Example:
+    Examples:
         >>> from nag.noise.process import Flow
         >>> float(1 / fisher_information(Flow(), torch.tensor(0.5), 8))  # t^2 / 2 D
         0.015625

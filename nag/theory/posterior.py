@@ -65,7 +65,7 @@ class FiniteData:
             0 are dropped.
         chunk_elements: largest number of elements of one temporary tensor (default 8 MiB of float64, the fastest on a CPU).
 
-    Example:
+    Examples:
         >>> from nag.noise.process import Flow
         >>> flow = Flow()
         >>> oracle = FiniteData(data=torch.zeros(1, 8), process=flow, prior=LevelPrior.quadrature(flow))

@@ -113,7 +113,7 @@ def drift_error(
 def jensen_constant(dimension: int) -> float:
     """kappa_D = sqrt(2) Gamma(D/2) / Gamma((D-1)/2), D at least 2.
 
-    Example:
+    Examples:
         >>> [round(jensen_constant(D) / D**0.5, 3) for D in (2, 8, 128)]
         [0.564, 0.903, 0.994]
     """

@@ -75,7 +75,7 @@ class TargetForm:
 def target_form(process: GaussianProcess, target: Prediction, t: Tensor) -> TargetForm:
     """Slope, offset, gain and pull of a target at levels t.
 
-    Example:
+    Examples:
         >>> from nag.noise.process import Flow
         >>> form = target_form(Flow(), "velocity", torch.tensor([0.5]))
         >>> float(form.slope), float(form.offset), float(form.gain)
