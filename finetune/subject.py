@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from nag.network.table import architecture_of, unwrap
@@ -81,6 +82,11 @@ class Subject:
         network, scheduler = main_network(pipeline), pipeline.scheduler
         null = architecture_of(network).null_class(unwrap(network))
         asked = first_of(pipeline, ["", ""], resolution)
+        for module in network.modules():
+            if isinstance(module, LabelEmbedding):
+                module.dropout_prob = (
+                    0.0  # in training it drops the class anew in each block; ours is dropped once for all
+                )
         rows, shared = parted(asked, first_of(pipeline, [""] * 3, resolution))
         question: Any = asked.question
         return cls(

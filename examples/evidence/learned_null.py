@@ -105,6 +105,7 @@ def train_model(models: Path, data: Path) -> None:
     """Fine-tunes with a learned null embedding; returns at once if that was done."""
     from nag.finetune.denoiser import DenoiserTask
     from nag.finetune.loop import check_output_dir, train
+    from nag.finetune.subject import Subject
     from nag.load import NAGPipeline
     from nag.shift.images import load_images
 
@@ -120,7 +121,7 @@ def train_model(models: Path, data: Path) -> None:
     pipe = NAGPipeline.from_pretrained(str(options.model), regressor=False)
     unet = pipe.unet.float()
     learn_null_embedding(unet)
-    task = Task(unet, pipe.scheduler, options)
+    task = Task(Subject.of_unet(unet, pipe.scheduler), options)
     table = load_images(
         data=options.data,
         channels=unet.config.in_channels,
@@ -137,6 +138,7 @@ def held_out(pipes: dict[str, Any], models: Path, data: Path) -> dict[str, Any]:
 
     from nag.finetune.denoiser import DenoiserTask
     from nag.finetune.stream import Draws
+    from nag.finetune.subject import Subject
     from nag.shift.images import load_images
 
     unet = pipes["learned"].unet

@@ -209,3 +209,15 @@ def test_another_vae_or_size_makes_another_cache(tmp_path):
     encoded(other)
     encoded(pipe, 32)
     assert len(list((tmp_path / "c").iterdir())) == 3
+
+
+def test_a_dit_in_training_drops_no_class_by_itself(tmp_path):
+    """diffusers' label embedding does, in each block anew."""
+    subject = subject_of("dit", tmp_path)
+    u, t, labels = torch.randn(4, 4, 8, 8), torch.full((4,), 500), torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        first, second = (
+            subject.ask(network, u, t, subject.conditions(labels))
+            for network in (subject.network.eval(), subject.network.train())
+        )
+    torch.testing.assert_close(first, second)

@@ -253,7 +253,7 @@ def test_a_direction_head_reads_them_or_refuses(case):
         head = DirectionHead.of(model)
         with tapped(model) as kept:
             (prediction, *_) = call(model, inputs)
-        found = head(kept[-1], torch.zeros(3), state.shape)
+        found = head(kept[-1], torch.zeros(3), state)
     except ValueError as error:
         assert re.match("(network|features) must", str(error))  # noqa: PT017
         assert name not in (
@@ -267,8 +267,8 @@ def test_a_direction_head_reads_them_or_refuses(case):
     assert prediction.shape[2:] == found.shape[2:]
     assert not found.any()
     torch.nn.init.normal_(head.last.weight)
-    moved = head(kept[-1].roll(1, dims=0), torch.zeros(3), state.shape)
-    found = head(kept[-1], torch.zeros(3), state.shape)
+    moved = head(kept[-1].roll(1, dims=0), torch.zeros(3), state)
+    found = head(kept[-1], torch.zeros(3), state)
     torch.testing.assert_close(moved, found.roll(1, dims=0))
 
 
