@@ -40,7 +40,10 @@ nag/network/swap.py | module.__class__ = cls | pass | network/test_null.py
 nag/network/null.py | null, embedding) | embedding, null) | network/test_null.py
 nag/network/degraded.py | output + hidden_states | output | network/test_degraded.py
 nag/network/merged.py | set_weights(network, before) | pass | network/test_merged.py
-nag/corrections/direction_head.py | self.scale * at.question.read | at.question.read | corrections/test_direction_head.py
+nag/corrections/direction_head.py | self.scale * found | found | corrections/test_direction_head.py
+nag/network/null_adapter.py | plain + change.to(plain), plain) | plain, plain + change.to(plain)) | network/test_null_adapter.py
+finetune/training_objectives.py | snr.clamp(max=gamma) | snr.clamp(min=gamma) | finetune/test_training_objectives.py
+finetune/subject.py | row.timestep: self.told(timestep) | row.timestep: timestep | finetune/test_latents.py
 nag/network/regressor.py | + self.variance.log() | - self.variance.log() | network/test_regressor.py
 finetune/training_objectives.py | end(upper), wanted | end(lower), wanted | finetune/test_training_objectives.py
 nag/shift/density.py | len(values) ** -0.2 | len(values) ** 0.2 | shift/test_density.py
