@@ -80,7 +80,7 @@ def timed(words: list[str], warm: int, steps: int, batch: int) -> None:
 
     class Watched(tqdm.auto.tqdm):  # type: ignore[type-arg]
         def update(self, n: float | None = 1) -> bool | None:
-            if str(self.desc).startswith(BARS):
+            if str(getattr(self, "desc", "")).startswith(BARS):
                 done.append(time.perf_counter())
                 if len(done) == warm + steps + 1:
                     took = [b - a for a, b in zip(done[warm:], done[warm + 1 :], strict=False)]
@@ -118,7 +118,7 @@ def commands(
     shared = ["--train_batch_size", str(batch), "--resolution", str(resolution), "--lr_warmup_steps", "0"]
     ours = ["nag", "finetune", "denoiser", "--data", str(data), "--output_dir", str(output / "nag"), *shared]
     ours += ["--max_train_steps", many, "--num_validation_images", "0", "--checkpointing_steps", "0"]
-    ours += ["--draws", "batch", "--overwrite", "--cache_dir", str(output / "cache")]
+    ours += ["--draws", "batch", "--fused_optimizer", "--overwrite", "--cache_dir", str(output / "cache")]
     theirs = [
         str(diffusers / SCRIPTS[kind]),
         "--dataset_name",

@@ -124,6 +124,7 @@ class DenoiserTask:
         from nag.network.merged import add_adapter
         from nag.network.null_adapter import NullAdapter
 
+        NullAdapter.detach(self.model)
         if self.options.lora_rank:
             add_adapter(self.model, self.options.lora_rank)
         if self.options.null_adapter_rank:

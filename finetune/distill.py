@@ -121,10 +121,13 @@ def student_of(teacher: Any, weak: Any, options: DistillOptions) -> Any:
     import copy
 
     from nag.network.merged import add_adapter
+    from nag.network.null_adapter import NullAdapter
 
     student = copy.deepcopy(teacher).requires_grad_(True)
     if options.lora_rank:
         add_adapter(student, options.lora_rank)
+    else:
+        NullAdapter.detach(student)
     return student
 
 

@@ -45,7 +45,8 @@ class GuidanceOptions(TrainingOptions):
     weak_learning_rate: float = 0.001
     """--weak train: its peak learning rate."""
     scale: float = 2.0
-    """w of the guidance: what a student learns; for a direction head that of its trajectories, and what sampling takes."""
+    """w of the guidance: what a student learns; for a direction head that of its trajectories, and what sampling takes (an exit
+    head wants a small one: 0.25)."""
     interval: tuple[float, float] = (-math.inf, math.inf)
     """Log-SNR within which it is guided, noisy end first; null wants -2.5 inf."""
     class_dropout: float = 0.1

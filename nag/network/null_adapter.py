@@ -134,6 +134,11 @@ class NullAdapter(ModelMixin, ConfigMixin):
             )
         model.__dict__["null_adapter"] = self  # no submodule: the checkpoint stays a plain one
 
+    @staticmethod
+    def detach(network: nn.Module) -> None:
+        """Takes away the one that a network has, whose weights are about to change."""
+        unwrap(network).__dict__.pop("null_adapter", None)
+
     @contextmanager
     def acting(self, network: nn.Module, mask: Tensor | None) -> Iterator[None]:
         """Within the block it acts in the rows `(B,)` of the mask, in all for None."""

@@ -17,7 +17,7 @@ from typing import Any
 from nag.corrections.base import Correction, Interval
 from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
 from nag.corrections.calibration import Calibrated, NoiseCalibration
-from nag.corrections.direction_head import DirectionGuidance
+from nag.corrections.direction_head import DirectionGuidance, ExitGuidance
 from nag.corrections.noise_guidance import NoiseGuidance
 from nag.corrections.tuned import FILE_NAME as TUNED_FILE
 from nag.corrections.tuned import load_tuned
@@ -83,7 +83,7 @@ class Attached:
             noise_guidance_mode: "classifier_free", "corrected" or "gradient"; see `nag.corrections.NoiseGuidance`.
             noise_guidance_interval: (start, end) in log-SNR, noisy end first, None for an open side.
             noise_guidance: all settings of noise guidance at once, instead of the three arguments for it; or "tuned" for
-                what `nag tune` wrote beside the checkpoint, or the path of such a file; or "fast" for the direction head
+                what `nag tune` wrote beside the checkpoint, or the path of such a file; or "fast" for the direction or exit head
                 beside it, within its own interval, at its own weight or at noise_guidance_scale, without a prediction more.
             noise_calibration: "auto" for the calibration beside the checkpoint; a path; or a `NoiseCalibration`. It must
                 have been measured for this scheduler with these settings, steps and corrections.
@@ -328,7 +328,7 @@ def split_arguments(pipe: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def _fast(pipe: Any, scale: float) -> DirectionGuidance:
-    """Guidance by the direction head beside a pipeline's checkpoint, which is read once and then said to be there."""
+    """Guidance by the direction or exit head beside a pipeline's checkpoint, which is read once and then said to be there."""
     fix = f"Train one with `nag finetune direction --output_dir MODEL/{DIRECTION_FOLDER}`"
     path = beside_checkpoint(pipe, "direction", "fast", f"{DIRECTION_FOLDER}/config.json", fix)
     known, head = pipe.__dict__.get("_fast", (None, None))
@@ -339,7 +339,8 @@ def _fast(pipe: Any, scale: float) -> DirectionGuidance:
             "noise_guidance 'fast' adds %g times the direction head of %s (weak model %s, log-SNR %s to %s).",
             scale or head.config.scale, path.parent, head.config.weak, *head.config.interval,
         )  # fmt: skip
-    return DirectionGuidance(scale=scale or head.config.scale, head=head)
+    guidance = ExitGuidance if head.layer == ExitGuidance.listens else DirectionGuidance
+    return guidance(scale=scale or head.config.scale, head=head)
 
 
 def _push(pipe: Any, folder: Path, **kwargs: Any) -> None:

@@ -146,8 +146,10 @@ def test_an_exit_head_is_trained_and_used(checkpoint):
         corrections=parse_method(f"exit_head:head={options.output_dir},scale=1").arguments()["corrections"],
     )
     assert not torch.equal(found, sample(pipe))
+    assert torch.equal(found, sample(pipe, noise_guidance="fast", noise_guidance_scale=1.0))
+    head = DirectionHead.load(options.output_dir)
     with pytest.raises(ValueError, match="head must read the last features .* got one of the middle"):
-        sample(pipe, noise_guidance="fast")
+        sample(pipe, corrections=DirectionGuidance(scale=1.0, head=head))
 
 
 def sample(pipe, **options):

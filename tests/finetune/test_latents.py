@@ -16,6 +16,7 @@ from nag.seams.attach import attach
 from nag.shift.calls import main_network
 from nag.shift.images import load_images
 from tests.command import nag
+from tests.network.test_null_adapter import filled
 from tests.seams.zoo_transformers import dit, flux, pixart, sd3
 from tests.seams.zoo_unets import sdxl, stable_diffusion
 from tests.shift.test_any_pipeline import CAPTIONS, captioned, said
@@ -156,6 +157,20 @@ def test_a_null_adapter_leaves_what_is_told_as_it_was(name, tmp_path):
     assert max(float(weight.detach().abs().max()) for weight in adapter.high) > 0
     assert np.array_equal(sampled(pipe), plain)
     assert not np.allclose(sampled(pipe, noise_guidance_scale=1.0), plain, atol=1e-4)
+
+
+def test_whole_weights_are_trained_without_the_adapter_beside_them(tmp_path):
+    """It belongs to the weights before, so what is trained and saved is the network alone."""
+    captioned(tmp_path / "data", count=8)
+    stable_diffusion().save_pretrained(tmp_path / "base")
+    words = ("--level_dropout", 1, "--num_validation_images", 0)
+    network = main_network(NAGPipeline.from_pretrained(tmp_path / "base"))
+    adapter = filled(network)
+    command("denoiser", tmp_path / "base", tmp_path, *words)
+    wanted = fingerprint(main_network(DiffusionPipeline.from_pretrained(tmp_path / "denoiser")))
+    adapter.save_pretrained(tmp_path / "base" / "null_adapter")
+    command("denoiser", tmp_path / "base", tmp_path, "--overwrite", *words)
+    assert fingerprint(main_network(NAGPipeline.from_pretrained(tmp_path / "denoiser"))) == wanted
 
 
 def test_captions_that_are_missing_are_counted(tmp_path):
