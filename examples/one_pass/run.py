@@ -195,6 +195,24 @@ STUDIES: dict[str, dict[str, Any]] = {
     },
 }
 
+SETS = ("mnist", "quickdraw")
+for _name in SETS:
+    _models = f"{{models}}/{_name}_"
+    STUDIES[f"{_name}_20"] = SMALL | {
+        "model": f"{_models}model",
+        "data": f"{{data}}/{_name}_16/heldout.parquet",
+        "reference": f"{{data}}/{_name}_16/test.parquet",
+        "features": f"{{data}}/{_name}_16_classifier",
+        "num_samples": 2000,
+        "schedulers": ["ddim", "dpm++"],
+        "evaluations": [20],
+        "corrections": [
+            f"merged:network={_models}student_0,strength=0.5|0.75|1|1.2",
+            *RIVALS[:3],
+            f"autoguidance:network={_models}weak_0,scale=0.5|1|2",
+        ],
+    }
+
 
 # `nag weak-check` of the weak models that the study weak_models guides by
 SCREEN: dict[str, Any] = {
@@ -214,7 +232,7 @@ def command(study: str, output: Path, models: Path, data: Path) -> list[str]:
     else:
         flags = COMMON | STUDIES[study]
         flags["corrections"] = ["plain", *flags["corrections"]]
-        words = ["-m", "nag.cli", "compare", str(FASHION / "model"), "--no_shift"]
+        words = ["-m", "nag.cli", "compare", str(flags.pop("model", FASHION / "model")), "--no_shift"]
     flags = flags | {"output_dir": output / study}
     for name, value in flags.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

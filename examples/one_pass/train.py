@@ -3,8 +3,9 @@
     python examples/one_pass/train.py --data_dir data --output_dir outputs/one_pass      # all: about two hours on one core
     python examples/one_pass/train.py --data_dir data --output_dir outputs/one_pass weak_0 student_0
 
-Fashion-MNIST is expected in `fashion_mnist_16`, made by examples/fashion_mnist/prepare.py. Each model is one call of
-`nag finetune`, with the flags below; what is trained already is left as it is.
+Fashion-MNIST is expected in `fashion_mnist_16`, made by examples/fashion_mnist/prepare.py, the other sets in `mnist_16` and
+`quickdraw_16`, made by examples/evidence/prepare.py. Each model is one call of `nag finetune`, with the flags below; what is
+trained already is left as it is.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ STUDENT = TUNED | {"scale": 2}
 HEAD = {name: value for name, value in TUNED.items() if name != "learning_rate"} | {"max_train_steps": 1500}
 PLAIN: dict[str, object] = TUNED | {"level_dropout": 0.15, "num_validation_images": 0}
 
-# name: (kind, flags of `nag finetune KIND`); {output} is the folder of all models, {data} that of the data sets
+SETS = ("mnist", "quickdraw")
+
+# name: (kind, flags of `nag finetune KIND`); {output} is the folder of all models; the data set, if another, begins the name
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "weak_0": ("denoiser", WEAK | {"seed": 0}),
     "student_0": ("distill", STUDENT | {"weak": "{output}/weak_0", "seed": 0}),
@@ -75,6 +78,20 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
         "distill",
         STUDENT | {"weak": "{output}/weak_0", "lora_rank": 16, "learning_rate": 2e-3, "seed": 0},
     ),
+    # the embedded model, fine-tuned on another set, its weak network and its student
+    **{
+        f"{name}_{part}": (kind, flags | {"seed": 0})
+        for name in SETS
+        for part, kind, flags in (
+            ("model", "denoiser", PLAIN | {"max_train_steps": 800, "mixed_precision": "bf16"}),
+            ("weak_0", "denoiser", WEAK),
+            (
+                "student_0",
+                "distill",
+                STUDENT | {"model": f"{{output}}/{name}_model", "weak": f"{{output}}/{name}_weak_0"},
+            ),
+        )
+    },
 }
 
 
@@ -117,10 +134,11 @@ def main(
         folder = output_dir / name
         if (folder / "README.md").exists():
             continue
-        flags = {"data": data_dir / "fashion_mnist_16" / "train.parquet"} | COMMON | flags
+        of = next((one for one in SETS if name.startswith(one)), "fashion_mnist")
+        flags = {"data": data_dir / f"{of}_16" / "train.parquet"} | COMMON | flags
         if name == "neon" and not (output_dir / "own_samples.parquet").exists():
             sample_own(output_dir / "own_samples.parquet")
-        model = [flags.pop("model")] if "model" in flags else []
+        model = [str(flags.pop("model")).replace("{output}", str(output_dir))] if "model" in flags else []
         words = [sys.executable, "-m", "nag.cli", "finetune", kind, *model, "--output_dir", folder]
         for flag, value in flags.items():
             words += [
