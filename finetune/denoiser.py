@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
@@ -243,12 +244,16 @@ class DenoiserTask:
                 save_adapter(self.model, part, self.subject.name, self.options.model or "")
             else:
                 self._pipeline().save_pretrained(part)
+            shown = folder / "samples" / f"step-{self.options.max_train_steps}.png"
+            if shown.exists():
+                copyfile(shown, part / "samples.png")
             write_model_card(
                 part,
                 "denoiser",
                 self.options,
                 title=title(self.scheduler, self.options),
                 text=self._text(),
+                whole=self.adapter is None and not self.options.lora_rank,
             )
         upload(folder, self.options)
 

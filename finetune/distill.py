@@ -112,6 +112,7 @@ class DistillTask(GuidanceTask):
                     "`nag finetune merge --strength`; `nag tune` finds it for a sampler."
                 ),
                 figures=self.figures,
+                whole=not options.lora_rank,
             )
         upload(folder, options)
 

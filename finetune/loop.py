@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nag.files import cache_folder, read_json
 from nag.finetune.checkpoints import find_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from nag.finetune.model_card import repository
 from nag.finetune.options import TrainingOptions
 from nag.finetune.stream import Draws, batches, mix
 from nag.finetune.subject import Subject
@@ -115,16 +116,17 @@ class Task(Protocol):
 
 
 def check_output_dir(options: TrainingOptions) -> Path | None:
-    """The checkpoint to resume from, looked for before anything is loaded; a folder in use is refused."""
-    folder = options.output_dir
+    """The checkpoint to resume from, looked for before anything is loaded; a folder in use or a closed Hub is refused."""
+    folder, checkpoint = options.output_dir, None
     if options.resume_from_checkpoint is not None:
-        return find_checkpoint(folder, options.resume_from_checkpoint)
-    if folder.exists() and any(folder.iterdir()) and not options.overwrite:
+        checkpoint = find_checkpoint(folder, options.resume_from_checkpoint)
+    elif folder.exists() and any(folder.iterdir()) and not options.overwrite:
         raise FileExistsError(
             f"output_dir must be empty, got {folder}, which is in use. "
             "Pass --resume_from_checkpoint latest, --overwrite or another folder."
         )
-    return None
+    repository(options)
+    return checkpoint
 
 
 def _check(options: TrainingOptions) -> None:

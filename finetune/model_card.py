@@ -6,9 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import create_repo
+
+from nag.files import HTTP_ERROR
 from nag.finetune.options import TrainingOptions
 
-__all__ = ["command_line", "upload", "write_model_card"]
+__all__ = ["command_line", "repository", "upload", "write_model_card"]
 
 UNTOLD = ("model", "resume_from_checkpoint", "overwrite", "pause_at_step")
 
@@ -35,21 +38,28 @@ def write_model_card(
     title: str,
     text: str,
     figures: dict[str, Any] | None = None,
+    whole: bool = False,
 ) -> None:
-    """Writes `README.md` with the Hub's metadata, the exact command and the measured figures."""
+    """Writes `README.md` with the Hub's metadata, the exact command and the measured figures.
+
+    A `whole` model is a fine-tuned one of its base, everything else something beside it. `samples.png` in the folder is shown.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
-    base = options.model
+    base = options.model if options.model and not Path(options.model).exists() else None
+    lora = (folder / "pytorch_lora_weights.safetensors").exists()
     data = ModelCardData(
         library_name="diffusers",
-        base_model=base if base and not Path(base).exists() else None,
+        base_model=base,
+        base_model_relation=base and ("finetune" if whole else "adapter"),
         datasets=None if Path(options.data).exists() else options.data,
-        tags=["diffusers", "noise-awareness-guidance", "arxiv:2510.12497"],
+        tags=["diffusers", *["lora"] * lora, "noise-awareness-guidance", "arxiv:2510.12497"],
     )
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {title}\n",
         f"{text}\n",
+        *["![samples](samples.png)\n"] * (folder / "samples.png").exists(),
         f"## Training\n\n```\n{command_line(name, options)}\n```\n",
     ]
     if figures:
@@ -62,18 +72,38 @@ def write_model_card(
     ModelCard("\n".join(parts)).save(folder / "README.md")
 
 
+def repository(options: TrainingOptions) -> str | None:
+    """The repository on the Hub that `--push_to_hub` asks for, made if it is new. Before the training: a login may be missing."""
+    if not options.push_to_hub:
+        return None
+    name = options.hub_model_id or options.output_dir.resolve().name
+    try:
+        return str(create_repo(name, private=options.hub_private_repo, exist_ok=True).repo_id)
+    except (OSError, ValueError, HTTP_ERROR) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"hub_model_id must be a repository that you can write to, got {name!r}: {first} Log in with `hf auth login`, or "
+            "leave --push_to_hub out."
+        ) from error
+
+
 def upload(folder: Path, options: TrainingOptions) -> None:
     """Uploads the finished folder, without checkpoints and logs, when `--push_to_hub` was given."""
-    if not options.push_to_hub:
+    repo_id = repository(options)
+    if repo_id is None:
         return
-    from huggingface_hub import create_repo, upload_folder
+    from huggingface_hub import upload_folder
 
-    repo = create_repo(
-        options.hub_model_id or folder.resolve().name, private=options.hub_private_repo, exist_ok=True
-    )
     upload_folder(
-        repo_id=repo.repo_id,
+        repo_id=repo_id,
         folder_path=folder,
         commit_message="Upload the result of nag finetune",
-        ignore_patterns=["checkpoint-*", ".checkpoint-*", ".part-*", f"{options.logging_dir}/*", "samples/*"],
+        ignore_patterns=[
+            "checkpoint-*",
+            ".checkpoint-*",
+            ".part-*",
+            f"{options.logging_dir}/*",
+            "samples/*",
+            "cache/*",
+        ],
     )

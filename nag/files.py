@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 )
 
 __all__ = [
+    "HTTP_ERROR",
     "REGRESSOR_FOLDER",
     "Archive",
     "cache_folder",
@@ -47,7 +48,7 @@ __all__ = [
 
 REGRESSOR_FOLDER = "regressor"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[
     0
 ]  # of the HTTP client that huggingface_hub is built on
 _PATIENCE = 3.0  # seconds, for the Hub's first answer
@@ -215,7 +216,7 @@ def fetch(argument: str, checkpoint: str | os.PathLike[str], name: str, **option
                 if error.response.status_code < 500:
                     raise
                 unreached = error
-            except (_HTTP_ERROR, OfflineModeIsEnabled) as error:
+            except (HTTP_ERROR, OfflineModeIsEnabled) as error:
                 unreached = error
         return Path(
             hf_hub_download(path, name, **options | ({"local_files_only": True} if unreached else {}))
