@@ -381,7 +381,10 @@ def picture() -> None:
                     capsize=3,
                     label=f"{title}, 20 evaluations",
                 )
-    axes[0].set(xlabel="strength", ylabel="Fréchet distance, 64 features", ylim=(0, None))
+    ticks = (2, 3, 5, 10, 20, 30)
+    axes[0].set(xlabel="strength", ylabel="Fréchet distance, 64 features", yscale="log")
+    axes[0].set_yticks(ticks, labels=map(str, ticks))
+    axes[0].minorticks_off()
     axes[1].set(xlabel="strength", ylabel="recall")
     axes[0].legend()
     figure.savefig(IMAGE, dpi=110, metadata={"Software": None})
