@@ -123,6 +123,7 @@ def _measured(
     options: DiagnoseOptions, found: Diagnosis, folder: Path, named: str | None
 ) -> tuple[Verdict, dict[str, Any]]:
     """Trains a regressor if there is none, measures, and writes the report."""
+    from nag.corrections.calibration import FILE_NAME as CALIBRATION_FILE
     from nag.quality.bench import Bench, conditions_of
     from nag.quality.verdict import LEAST, Budget, Verdict, judge, measure_sampler, pass_time
     from nag.shift import write_report
@@ -161,9 +162,10 @@ def _measured(
     measured = measure_sampler(bench, options.steps, budget, each, seed=options.seed)
     kind, sentence = judge(measured.plain, options.steps, measured.calibrated, measured.why_not)
     known = "" if named is None else f" --regressor {named}"
+    more = [f"--num_{what} {4 * getattr(measured.plain, f'num_{what}')}" for what in ("samples", "images")]
     beside = "" if Path(options.model).is_dir() else f" --output_dir {folder}"
     follows = {
-        "shift": ("calibrate", f"--steps {options.steps}{known}{beside}"),
+        "shift": ("calibrate", f"--steps {options.steps} {' '.join(more)}{known}{beside}"),
         "nothing": (
             "finetune distill",
             "--weak train --output_dir " + (f"{options.model}/student" if not beside else "student"),
@@ -173,10 +175,10 @@ def _measured(
     }
     if kind == "shift" and "mends" not in sentence:
         follows["shift"] = ("tune", f"--steps {options.steps}{known}")
-    words, more = follows[kind]
+    words, flags = follows[kind]
     if kind == "nothing":
         sentence += "; a guided student may help"
-    verdict = Verdict(kind=kind, sentence=sentence, command=_command(words, options, more))
+    verdict = Verdict(kind=kind, sentence=sentence, command=_command(words, options, flags))
     if measured.table is not None:
         measured.table.save(folder)
     path = write_report(
@@ -188,6 +190,14 @@ def _measured(
         overwrite=options.overwrite,
     )
     print(f"Report: {path}")
+    if kind == "shift" and "mends" in sentence:
+        call = f'num_inference_steps={options.steps}, noise_calibration="{folder / CALIBRATION_FILE}"'
+        print(f"Its table, for this sampler: NAGPipeline.from_pretrained({options.model!r})({call})")
+    if budget.left < -0.1 * 60 * options.minutes:
+        took = options.minutes - budget.left / 60
+        print(
+            f"This took {took:.0f} minutes, not {options.minutes:g}: the machine had other work than when a pass was timed."
+        )
     figures = {
         name: {
             "mean_shift": one.shift.mean_shift,

@@ -217,7 +217,7 @@ class _Looking:
             if table is None:
                 table = held_out_images(self.pipe, self.data, self.num_images, with_labels=False)
         self.found.images = table
-        text = f"{table.note} read from {self.data.data}"
+        text = f"{table.note}, from {self.data.data}"
         if classes is not None:
             text += (
                 f", with classes of {classes}"
@@ -305,8 +305,9 @@ class _Looking:
         self.probe = probe = probe_null_branch(self.at, images, null=self.hideable)
         self.found.seconds = probe.seconds
         share, error = 100 * (1 - probe.told.value), 100 * probe.told.standard_error
+        digits = int(error < 0.5)
         text = (
-            f"it explains {share:.0f} ± {error:.0f} % of its target on {count} of the images, over log-SNR "
+            f"it explains {share:.{digits}f} ± {error:.{digits}f} % of its target on {count} of the images, over log-SNR "
             f"{probe.levels[0]:g} to {probe.levels[-1]:g}"
         )
         if probe.denoises:

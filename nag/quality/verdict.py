@@ -17,7 +17,7 @@ from nag.noise.named import make_scheduler
 from nag.quality.bench import Bench
 from nag.shift import ReportRun, forward_reference, measure_shift, record
 from nag.shift.measure import NoiseShift
-from nag.shift.verdict import BOUND, removed, sided
+from nag.shift.verdict import BOUND, removed, sided, some
 
 __all__ = [
     "BOUND",
@@ -211,14 +211,15 @@ def judge(
         )
     if sided(plain):
         least = "at least " if plain.mean_is else ""
-        text = f"{sampler} runs {least}{told} {'noisier' if mean > 0 else 'cleaner'} than it believes, {unit}"
+        text = f"{sampler} runs {least}{told} {'noisier' if mean > 0 else 'cleaner'} than it believes, {unit}{some(plain)}"
     elif size > 2 * spread:
-        text = f"{sampler} is off by {size:.3f} ± {spread:.3f} {unit} from step to step, noisier at some and cleaner at others"
+        text = f"{sampler} is off by {size:.3f} ± {spread:.3f} {unit} from step to step{some(plain)}, noisier at some and "
+        text += "cleaner at others"
     else:
         return (
             "unclear",
-            f"not clear: {sampler} runs {mean:+.3f} ± {error:.3f} {unit} off, from {plain.num_samples} samples and "
-            f"{plain.num_images} images; more of both tell",
+            f"not clear: {sampler} runs {mean:+.3f} ± {error:.3f} {unit} off{some(plain)}, from {plain.num_samples} samples "
+            f"and {plain.num_images} images; more of both tell",
         )
     return "shift", f"{text}; {_mended(plain, calibrated, why_not)}"
 

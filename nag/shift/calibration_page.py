@@ -47,10 +47,8 @@ def jumps(table: NoiseCalibration) -> list[str]:
     found, shifts = list[str](), _shifts(table)
     for i, ((a, first), (b, second)) in enumerate(pairwise(shifts)):
         if abs(b - a) > max(JUMP, 4 * math.hypot(first, second)):
-            words = [
-                f"{x:+.3f}" if error > 0 else "0 (not measured)" for x, error in ((a, first), (b, second))
-            ]
-            found.append(f"from step {i} to step {i + 1} the shift jumps from {words[0]} to {words[1]}")
+            words = [f"{x:+.3f}" if error > 0 else "not measured" for x, error in ((a, first), (b, second))]
+            found.append(f"the shift jumps from step {i} ({words[0]}) to step {i + 1} ({words[1]})")
     return found
 
 

@@ -100,7 +100,7 @@ def cells(
                 "dark": abs(share) > 0.6,
                 "sign": ("+" if share > 0 else "−") if clear and len(steps) <= MOST_SIGNS else "",
                 "words": f"{where}: {said}",
-                "counts": low <= step["log_snr"] < high,
+                "counts": kind != "blank" and low <= step["log_snr"] < high,
             }
         )
     return found

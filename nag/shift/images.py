@@ -76,7 +76,8 @@ class ImageTable(torch.utils.data.Dataset):
         """How many images of which size, and what was done to them, in words."""
         size = f"{self.resolution}x{self.resolution}"
         middle = "cropped to their middle square and " if self.center_crop else ""
-        done = f", {self.resized} of them {middle}resized" if self.resized else ""
+        which = "all" if self.resized == len(self) else self.resized
+        done = f", {which} of them {middle}resized" if self.resized else ""
         return f"{len(self)} images of {size}{done}"
 
     def __len__(self) -> int:

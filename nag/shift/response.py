@@ -156,7 +156,7 @@ def measure_levels(
             other = 0.5 * (at_level - at_level.mean()) / slope
             error[i] = np.sqrt(own.var(ddof=1) / count + other.var(ddof=1) / images)
             if error[i] > max_standard_error:
-                reason = f"too uncertain: standard error {error[i]:.2g} above {max_standard_error:g}"
+                reason = f"too uncertain: standard error {error[i]:.3f} above {max_standard_error:g}"
                 error[i] = np.nan
             else:
                 shift[i], sampled[i], forward[i] = -0.5 * (level - nominal), own, other

@@ -16,7 +16,7 @@ import numpy as np
 from nag.shift.measure import NoiseShift, in_common
 from nag.shift.page import Answer, number
 
-__all__ = ["BOUND", "Told", "answer", "lead", "reading", "removed", "sided"]
+__all__ = ["BOUND", "Told", "answer", "lead", "reading", "removed", "sided", "some"]
 
 LOOKS = 0.015  # what another contrast or a slight blur makes without any shift of level
 BOUND = 0.02  # a shift that is within this, its error included, is none
@@ -33,6 +33,16 @@ class Told:
     scheduler: str = ""  # as --scheduler takes it
     steps: int = 0  # sampling steps
     calibrates: bool = True  # whether its schedule can be calibrated
+
+
+def some(shift: NoiseShift) -> str:
+    """Over how many steps the means were taken, where they are not all."""
+    counted = shift.num_measured + shift.num_bounded
+    return (
+        ""
+        if counted == shift.num_steps
+        else f" over the {counted} of {shift.num_steps} steps that could be measured"
+    )
 
 
 def amount(mean: float) -> str:
@@ -106,7 +116,7 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
     worst, shift = runs[name], runs[name].shift
     mean, error = shift.mean_shift or 0.0, shift.mean_shift_standard_error or 0.0
     bound = {"at least": "≥ ", "at most": "≤ "}.get(shift.mean_is or "", "")
-    size = f"{bound}{number(mean, 3, True)} ± {number(error, 3)} in log(σ/α)"
+    size = f"{bound}{number(mean, 3, True)} ± {number(error, 3)} in log(σ/α){some(shift)}"
     flags = f"{about}{f' --scheduler {worst.scheduler}' if worst.scheduler else ''}"
 
     def follow(command: str, then: str, more: str = "") -> dict[str, str]:
@@ -139,6 +149,7 @@ def answer(runs: Mapping[str, Told], about: str = "") -> Answer:
     else:
         off = f"{number(shift.mean_abs_shift)} ± {number(shift.mean_abs_shift_standard_error)}"
         text = f"{name} is noisier at some steps and cleaner at others than it believes: off by {off} in log(σ/α) on average"
+        text += some(shift)
     if (shift.mean_abs_shift or 0) < LOOKS:
         return Answer(text=f"{text}, so little that another contrast or a slight blur makes as much.", **tune)
     tried = {one: run for one, run in runs.items() if run.baseline == name}

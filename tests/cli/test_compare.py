@@ -236,7 +236,7 @@ def test_images_of_another_size_are_resized_as_training_resizes_them(checkpoint,
         Image.fromarray(pixels).save(big / f"{k}.png")
     given = {"schedulers": ("ddim",), "corrections": ("plain",), "seeds": (101,), "shift": False}
     job.run(options(checkpoint, tmp_path / "out", reference=big, **given))
-    said = "8 images of 8x8, 8 of them cropped to their middle square and resized"
+    said = "8 images of 8x8, all of them cropped to their middle square and resized"
     assert said in capsys.readouterr().out
     settings = json.loads((tmp_path / "out" / "compare.json").read_text())["settings"]
     assert settings["images"] == f"40 images of 8x8; samples are compared with {said}"

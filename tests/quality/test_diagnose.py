@@ -285,6 +285,12 @@ def shift(mean, error, size=None, spread=None, **changed) -> NoiseShift:
     [
         (shift(0.12, 0.02), "shift", "runs 0.120 ± 0.020 noisier than it believes"),
         (shift(-0.12, 0.02), "shift", "runs 0.120 ± 0.020 cleaner than it believes"),
+        (
+            shift(0.12, 0.02, num_measured=3, num_bounded=1),
+            "shift",
+            r"believes, in log\(sigma/alpha\) over the 4 of 10 steps that could be measured;",
+        ),
+        (shift(0.12, 0.02), "shift", r"believes, in log\(sigma/alpha\);"),
         (shift(2.0, 0.02, mean_is="at least"), "shift", "runs at least 2.000 ± 0.020 noisier"),
         (shift(2.0, 0.0, mean_is="at least"), "shift", "runs at least 2.000 noisier"),  # bounds alone
         (

@@ -35,9 +35,13 @@ def test_a_standard_error_of_0_means_not_measured():
         (
             [0.0, 0.5, 0.5],
             [0.0, 0.02, 0.02],
-            ["from step 0 to step 1 the shift jumps from 0 (not measured) to +0.500"],
+            ["the shift jumps from step 0 (not measured) to step 1 (+0.500)"],
         ),
-        ([0.1, 0.4, 0.1], [0.01] * 3, ["from step 0 to step 1", "from step 1 to step 2"]),
+        (
+            [0.1, 0.4, 0.1],
+            [0.01] * 3,
+            ["the shift jumps from step 0 (+0.100) to", "the shift jumps from step 1 (+0.400)"],
+        ),
         ([0.1, 0.4, 0.1], [0.1] * 3, []),  # no jump by four standard errors
     ],
 )

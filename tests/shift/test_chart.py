@@ -25,7 +25,8 @@ STEPS = [
 
 
 def test_each_cell_of_a_strip():
-    found = cells(STEPS, 0.3, (-2.5, None))
+    found = cells([*STEPS, step(5.0, reason="too uncertain")], 0.3, (-2.5, None))
+    assert found.pop()["counts"] is False  # inside, but without a number
     assert [cell["kind"] for cell in found] == ["blank", "measured", "measured", "measured", "bound"]
     assert [cell["sign"] for cell in found] == ["", "+", "", "−", "+"]  # 0.10 is within two standard errors
     assert [cell["counts"] for cell in found] == [False, False, True, True, True]
