@@ -102,9 +102,10 @@ class _Counting(Instrument):
     attributes = ("counted",)
     counted: list[int]
 
-    def __call__(self, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        self.counted[0] += len(sample)
-        return super().__call__(sample, *args, **kwargs)  # type: ignore[misc]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        state = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim > 1)
+        self.counted[0] += len(state)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
 @contextmanager

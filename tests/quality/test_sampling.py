@@ -20,8 +20,11 @@ from nag.quality.sampling import (
     sample_features,
     within,
 )
+from nag.seams.attach import attach
+from nag.shift.calls import sizes
 from nag.shift.forward import Diverged
 from tests.models import tiny_unet
+from tests.seams.zoo_transformers import dit, flux
 
 
 def classifier(seed=0):
@@ -133,6 +136,29 @@ def test_the_dry_count_is_what_sampling_does():
         batch_size=4,
     )
     assert sampled.passes == count_cost(pipe, given, each=LABEL).passes
+
+
+@pytest.mark.parametrize(
+    ("build", "each"), [(dit, {"class_labels": [0, 1, 1]}), (flux, {"prompt": ["a cat"] * 3})]
+)
+def test_networks_whose_state_is_named_are_counted(build, each):
+    """DiT, Flux and others are asked with `hidden_states=`; a hook counts the rows."""
+    pipe, rows = attach(build()), []
+    pipe.vae.register_to_config(shift_factor=0.1)
+    network = pipe.transformer
+    network.register_forward_hook(
+        lambda _, args, given, out: rows.append(len(given["hidden_states"] if not args else args[0])),
+        with_kwargs=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = SmallClassifier(in_channels=3, sample_size=16, block_out_channels=(4, 4), num_features=4)
+    given = {"num_inference_steps": 2, **sizes(pipe, 16)}
+    found = sample_features(
+        pipe, SmallClassifierFeatures(judge).eval(), num_samples=3, seed=1, arguments=given, each=each
+    )
+    assert found.features.shape == (3, 4)
+    assert found.passes == sum(rows) / 3 >= 2
 
 
 def test_samples_do_not_depend_on_the_batch_size():
