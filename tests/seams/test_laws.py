@@ -6,7 +6,7 @@ Off is bit-identical. On, the run is the one that is guided by hand. Nothing is 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -184,6 +184,34 @@ def test_watched_states_are_those_of_the_scheduler(exhibit: Exhibit) -> None:
     assert begin + len(seen.states) == len(exhibit.pipe.scheduler.timesteps)
     for state, reference in zip(watch.states, seen.states, strict=True):
         torch.testing.assert_close(state, reference, rtol=0, atol=0)
+
+
+@dataclass(frozen=True)
+class Inputs(Correction):
+    """Writes down what the network is asked, the state in the same step, and how an answer changes if asked again about it."""
+
+    asked: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    changes: list[Tensor] = field(default_factory=list)
+
+    def direction(self, at: Any) -> None:
+        self.asked.append(at.u.clone())
+        self.changes.append((at.ask(u=at.u) - at.told).norm() / at.told.norm())
+
+    def prediction(self, at: Any, value: Tensor) -> Tensor:
+        self.states.append(at.u.clone())
+        return value
+
+
+@zoo_where(lambda case: not case.refused and case.name != "consistency model")  # its levels are not read
+def test_a_correction_sees_the_state_in_the_question(exhibit: Exhibit) -> None:
+    """Without the channels of a mask or a control image that stand beside it."""
+    inputs = Inputs()
+    corrected(exhibit, inputs)
+    assert inputs.asked
+    for asked, state in zip(inputs.asked, inputs.states, strict=True):
+        torch.testing.assert_close(asked.reshape(-1, *state.shape[1:]), state[: len(asked)])
+    assert max(inputs.changes) < 1e-3  # batches of another size
 
 
 @zoo_where(lambda case: case.callback)
