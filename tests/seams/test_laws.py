@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 import nag
@@ -212,6 +213,29 @@ def test_a_correction_sees_the_state_in_the_question(exhibit: Exhibit) -> None:
     for asked, state in zip(inputs.asked, inputs.states, strict=True):
         torch.testing.assert_close(asked.reshape(-1, *state.shape[1:]), state[: len(asked)])
     assert max(inputs.changes) < 1e-3  # batches of another size
+
+
+class Combined(DiffusionPipeline):
+    """A pipeline around another one, such as Kandinsky's."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.part(**arguments)
+
+
+@zoo_where(lambda case: case.name == "inpaint, nine channels")
+def test_a_combined_pipeline_has_the_state_of_its_part(exhibit: Exhibit) -> None:
+    inputs, pipe = Inputs(), Combined(exhibit.pipe.unet, exhibit.pipe.scheduler)
+    pipe.part = exhibit.pipe
+    with nag.corrected(pipe, inputs):
+        call(pipe, exhibit.case)
+    assert inputs.asked
+    for asked, state in zip(inputs.asked, inputs.states, strict=True):
+        torch.testing.assert_close(asked, state)
+    assert not {"prepare_latents"} & set(vars(exhibit.pipe))
 
 
 @zoo_where(lambda case: case.callback)
