@@ -51,7 +51,6 @@ from nag.corrections.directions import (
     corrected_null,
     level_gradient,
     refuse_swapped_weights,
-    training_target,
 )
 from nag.corrections.reuse import REUSES, reused
 from nag.network.null import recorded_dropout
@@ -175,7 +174,7 @@ class NoiseGuidance(Correction):
         exact = torch.promote_types(at.told.dtype, torch.float32)
         u, level = at.u.to(exact), float(at.log_snr)
         _, eps_hat = at.levels.x_0_and_eps(at.told.to(exact), u, log_snr=level)
-        target = training_target(at.levels, torch.tensor(level).double())
+        target = at.levels.target(log_snr=level)
         slope, sigma = float(target.slope), float(target.sigma)
         gradient = level_gradient(
             partial(_log_posterior, at.regressor, at.question.conditioning()),

@@ -188,7 +188,7 @@ class Call:
 
         Args:
             block: rows of the call.
-            u: `(B, C, *shape)`, another input for these rows.
+            u: another input for these rows, of their shape.
             timestep: another timestep, `()` or `(B,)`.
             network: another network.
             changes: other arguments, for the rows of the block.
@@ -222,22 +222,19 @@ class Call:
         return output[place], features, rows
 
     def _placed(self, given: Any, u: Tensor, place: slice) -> Any:
-        """The network's input with other states in some rows: channels that are no state stay."""
+        """The network's input with another one in some rows."""
         if isinstance(given, list):
             return [
                 u[i - place.start].to(x) if place.start <= i < place.stop else x for i, x in enumerate(given)
             ]
         every = given.clone()
         part = every[place]
-        if part.shape == u.shape:
-            every[place] = u.to(given)
-        elif part.shape[2:] == u.shape[2:] and part.shape[1] > u.shape[1]:
-            every[place, : u.shape[1]] = u.to(given)
-        else:
+        if part.shape != u.shape:
             raise ValueError(
                 f"states must be {tuple(part.shape)} as the network is asked, got {tuple(u.shape)}. This network sees more than "
                 "the state."
             )
+        every[place] = u.to(given)
         return every
 
     def told_and_null(self, block: slice, head: Any = None) -> tuple[Any, Tensor, Tensor | None]:

@@ -29,6 +29,7 @@ class Layout:
         questions: blocks of one call, where the pipeline does not say how many images there are; 0 if it may be one or two.
         rows_mix: whether its attention goes by the layout of the batch, so that the call can only be repeated whole.
         state: which of the tensors that it prepares is the state.
+        state_last: whether the state stands behind the other channels of the input.
         refused: why it cannot be corrected, or None.
     """
 
@@ -38,6 +39,7 @@ class Layout:
     questions: int = 0
     rows_mix: bool = False
     state: int = 0
+    state_last: bool = False
     refused: str | None = None
 
 
@@ -47,13 +49,13 @@ LAYOUTS = (
     Layout(names=r"(DiT|AceStep|StableCascade\w*|Wuerstchen\w*|.*InstructPix2Pix)Pipeline", conditional=0),
     Layout(names=r"(Lumina|LuminaText2Img|ZImage\w*)Pipeline", conditional=0, sign=-1),
     Layout(names=r"(Lumina2|Lumina2Text2Img|HiDream\w*|Nucleus\w*|LTXCondition)Pipeline", sign=-1),
-    Layout(names=r"Marigold\w*", state=1),
+    Layout(names=r"Marigold\w*", state=1, state_last=True),
     Layout(names=r".*PAG.*", conditional=-2, rows_mix=True),  # while its guidance is on
     Layout(names=r"LTX2\w*|Kandinsky6\w*|Cosmos3\w*", refused=_MODALITIES),
     Layout(names=r"SkyReelsV2DiffusionForcing\w*", refused="each of its frames has a schedule of its own"),
     Layout(
-        names=r"StableDiffusionLatentUpscale\w*",
-        refused="it divides its network's output by the level itself",
+        names=r"StableDiffusionLatentUpscale\w*|PRXPixel\w*",
+        refused="it turns its network's output into another prediction by itself",
     ),
 )
 

@@ -150,8 +150,17 @@ class AskedQuestion:
             whole=self.run.layout.rows_mix,
         )
 
-    def _asked(self, *, block: slice | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
-        rows, features, count = self.call.ask(self.block if block is None else block, **options)
+    def _asked(
+        self, *, block: slice | None = None, u: Tensor | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        block = self.block if block is None else block
+        if u is not None:
+            every = self.call.sample[block].clone()
+            state = self.run.state_in(every, self.call)
+            if state.shape == u.shape:
+                state.copy_(u)
+                u = every
+        rows, features, count = self.call.ask(block, u=u, **options)
         self.run.count(count)
         return self._value(rows), features
 
@@ -186,4 +195,7 @@ def split_prediction(output: Tensor, channels: int) -> tuple[Tensor, Tensor | No
     """Separates a learned variance, which doubles the channels, from a prediction of any layout."""
     if output.ndim > 3 and output.shape[1] == 2 * channels:
         return split_output(output, channels)
+    if output.ndim == 3 and output.shape[2] == 2 * channels:  # tokens
+        prediction, variance = output.chunk(2, dim=2)
+        return prediction, variance
     return output, None

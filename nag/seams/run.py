@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from nag.corrections.base import HIDDEN, At, Correction, overrides
@@ -216,9 +217,11 @@ class Run:
                     stack.enter_context(heard(part, self.asked_beside))
             stack.enter_context(tapped(self.scheduler, "set_timesteps", self.began))
             stack.enter_context(tapped(self.scheduler, "step", self.stepped))
-            for name in _IMAGES:
-                if hasattr(pipe, name):
-                    stack.enter_context(tapped(pipe, name, self.prepared))
+            parts = (part for part in vars(pipe).values() if isinstance(part, DiffusionPipeline))
+            for owner in (pipe, *parts):
+                for name in _IMAGES:
+                    if hasattr(owner, name):
+                        stack.enter_context(tapped(owner, name, self.prepared))
             yield
 
     def _restart(self) -> None:
@@ -318,7 +321,8 @@ class Run:
         change = self.directed.to(exact) * self.layout.sign
         repeated = change.repeat(len(value) // len(change), *[1] * (change.ndim - 1))
         value = (value.to(exact) + repeated).to(value.dtype)
-        return output_with(answer, value if rest is None else torch.cat([value, rest], dim=1))
+        axis = 1 if value.ndim > 3 else -1
+        return output_with(answer, value if rest is None else torch.cat([value, rest], dim=axis))
 
     def asked_beside(self, module: nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A ControlNet is told the level that a correction has set."""
@@ -422,10 +426,23 @@ class Run:
         self.rows += rows
 
     def channels(self, call: Call) -> int:
-        """Channels of the state."""
-        if self.state_shape is not None and len(self.state_shape) == call.sample.ndim:
-            return self.state_shape[1]
-        return call.sample.shape[1]
+        """Channels of the state, or the width of its tokens."""
+        shape = self.state_shape
+        if shape is None or len(shape) != call.sample.ndim:
+            shape = call.sample.shape
+        return shape[-1] if len(shape) == 3 else shape[1]
+
+    def state_in(self, u: Tensor, call: Call) -> Tensor:
+        """The state in an input, as a view: in inpainting and the like a mask or a picture stands beside it."""
+        shape, channels = self.state_shape, self.channels(call)
+        if u.ndim > 3 and u.shape[1] > channels:
+            return u[:, -channels:] if self.layout.state_last else u[:, :channels]
+        if shape is None or len(shape) != u.ndim:
+            return u
+        config = getattr(unwrap(call.network), "config", None)
+        taken = getattr(config, "in_channels", None)  # of packed tokens, of frames that come first
+        axis = next((k for k in range(1, u.ndim) if u.shape[k] == taken and shape[k] < u.shape[k]), None)
+        return u if axis is None else u.narrow(axis, 0, shape[axis])
 
     def _blocks(self, call: Call) -> int:
         """How many questions one call puts."""
@@ -460,10 +477,7 @@ class Run:
     def _seen(self, call: Call) -> At:
         """A step, before anything is asked."""
         question = AskedQuestion(self, call, self._blocks(call))
-        u, channels = call.sample[question.block], self.channels(call)
-        if u.ndim > 3 and u.shape[1] > channels:
-            u = u[:, :channels]  # inpainting and the like: the state comes first
-        return self._at(question, u, call.timestep)
+        return self._at(question, self.state_in(call.sample[question.block], call), call.timestep)
 
     def _first(self, call: Call) -> At:
         """The first question of a step: everything is checked once, the level is set."""

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor
 
 from nag.corrections import Calibrated, NoiseGuidance
 from nag.corrections.directions import along, bounded, corrected_null, level_gradient, training_target
 from nag.network.null import null_level
 from nag.network.regressor import NoiseLevelRegressor
+from nag.noise.read import read_levels
 from nag.theory.posterior import FiniteData
 from tests.oracles import CLOSE, COMPARABLE, SCHEDULERS, answered, exact, guided, situation
 
@@ -31,6 +32,24 @@ def test_gradient_mode_is_exact_with_an_exact_regressor(name: str) -> None:
         unet, u, ask, regressor=posterior, scale=0.7, mode="gradient", project=False, max_norm=None
     )
     torch.testing.assert_close(found, exact(unet, u, ask, 0.7), **CLOSE)
+
+
+def test_gradient_mode_is_exact_where_hardly_any_data_is_left() -> None:
+    """A velocity at sigma = 1 - 1e-6, as UniPC's flows begin: lambda = sigma / alpha = 1e6."""
+    unet, u, ask, _ = situation("velocity")
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=[1 - 1e-6, 0.5])
+    ask |= {"scheduler": scheduler, "levels": read_levels(scheduler), "step": 0}
+    ask["timestep"] = scheduler.timesteps[0]
+    alpha, sigma = (float(part[0]) for part in (ask["levels"].alpha, ask["levels"].sigma))
+
+    class Radius:
+        def log_posterior(self, x: Tensor, log_snr: Tensor, class_labels: Tensor | None = None) -> Tensor:
+            return -(x**2).flatten(1).sum(1) * alpha / 20
+
+    found = guided(unet, u, ask, regressor=Radius(), scale=2.0, mode="gradient", project=False, max_norm=None)
+    plain = unet(u, ask["timestep"]).sample
+    torch.testing.assert_close(found - plain, 0.2 * sigma * u)
 
 
 @pytest.mark.parametrize("name", COMPARABLE)

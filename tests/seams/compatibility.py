@@ -13,15 +13,22 @@ from typing import Any
 
 __all__ = ["table"]
 
-LAWS = ("off", "classifier_free", "calibrated", "recorded")
+LAWS = ("off", "classifier_free", "gradient", "class_guidance", "lora", "calibrated", "recorded")
 HEAD = """# Compatibility
 
 Each pipeline below was built of tiny parts, with the components and the call that diffusers tests it with, and run
 
 - off: with a scale of 0 and with a watching correction; bit-identical to plain diffusers, and nothing is left behind
 - classifier-free: guided, and compared with guidance written by hand on a copy
+- gradient: guided by the gradient of a regressor that is known by hand, and compared with that gradient added on a copy to what its
+  scheduler is handed
+- class guidance: one of these two while the pipeline's own guidance by text or class acts too, in rows, in calls or told to a
+  distilled network; switched on where diffusers' call has it off
+- LoRA: off and one of these two, with a random LoRA on the linear layers of its networks, by diffusers' own `add_adapter`
 - calibrated: with a table of its nominal levels, which changes nothing
 - recorded: the states that a correction sees are those that the scheduler is handed
+
+Image-to-image, inpainting and ControlNet pipelines are rows of their own.
 
 ```bash
 export DIFFUSERS_SOURCE=path/to/diffusers NAG_COMPATIBILITY=compatibility.json
@@ -31,8 +38,8 @@ python -m tests.seams.compatibility compatibility.json > docs/compatibility.md
 
 diffusers 0.42.1 with the test cases of its source tree at 0.40.0.dev0, on a machine without the Hub and without torchvision.
 
-| pipeline | network | off | classifier-free | calibrated | recorded |
-| --- | --- | --- | --- | --- | --- |
+| pipeline | network | off | classifier-free | gradient | class guidance | LoRA | calibrated | recorded |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nag.noise.read import read_levels
 from tests.seams.reference import answer_of
 
-__all__ = ["DENOISERS", "Layout", "NotFound", "Seen", "layout_of", "level_paths", "look"]
+__all__ = ["DENOISERS", "Layout", "NotFound", "Seen", "is_linear", "layout_of", "level_paths", "look"]
 
 INNERMOST = r"(.*\.)?(time_embedding|timestep_embedder|time_embedder|t_embedder|time_step_proj|time_token)"
 OUTERMOST = r"time_embed|time_embed_r|base_time_embedding|timestep_proj|time_in|timestep_features|t_embedding"
@@ -176,5 +176,23 @@ def _conditional(first: Tensor, value: Tensor, k: int) -> int:
     if value.numel() != blocks[0].numel():
         raise NotFound(f"its networks answer {tuple(blocks[0].shape)}, its steps are {tuple(value.shape)}")
     matrix = torch.stack([block.reshape(-1) for block in blocks], dim=1)
-    weights = torch.linalg.lstsq(matrix, value.double().reshape(-1, 1)).solution[:, 0]
+    weights = _weights(matrix, value)
     return int((weights * weights.sum().sign()).argmax())
+
+
+def _weights(matrix: Tensor, value: Tensor) -> Tensor:
+    return torch.linalg.lstsq(matrix, value.double().reshape(-1, 1), driver="gelsd").solution[:, 0]
+
+
+def is_linear(seen: Seen) -> bool:
+    """Whether what the steps are handed are weighted sums of the rows answered; true where their shapes cannot tell."""
+    for value, state, answers in zip(seen.values, seen.states, seen.answers, strict=False):
+        channels = state.shape[1]
+        rows = [row[:channels].reshape(-1).double() for answer in answers for row in answer]
+        handed = value[:, :channels].reshape(-1).double()
+        if not rows or any(row.numel() != handed.numel() for row in rows):
+            continue
+        matrix = torch.stack(rows, dim=1)
+        if (matrix @ _weights(matrix, handed) - handed).norm() > 1e-3 * handed.norm():
+            return False
+    return True

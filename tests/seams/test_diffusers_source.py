@@ -7,6 +7,7 @@ Runs where DIFFUSERS_SOURCE names a source tree of diffusers:
 """
 
 import copy
+import inspect
 import json
 import os
 import re
@@ -20,15 +21,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders import PeftAdapterMixin
+from peft import LoraConfig
 from torch import Tensor, nn
 
 import nag
 from nag.corrections import Calibrated, Correction
+from nag.corrections.base import PURE_NOISE
+from nag.noise.levels import SchedulerLevels
 from nag.noise.read import read_levels
 from tests.seams.case import Case
 from tests.seams.diffusers_cases import Found, find
 from tests.seams.exhibit import SCALE, Watch, everywhere
-from tests.seams.layout import DENOISERS, NotFound, Seen, layout_of, look
+from tests.seams.layout import DENOISERS, NotFound, Seen, is_linear, layout_of, look
 from tests.seams.parts import redraw
 from tests.seams.reference import guided_by_hand
 from tests.seams.stand_ins import AbsentFile, standing_in
@@ -65,6 +70,9 @@ class Verdict:
     classifier_free: str = ""
     calibrated: str = ""
     recorded: str = ""
+    gradient: str = ""
+    class_guidance: str = ""
+    lora: str = ""
 
 
 VERDICTS: dict[str, Verdict] = {}
@@ -85,11 +93,19 @@ def tensors(value: Any) -> list[Tensor]:
     return []
 
 
-class Subject:
-    """A pipeline and the call that diffusers tests it with."""
+class Radius:
+    """p(log_snr | x) proportional to exp(-|x|^2 e^(log_snr / 2) / 20), a regressor with the gradient -x e^(log_snr / 2) / 10."""
 
-    def __init__(self, found: Found) -> None:
+    def log_posterior(self, x: Tensor, log_snr: Tensor, class_labels: Any = None, **_: Any) -> Tensor:
+        return -(x**2).flatten(1).sum(1) * (log_snr / 2).exp() / 20
+
+
+class Subject:
+    """A pipeline, perhaps with a LoRA, and the call that diffusers tests it with, with some arguments changed."""
+
+    def __init__(self, found: Found, *, lora: bool = False, **changed: Any) -> None:
         self.found, self.latent, self.redrawn = found, True, True
+        self.lora, self.changed = lora, SMALLER.get(found.name, {}) | changed
         self.pipe = self.build(redrawn=True)
         try:
             self.plain = self.run()
@@ -111,7 +127,18 @@ class Subject:
                 part.eval()
                 if redrawn and re.fullmatch(DENOISERS, name):
                     redraw(part)
+        if self.lora:
+            for network in self.networks(pipe):
+                add_lora(network)
         return pipe
+
+    def networks(self, pipe: Any) -> list[nn.Module]:
+        """The denoisers of a pipeline."""
+        return [
+            part
+            for name, part in pipe.components.items()
+            if part is not None and re.fullmatch(DENOISERS, name)
+        ]
 
     @cached_property
     def seen(self) -> Seen:
@@ -133,14 +160,26 @@ class Subject:
             arguments = self.found.arguments()
             if self.latent and "output_type" in arguments:
                 arguments["output_type"] = "latent"
-            arguments |= SMALLER.get(self.found.name, {})
+            arguments |= self.changed
             torch.manual_seed(0)
             return torch.cat(tensors(pipe(**arguments, return_dict=False)))
 
     def corrected(self, *corrections: Correction) -> Tensor:
         """One call under corrections."""
-        with nag.corrected(self.pipe, *corrections):
+        with nag.corrected(self.pipe, *corrections, regressor=Radius()):
             return self.run()
+
+
+def add_lora(network: Any) -> None:
+    """A LoRA of random factors on all linear layers but those that diffusers calls with `input=`, which peft does not know."""
+    linear = [
+        name
+        for name, part in network.named_modules()
+        if type(part) is nn.Linear and not re.search(r"motion_modules.*proj_(in|out)", name)
+    ]
+    torch.manual_seed(1)
+    network.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=linear, init_lora_weights=False))
+    network.eval().requires_grad_(True)
 
 
 def by_hand(subject: Subject) -> Tensor:
@@ -158,6 +197,42 @@ def by_hand(subject: Subject) -> Tensor:
     return subject.run(seen.pipe)
 
 
+def slope(levels: SchedulerLevels, i: int) -> float:
+    """lambda of a prediction at a level, by hand: it is affine in the score s, (c/alpha) u - lambda s."""
+    alpha, sigma = float(levels.network_alpha[i]), float(levels.network_sigma[i])
+    if levels.prediction == "eps":
+        return levels.prediction_scale * sigma
+    if levels.prediction in ("v", "velocity"):  # alpha^2 + sigma^2 = 1, alpha + sigma = 1
+        return levels.prediction_scale * sigma / alpha
+    if levels.prediction == "x_0":
+        return -levels.prediction_scale * sigma**2 / alpha
+    raise NotFound(f"no formula by hand for the prediction {levels.prediction}")
+
+
+def gradient_by_hand(subject: Subject) -> Tensor:
+    """The result if what the scheduler is handed is changed by -w lambda grad log p(log_snr | u), u = its scaled state."""
+    pipe = subject.twin()
+    step, i = pipe.scheduler.step, -1
+
+    def stepped(*arguments: Any, **options: Any) -> Any:
+        nonlocal i
+        given = inspect.signature(step).bind(*arguments, **options).arguments
+        value, x = given["model_output"], given["sample"]
+        levels = read_levels(pipe.scheduler)
+        places = (pipe.scheduler.timesteps.cpu() == torch.as_tensor(given["timestep"]).cpu()).nonzero()
+        places = [int(place) for place in places]
+        i = next((place for place in places if place > i), places[0])
+        if levels.log_snr[i] > PURE_NOISE:
+            change = x * (SCALE * slope(levels, i) * float((levels.log_snr[i] / 2).exp()) / 10)
+            value = value.clone()
+            value[:, : x.shape[1]] += change * float(levels.input_scale[i])
+        return step(**given | {"model_output": value})
+
+    stepped.__wrapped__ = step  # type: ignore[attr-defined]
+    pipe.scheduler.step = stepped
+    return subject.run(pipe)
+
+
 def in_words(refusal: Exception) -> str:
     """A refusal that says what must hold is a reason; any other exception is a failure."""
     if "must" not in str(refusal):
@@ -165,18 +240,75 @@ def in_words(refusal: Exception) -> str:
     return f"refused: {refusal}"
 
 
-def guided(subject: Subject) -> str:
+def guided(
+    subject: Subject, mode: str = "classifier_free", hand: Callable[[Subject], Tensor] = by_hand
+) -> str:
     """Whether guidance is that by hand; a refusal in words is a reason, anything else a failure."""
     try:
-        output = subject.corrected(everywhere(SCALE))
+        output = subject.corrected(everywhere(SCALE, mode=mode, project=False, max_norm=None))
     except (ValueError, RuntimeError) as refusal:
         return in_words(refusal)
-    reference = by_hand(subject)
+    reference = hand(subject)
     change = (reference - subject.plain).abs().max().item()
     if change < 1e-4 * subject.plain.abs().max().item():
-        raise NotFound("its tiny network ignores the level")
+        raise NotFound("guidance does not change what its tiny call gives")
     torch.testing.assert_close(output, reference, rtol=0, atol=2e-3 * change)
     return PASSED
+
+
+def gradient(subject: Subject) -> str:
+    """Whether guidance by a regressor's gradient is that by hand."""
+    if not is_linear(subject.seen):
+        raise NotFound("its class guidance is not linear in the rows that its network answers")
+    return guided(subject, "gradient", gradient_by_hand)
+
+
+def by_either(subject: Subject) -> str:
+    """Whether guidance is that by hand: classifier-free, or by a gradient where that does not apply."""
+    found = law(guided, subject)
+    if found == PASSED:
+        return found
+    other = law(gradient, subject)
+    return other if other == PASSED else found
+
+
+def has_class_guidance(subject: Subject) -> bool:
+    """Whether several rows are asked for each state of a step, or a guidance scale is told to a distilled network."""
+    for network in subject.networks(subject.pipe):
+        config: Any = getattr(network, "config", {})
+        if config.get("guidance_embeds") or config.get("time_cond_proj_dim"):
+            return True
+    rows = layout_of(subject.seen).rows
+    return len(rows) > 1 or len(subject.seen.answers[0]) > 1
+
+
+def class_guided(subject: Subject) -> str:
+    """Whether guidance is that by hand on top of the pipeline's own class guidance, which is switched on if it is off."""
+    if not has_class_guidance(subject):
+        parameters = inspect.signature(subject.pipe.__call__).parameters
+        scale = next((name for name in ("true_cfg_scale", "guidance_scale") if name in parameters), None)
+        if scale is None:
+            return "its call takes no guidance scale"
+        changed: dict[str, Any] = {scale: 3.0}
+        if scale == "true_cfg_scale" and "negative_prompt" in parameters:
+            changed["negative_prompt"] = "b"
+        subject = Subject(subject.found, **changed)
+        if not has_class_guidance(subject):
+            return f"its {scale} is told to distilled networks alone, and the tiny one is none"
+    return by_either(subject)
+
+
+def adapted(subject: Subject) -> str:
+    """Whether off is bit-identical, and guidance that by hand, with a LoRA."""
+    for network in subject.networks(subject.pipe):
+        if not isinstance(network, PeftAdapterMixin):
+            return f"{type(network).__name__} takes no adapter in diffusers"
+    adapted = Subject(subject.found, lora=True)
+    if torch.equal(adapted.plain, subject.plain):
+        raise NotFound("its tiny call gives the same with a LoRA")
+    for off in (everywhere(0.0), Watch()):
+        torch.testing.assert_close(adapted.corrected(off), adapted.plain, rtol=0, atol=0)
+    return by_either(adapted)
 
 
 def calibrated(subject: Subject) -> str:
@@ -218,11 +350,7 @@ def test_laws(found: Found) -> None:
         verdict.runs = f"plain diffusers: {type(error).__name__}: {(str(error) or '-').splitlines()[0][:120]}"
         pytest.skip(verdict.runs)
     pipe = subject.pipe
-    verdict.networks = [
-        type(part).__name__
-        for name, part in pipe.components.items()
-        if part is not None and re.fullmatch(DENOISERS, name)
-    ]
+    verdict.networks = [type(network).__name__ for network in subject.networks(pipe)]
     verdict.scheduler = type(getattr(pipe, "scheduler", None)).__name__
     before, watch = traces(pipe), Watch()
     for off in (everywhere(0.0), watch):
@@ -241,7 +369,14 @@ def test_laws(found: Found) -> None:
         torch.testing.assert_close(state, reference, rtol=0, atol=0)
     verdict.recorded = PASSED if watch.states else "its scheduler does not step"
     failed = []
-    for name, holds in (("classifier_free", guided), ("calibrated", calibrated)):
+    laws = {
+        "classifier_free": guided,
+        "calibrated": calibrated,
+        "gradient": gradient,
+        "class_guidance": class_guided,
+        "lora": adapted,
+    }
+    for name, holds in laws.items():
         try:
             setattr(verdict, name, law(holds, subject))
         except Exception as error:

@@ -6,11 +6,12 @@ Off is bit-identical. On, the run is the one that is guided by hand. Nothing is 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 import nag
@@ -184,6 +185,57 @@ def test_watched_states_are_those_of_the_scheduler(exhibit: Exhibit) -> None:
     assert begin + len(seen.states) == len(exhibit.pipe.scheduler.timesteps)
     for state, reference in zip(watch.states, seen.states, strict=True):
         torch.testing.assert_close(state, reference, rtol=0, atol=0)
+
+
+@dataclass(frozen=True)
+class Inputs(Correction):
+    """Writes down what the network is asked, the state in the same step, and how an answer changes if asked again about it."""
+
+    asked: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    changes: list[Tensor] = field(default_factory=list)
+
+    def direction(self, at: Any) -> None:
+        self.asked.append(at.u.clone())
+        self.changes.append((at.ask(u=at.u) - at.told).norm() / at.told.norm())
+
+    def prediction(self, at: Any, value: Tensor) -> Tensor:
+        self.states.append(at.u.clone())
+        return value
+
+
+@zoo_where(lambda case: not case.refused and case.name != "consistency model")  # its levels are not read
+def test_a_correction_sees_the_state_in_the_question(exhibit: Exhibit) -> None:
+    """Without the channels of a mask or a control image that stand beside it."""
+    inputs = Inputs()
+    corrected(exhibit, inputs)
+    assert inputs.asked
+    for asked, state in zip(inputs.asked, inputs.states, strict=True):
+        torch.testing.assert_close(asked.reshape(-1, *state.shape[1:]), state[: len(asked)])
+    assert max(inputs.changes) < 1e-3  # batches of another size
+
+
+class Combined(DiffusionPipeline):
+    """A pipeline around another one, such as Kandinsky's."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.part(**arguments)
+
+
+@zoo_where(lambda case: case.name == "inpaint, nine channels")
+def test_a_combined_pipeline_has_the_state_of_its_part(exhibit: Exhibit) -> None:
+    inputs, pipe = Inputs(), Combined(exhibit.pipe.unet, exhibit.pipe.scheduler)
+    pipe.part = exhibit.pipe
+    with nag.corrected(pipe, inputs):
+        call(pipe, exhibit.case)
+    assert inputs.asked
+    for asked, state in zip(inputs.asked, inputs.states, strict=True):
+        torch.testing.assert_close(asked, state)
+    assert not {"prepare_latents"} & set(vars(exhibit.pipe))
 
 
 @zoo_where(lambda case: case.callback)

@@ -8,6 +8,7 @@ import torch
 from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
+    FluxControlPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     HunyuanDiT2DModel,
@@ -27,6 +28,7 @@ from tests.seams.parts import (
     flow,
     generator,
     noise,
+    picture,
     t5,
     t5_tokenizer,
     vae,
@@ -106,12 +108,12 @@ def sd3(layers: int = 1) -> Any:
     )
 
 
-def flux(**config: Any) -> Any:
+def flux(cls: Any = FluxPipeline, in_channels: int = 16, **config: Any) -> Any:
     """Packed tokens, labels in [0, 1], guidance told as a number."""
     network = draw(
         FluxTransformer2DModel,
         patch_size=1,
-        in_channels=16,
+        in_channels=in_channels,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -121,10 +123,10 @@ def flux(**config: Any) -> Any:
         axes_dims_rope=[4, 4, 8],
         **config,
     )
-    return FluxPipeline(
+    return cls(
         transformer=network,
         scheduler=flow(use_dynamic_shifting=True),
-        vae=vae(),
+        vae=vae(shift_factor=0.0),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5(),
@@ -247,6 +249,14 @@ TRANSFORMERS = [
         r"time_text_embed\.timestep_embedder",
         rows="c",
         calls=2,
+        noise_first=True,
+    ),
+    transformer(
+        "Flux, control image in its channels",
+        lambda: flux(FluxControlPipeline, in_channels=32, out_channels=16, guidance_embeds=True),
+        lambda: flux_text(control_image=picture()),
+        r"time_text_embed\.timestep_embedder",
+        rows="c",
         noise_first=True,
     ),
     transformer(

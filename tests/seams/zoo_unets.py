@@ -11,6 +11,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    MarigoldDepthPipeline,
     PNDMScheduler,
     StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
@@ -71,6 +72,12 @@ def with_lora() -> Any:
     )
     redraw(pipe.unet)
     return pipe
+
+
+def marigold() -> Any:
+    """Depth of a picture; its state stands behind the picture's latents."""
+    parts = {"text_encoder": clip(), "tokenizer": clip_tokenizer()}
+    return MarigoldDepthPipeline(latent_unet(in_channels=8), vae(), ddim(), **parts, prediction_type="depth")
 
 
 def with_ip_adapter() -> Any:
@@ -225,6 +232,19 @@ UNETS = [
         lambda: stable_diffusion(StableDiffusionInstructPix2PixPipeline, unet=latent_unet(in_channels=8)),
         lambda: picture_text(image_guidance_scale=1.5),
         rows="cin",
+    ),
+    sd(
+        "Marigold",
+        marigold,
+        lambda: {
+            "image": picture(),
+            "num_inference_steps": 3,
+            "processing_resolution": 0,
+            "output_type": "pt",
+            "generator": generator(),
+        },
+        rows="c",
+        callback=False,
     ),
     sd(
         "perturbed attention",
