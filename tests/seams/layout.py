@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from nag.noise.read import read_levels
 from tests.seams.reference import answer_of
 
-__all__ = ["DENOISERS", "Layout", "NotFound", "Seen", "is_linear", "layout_of", "level_paths", "look"]
+__all__ = [
+    "DENOISERS",
+    "Layout",
+    "NotFound",
+    "Seen",
+    "blocks_of",
+    "is_linear",
+    "layout_of",
+    "level_paths",
+    "look",
+]
 
 INNERMOST = r"(.*\.)?(time_embedding|timestep_embedder|time_embedder|t_embedder|time_step_proj|time_token)"
 OUTERMOST = r"time_embed|time_embed_r|base_time_embedding|timestep_proj|time_in|timestep_features|t_embedding"
@@ -143,8 +153,8 @@ def look(pipe: Any, run: Callable[[Any], Tensor]) -> Seen:
     return seen
 
 
-def layout_of(seen: Seen) -> Layout:
-    """Reads the layout off.
+def blocks_of(seen: Seen) -> tuple[int, int]:
+    """How many questions the first call puts, and how many rows each of them has.
 
     Raises:
         NotFound: if the call does not ask in a way that could be guided.
@@ -153,18 +163,29 @@ def layout_of(seen: Seen) -> Layout:
         raise NotFound("two networks with a scheduler each")
     if not seen.values or not seen.answers[0]:
         raise NotFound("its scheduler does not step after a question")
+    rows, images = len(seen.answers[0][0]), len(seen.states[0])
+    if seen.prepared and rows % seen.prepared[0] == 0:
+        images = seen.prepared[0]
+    if type(seen.pipe).__name__ == "DiTPipeline":  # its state is doubled
+        images = len(seen.states[0]) // 2
+    if rows % images or rows < images:
+        raise NotFound(f"{rows} rows for {images} states")
+    return rows // images, images
+
+
+def layout_of(seen: Seen) -> Layout:
+    """Reads the layout off.
+
+    Raises:
+        NotFound: if the call does not ask in a way that could be guided.
+    """
+    k, images = blocks_of(seen)
     levels = {name: level_paths(getattr(seen.pipe, name)) for name in sorted(seen.heard)}
     for name, paths in levels.items():
         if not paths:
             network = type(getattr(seen.pipe, name)).__name__
             raise NotFound(f"no level embedding is known in {network}")
     first, value, state = seen.answers[0][0], seen.values[0], seen.states[0]
-    images = seen.prepared[0] if seen.prepared and len(first) % seen.prepared[0] == 0 else len(state)
-    if type(seen.pipe).__name__ == "DiTPipeline":  # its state is doubled
-        images = len(state) // 2
-    k, rest = divmod(len(first), images)
-    if rest or not k:
-        raise NotFound(f"{len(first)} rows for {images} states")
     wide = first.ndim > 2 and state.ndim == first.ndim and first.shape[1] > state.shape[1]
     channels = state.shape[1] if wide else None
     j = 0 if k == 1 else _conditional(first[:, :channels], value[:images, :channels], k)
