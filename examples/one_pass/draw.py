@@ -228,7 +228,7 @@ def shares() -> str:
     ]
     for every in (2, 4):
         for how in REUSES:
-            text = f"{COLUMNS['autoguidance, exact']},scale=1,every={every},reuse={how}"
+            text = f"autoguidance:network=outputs/one_pass/weak_0,scale=1,every={every},reuse={how}"
             kinds.append((f"exact at one step in {every}, {how}", f"reuse_{every}", text))
     exact, plain = of(rows("reuse_1"), "autoguidance"), of(rows("heads"), "plain")
     if exact is None or plain is None:
