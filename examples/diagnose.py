@@ -159,6 +159,7 @@ log(sigma/alpha). What does not fit into `--minutes` is left out; less than 48 s
 
 Everything below was printed by `python examples/diagnose.py`; the small models are real pipelines of diffusers with random
 autoencoders and text encoders, whose denoisers were trained for a moment.
+With a real one, timed: [a stranger's checkpoint](first_minutes.md).
 """
 
 
