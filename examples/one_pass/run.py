@@ -153,6 +153,15 @@ STUDIES: dict[str, dict[str, Any]] = {
         "evaluations": [20],
         "corrections": ["exit_head:head={models}/exit,scale=0.25"],
     },
+    "heads_second": SMALL
+    | {
+        "schedulers": ["ddim", "dpm++"],
+        "evaluations": [20],
+        "corrections": [
+            "exit_head:head={models}/exit_1,scale=0.125|0.25|0.5",
+            "direction:head={models}/direction_1,scale=1|2",
+        ],
+    },
     "head_null": SMALL
     | {
         "schedulers": ["ddim"],
