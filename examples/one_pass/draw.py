@@ -37,8 +37,10 @@ CONTROLS = {
     "changes of the same size, of other images": "merged:network=outputs/one_pass/shuffled",
     "noise guidance, exact": "nag:",
     "direction head for the same weak network": "direction:head=outputs/one_pass/direction,",
-    "direction head for the null branch": "direction:head=outputs/one_pass/direction_null",
-    "exit head, internal guidance": "exit_head:head=outputs/one_pass/exit",
+    "direction head, second training of it and of the weak network": "direction:head=outputs/one_pass/direction_1,",
+    "direction head for the null branch": "direction:head=outputs/one_pass/direction_null,",
+    "exit head, internal guidance": "exit_head:head=outputs/one_pass/exit,",
+    "exit head, second training": "exit_head:head=outputs/one_pass/exit_1,",
     "null branch as the weak model, distilled": "merged:network=outputs/one_pass/student_null",
     "LoRA of rank 16 instead of the whole network": "merged:network=outputs/one_pass/student_lora",
 }
@@ -165,7 +167,7 @@ def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | precision | recall |", "| --- " * 5 + "|"]
     found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads")]
-    found += [*rows("head_null"), *rows("others")]
+    found += [*rows("heads_second"), *rows("head_null"), *rows("others")]
     found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
         "plain": "plain",
@@ -218,6 +220,11 @@ def share(plain: Any, cheap: Any, exact: Any, seeds: tuple[int, ...] = (101, 102
     return f"{kept:.2f} ± {error:.2f}"
 
 
+def of_ddim(study: str) -> list[dict[str, Any]]:
+    """The rows of a study that DDIM sampled."""
+    return [row for row in rows(study) if row["scheduler"] == "ddim"]
+
+
 def shares() -> str:
     """The share that cheaper ways keep of exact guidance's gain at the same number of steps, for those that were measured."""
     kinds = [
@@ -225,6 +232,12 @@ def shares() -> str:
         ("second student", "heads", COLUMNS["second student"]),
         ("direction head", "heads", CONTROLS["direction head for the same weak network"]),
         ("exit head", "heads", CONTROLS["exit head, internal guidance"]),
+        (
+            "second direction head",
+            "heads_second",
+            CONTROLS["direction head, second training of it and of the weak network"],
+        ),
+        ("second exit head", "heads_second", CONTROLS["exit head, second training"]),
     ]
     for every in (2, 4):
         for how in REUSES:
@@ -234,7 +247,7 @@ def shares() -> str:
     if exact is None or plain is None:
         return "not run"
     lines = ["| DDIM | steps | evaluations | Fréchet distance | share kept |", "| --- " * 5 + "|"]
-    found = {"plain": plain} | {title: of(rows(study), start) for title, study, start in kinds}
+    found = {"plain": plain} | {title: of(of_ddim(study), start) for title, study, start in kinds}
     for title, row in (found | {"exact": exact}).items():
         if row is not None:
             kept = {"plain": "0", "exact": "1"}.get(title) or share(plain, row, exact)
@@ -281,12 +294,11 @@ def of_plain(head: str, study: str = "heads") -> str:
 
 def with_dpm() -> str:
     """The heads with DPM-Solver++, if they were measured."""
-    found = [
-        f"{head} {cell(row)}"
-        for head, text in HEADS.items()
-        if (row := of(rows("heads_dpm++"), text)) is not None
-    ]
-    return ", ".join([f"plain {plain_of('heads_dpm++')}", *found]) if found else ""
+    found = [*rows("heads_dpm++"), *rows("heads_second")]
+    found = [row for row in found if row["scheduler"] == "dpm++"]
+    titles = {title: text for title, text in CONTROLS.items() if "head" in title}
+    said = [f"{title} {cell(row)}" for title, text in titles.items() if (row := of(found, text)) is not None]
+    return "; ".join([f"plain {plain_of('heads_dpm++')}", *said]) if said else ""
 
 
 def timing(head: str) -> str:
