@@ -33,6 +33,8 @@ COLUMNS = {  # of the first table: as the method's text begins
 RIVALS = ("wavelet DCW", "epsilon scaling", "HiGS", "Neon")
 CONTROLS = {
     "the student after twice as many steps, at twice the rate": "merged:network=outputs/one_pass/student_long",
+    "both students' mean, in weights": "merged:network=outputs/one_pass/soup",
+    "a student of w = 1": "merged:network=outputs/one_pass/student_mild",
     "trained as long, without guidance": "merged:network=outputs/one_pass/longer",
     "changes of the same size, of other images": "merged:network=outputs/one_pass/shuffled",
     "noise guidance, exact": "nag:",
@@ -167,7 +169,7 @@ def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | precision | recall |", "| --- " * 5 + "|"]
     found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads")]
-    found += [*rows("heads_second"), *rows("head_null"), *rows("others")]
+    found += [*rows("heads_second"), *rows("head_null"), *rows("others"), *rows("students")]
     found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
         "plain": "plain",
@@ -230,6 +232,8 @@ def shares() -> str:
     kinds = [
         ("student", "heads", COLUMNS["student"]),
         ("second student", "heads", COLUMNS["second student"]),
+        ("both students' mean", "students", CONTROLS["both students' mean, in weights"]),
+        ("student of w = 1", "students", CONTROLS["a student of w = 1"]),
         ("direction head", "heads", CONTROLS["direction head for the same weak network"]),
         ("exit head", "heads", CONTROLS["exit head, internal guidance"]),
         (

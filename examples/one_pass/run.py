@@ -106,6 +106,15 @@ STUDIES: dict[str, dict[str, Any]] = {
         "seeds": [101, 102],
         "corrections": ["merged:network={models}/student_long,strength=0.5|0.75|1|1.2"],
     },
+    "students": SMALL
+    | {
+        "schedulers": ["ddim", "dpm++"],
+        "evaluations": [20],
+        "corrections": [
+            "merged:network={models}/soup,strength=0.5|0.75|1|1.2",
+            "merged:network={models}/student_mild,strength=0.5|1|1.5|2",
+        ],
+    },
     "second": {"schedulers": ["dpm++", "heun"], "evaluations": [20], "corrections": [SECOND]},
     "curve": {
         "schedulers": ["ddim", "dpm++", "heun"],

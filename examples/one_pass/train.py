@@ -64,6 +64,9 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
         STUDENT | {"weak": "{output}/weak_0", "max_train_steps": 2000, "learning_rate": 1e-3, "seed": 0},
     ),
     "student_1": ("distill", STUDENT | {"weak": "{output}/weak_1", "seed": 1}),
+    # half way between the two students, in weights; and a student of half the guidance
+    "soup": ("merge", {"model": "{output}/student_0", "other": "{output}/student_1", "strength": 0.5}),
+    "student_mild": ("distill", STUDENT | {"weak": "{output}/weak_0", "scale": 1, "seed": 0}),
     # controls of student_0: as long without any guidance; changes of the same size that belong to other images
     "longer": ("denoiser", PLAIN | {"seed": 0}),
     "shuffled": ("distill", STUDENT | {"weak": "{output}/weak_0", "control": "shuffled", "seed": 0}),
@@ -134,21 +137,23 @@ def main(
     for name in names or MODELS:
         kind, flags = MODELS[name]
         folder = output_dir / name
-        if (folder / "README.md").exists():
+        if any((folder / done).exists() for done in ("README.md", "model_index.json")):
             continue
         of = next((one for one in SETS if name.startswith(one)), "fashion_mnist")
-        flags = {"data": data_dir / f"{of}_16" / "train.parquet"} | COMMON | flags
+        if kind != "merge":
+            flags = {"data": data_dir / f"{of}_16" / "train.parquet"} | COMMON | flags
         if name == "neon" and not (output_dir / "own_samples.parquet").exists():
             sample_own(output_dir / "own_samples.parquet")
-        model = [str(flags.pop("model")).replace("{output}", str(output_dir))] if "model" in flags else []
-        words = [sys.executable, "-m", "nag.cli", "finetune", kind, *model, "--output_dir", folder]
-        for flag, value in flags.items():
-            words += [
-                f"--{flag}",
-                *([] if value is None else str(value).replace("{output}", str(output_dir)).split()),
-            ]
-        print(" ".join(map(str, words)), flush=True)
-        subprocess.run([*map(str, words)], check=True)
+        given = {
+            flag: [] if value is None else str(value).replace("{output}", str(output_dir)).split()
+            for flag, value in flags.items()
+        }
+        positional = [*given.pop("model", []), *given.pop("other", [])]
+        words = [sys.executable, "-m", "nag.cli", "finetune", kind, *positional, "--output_dir", str(folder)]
+        for flag, values in given.items():
+            words += [f"--{flag}", *values]
+        print(" ".join(words), flush=True)
+        subprocess.run(words, check=True)
 
 
 if __name__ == "__main__":
