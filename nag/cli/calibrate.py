@@ -1,4 +1,4 @@
-"""`nag calibrate`: the calibration of every scheduler and step count, saved beside the model."""
+"""`nag calibrate`: the calibration of every scheduler and step count, saved beside the model as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CalibrateOptions(SamplerOptions):
     output_dir: Path | None = None
     """Folder of noise_calibration.json. None: the model's."""
     overwrite: bool = False
-    """Replace the table of the same sampler in that file."""
+    """Replace the tables of the same samplers in that file, which else are kept."""
 
 
 def run(options: CalibrateOptions) -> None:
@@ -65,23 +65,25 @@ def run(options: CalibrateOptions) -> None:
         for (name, scheduler), steps, method in itertools.product(named.items(), options.steps, methods)
     }
 
-    def known(scheduler: Any, steps: int, arguments: dict[str, Any]) -> bool:
+    def known(scheduler: Any, steps: int, arguments: dict[str, Any]) -> NoiseCalibration | None:
         scheduler.set_timesteps(steps)
         acting = tuple(one.settings() for one in arguments.get("corrections", ()))
         try:
-            NoiseCalibration.load(
+            return NoiseCalibration.load(
                 output, scheduler, corrections=acting, **sampler_of(bench.pipeline, arguments)
             )
         except ValueError:
-            return False
-        return True
+            return None
 
-    for scheduler, steps, arguments in asked.values():
-        if output.exists() and not options.overwrite and known(scheduler, steps, arguments):
-            raise FileExistsError(
-                f"output_dir must not hold a table for {type(scheduler).__name__} with {steps} steps, got {output}. "
-                "Pass --overwrite to replace it, or name another folder."
-            )
+    found = (
+        {} if options.overwrite or not output.exists() else {name: known(*one) for name, one in asked.items()}
+    )
+    there = {name: table for name, table in found.items() if table is not None}
+    if len(there) == len(asked):
+        raise FileExistsError(
+            f"output_dir must not hold the table of {' '.join(next(iter(there)))}, got {output}. "
+            "Pass --overwrite to replace it, or name another folder."
+        )
     for scheduler in named.values():
         print(scheduler_line(scheduler))
     left_out = bench.left_out(
@@ -89,11 +91,14 @@ def run(options: CalibrateOptions) -> None:
     )
     tables = dict[str, NoiseCalibration]()
     for name, (scheduler, steps, arguments) in asked.items():
-        if name in left_out:
+        if name in there:
+            tables[" ".join(name)] = there[name]
+            print(f"{' '.join(name)} is in {output} already: kept. Pass --overwrite to measure it again.")
+        if name in there or name in left_out:
             continue
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
         try:
-            found = bench.calibrate(
+            table = bench.calibrate(
                 num_inference_steps=steps,
                 num_samples=options.num_samples,
                 batch_size=options.batch_size,
@@ -104,10 +109,10 @@ def run(options: CalibrateOptions) -> None:
             left_out[name] = str(error)
             print(f"{' '.join(name)} is not calibrated: {error}")
             continue
-        found.save(output)
-        tables[" ".join(name)] = found
-        print(f"{' '.join(name)}\n{table_of(found)}")
-        for jump in jumps(found):
+        table.save(output)
+        tables[" ".join(name)] = table
+        print(f"{' '.join(name)}\n{table_of(table)}")
+        for jump in jumps(table):
             print(f"Warning: {jump}. Take more --num_samples, or look at these steps with `nag shift`.")
     if len(left_out) == len(asked):
         raise ValueError(

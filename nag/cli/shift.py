@@ -1,8 +1,15 @@
-"""`nag shift`: the shift of every scheduler and step count, plain and corrected, as a report."""
+"""`nag shift`: the shift of every scheduler and step count, plain and corrected, as a report.
+
+A finished run is kept in the folder of the result until the report is written, so an interruption loses one at most.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from nag.cli.options import Corrections, SamplerOptions, Schedulers, candidates, plain, same_flags, sampling
 
 if TYPE_CHECKING:
-    from nag.shift import NoiseShift
+    from nag.quality.bench import Bench
+    from nag.shift import NoiseShift, Trajectory
 
 __all__ = ["ShiftOptions", "run", "shift_table"]
 
@@ -36,6 +44,10 @@ class ShiftOptions(SamplerOptions):
     """Folder of the result."""
     overwrite: bool = False
     """Replace the files of a folder that is in use."""
+
+
+UNFINISHED = ".unfinished"  # in the folder of the result
+ROWS = ("schedulers", "steps", "corrections", "calibration")  # options that say which runs there are
 
 
 def run(options: ShiftOptions) -> dict[str, NoiseShift]:
@@ -81,17 +93,26 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
             is None,
         }
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
-        try:
-            trajectories[label] = record(
+        sampler = {"num_inference_steps": steps} | arguments
+
+        def sample(sampler: dict[str, Any] = sampler) -> Trajectory:
+            return record(
                 bench.pipeline,
                 bench.regressor,
                 num_samples=options.num_samples,
                 batch_size=options.batch_size,
-                num_inference_steps=steps,
                 seed=options.seed,
                 **bench.conditions.of(options.num_samples),
-                **arguments,
+                **sampler,
             )
+
+        try:
+            trajectories[label] = _kept(options, bench, sampler, sample)
+        except KeyboardInterrupt:
+            done, rows = len(trajectories), len(asked) - len(left_out)
+            raise KeyboardInterrupt(
+                f"{done} of {rows} runs are kept; the same command goes on after them."
+            ) from None
         except (ValueError, RuntimeError, OSError) as error:
             left_out[row] = str(error)
             print(f"{label} is not measured: {error}")
@@ -125,9 +146,48 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
         about=same_flags(options),
         overwrite=options.overwrite,
     )
+    shutil.rmtree(options.output_dir / UNFINISHED, ignore_errors=True)
     print(shift_table(shifts))
     print(f"\n{Answer(**read_json(options.output_dir / 'shift.json')['answer'])}\nReport: {path}")
     return shifts
+
+
+def _kept(
+    options: ShiftOptions, bench: Bench, sampler: dict[str, Any], sample: Callable[[], Trajectory]
+) -> Trajectory:
+    """A run of an interrupted command, if all that it depends on is the same; else a new one, kept for the next."""
+    from torch import nn
+
+    from nag import __version__
+    from nag.network.regressor import fingerprint
+    from nag.noise.read import read_settings
+    from nag.shift.calls import main_network
+    from nag.shift.images import fingerprint_of_images
+    from nag.shift.trajectory import Trajectory
+
+    pipe = bench.pipeline
+    parts = pipe.components | {"regressor": bench.regressor, "network": main_network(pipe)}
+    table = sampler.get("noise_calibration")
+    if table is not None:
+        table = Path(pipe.noise_calibration_path if table == "auto" else table).read_text()
+    free = (*ROWS, "output_dir", "overwrite")
+    about = {
+        "version": __version__,
+        "options": {name: value for name, value in plain(options).items() if name not in free},
+        "networks": {name: fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)},
+        "scheduler": read_settings(pipe.scheduler),
+        "sampler": sampler | {"corrections": [one.settings() for one in sampler.get("corrections", ())]},
+        "table": table,
+        "images": fingerprint_of_images(bench.images),
+    }
+    identity = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+    path = options.output_dir / UNFINISHED / f"{identity[:16]}.npz"
+    try:
+        found = Trajectory.load(path)
+    except (OSError, ValueError):
+        found = sample()
+        found.save(path)
+    return found
 
 
 def shift_table(shifts: dict[str, NoiseShift]) -> str:

@@ -39,9 +39,13 @@ class Answer:
 def check_output(
     output_dir: str | os.PathLike[str], files: Sequence[str], *, overwrite: bool = False
 ) -> None:
-    """Refuses a folder in use, in which these files would replace others; also for callers with much work before it."""
+    """Refuses a folder in use, in which these files would replace others; also for callers with much work before it.
+
+    What begins with a dot, such as the parts of an interrupted run, is not counted.
+    """
     folder = Path(output_dir)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
+    used = folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir())
+    if folder.is_file() or (used and not overwrite):
         raise ValueError(
             f"output_dir must be a new or empty folder, got {str(folder)!r}. Name another, or overwrite {', '.join(files)} in it."
         )

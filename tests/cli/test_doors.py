@@ -216,3 +216,72 @@ def test_a_command_that_follows_reads_what_this_one_did():
     for one in fields(SamplerOptions):
         if one.name != "seed":
             assert getattr(then, one.name) == getattr(first, one.name), one.name
+
+
+def test_an_interrupted_shift_goes_on(checkpoint, tmp_path, monkeypatch):
+    """What was sampled is not sampled again, unless something that it depends on has changed; the result is the same."""
+    from nag import shift
+
+    record, sampled = shift.record, []
+
+    def counting(*arguments, **settings):
+        steps = settings["num_inference_steps"]
+        sampled.append(steps)
+        if steps == stop:
+            raise KeyboardInterrupt
+        return record(*arguments, **settings)
+
+    monkeypatch.setattr(shift, "record", counting)
+    data = ("--data", checkpoint / "data", "--num_samples", 8, "--num_images", 16)
+    words = ["shift", checkpoint / "model", *data, "--scheduler", "ddim", "--steps", 2, 3]
+    stop = 3
+    done = nag(*words, "--output_dir", tmp_path / "out")
+    assert (done.exit_code, sampled) == (130, [2, 3])
+    assert "1 of 2 runs are kept; the same command goes on after them" in done.output
+    assert nag(*words, "--seed", 7, "--output_dir", tmp_path / "out").exit_code == 130
+    assert sampled == [2, 3, 2, 3]
+    stop = None
+    done = nag(*words, "--output_dir", tmp_path / "out")
+    assert (done.exit_code, sampled[4:]) == (0, [3]), done.output
+    assert not (tmp_path / "out" / ".unfinished").exists()
+    assert nag(*words, "--output_dir", tmp_path / "whole").exit_code == 0
+    found, whole = (
+        json.loads((tmp_path / one / "shift.json").read_text())["runs"] for one in ("out", "whole")
+    )
+    assert found == whole
+    done = nag(*words, "--output_dir", tmp_path / "out")
+    assert (done.exit_code, len(sampled)) == (2, 7)
+    assert "output_dir must be a new or empty folder" in done.output
+
+
+def test_an_interrupted_calibration_goes_on(checkpoint, tmp_path, monkeypatch):
+    calibrate, measured = bench.Bench.calibrate, []
+
+    def counting(self, **settings):
+        measured.append(settings["num_inference_steps"])
+        if settings["num_inference_steps"] == stop:
+            raise KeyboardInterrupt
+        return calibrate(self, **settings)
+
+    monkeypatch.setattr(bench.Bench, "calibrate", counting)
+    data = ("--data", checkpoint / "data", "--num_samples", 8, "--num_images", 16)
+    words = [
+        "calibrate",
+        checkpoint / "model",
+        *data,
+        "--scheduler",
+        "ddim",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    stop = 3
+    assert nag(*words, "--steps", 2, 3).exit_code == 130
+    first = json.loads((tmp_path / "out" / "noise_calibration.json").read_text())["tables"]
+    stop = None
+    done = nag(*words, "--steps", 2, 3)
+    assert (done.exit_code, measured) == (0, [2, 3, 3]), done.output
+    assert "ddim 2 plain is in " in done.output
+    tables = json.loads((tmp_path / "out" / "noise_calibration.json").read_text())["tables"]
+    assert (tables[:1], len(tables)) == (first, 2)
+    assert nag(*words, "--steps", 2, 3, "--overwrite").exit_code == 0
+    assert measured == [2, 3, 3, 2, 3]
