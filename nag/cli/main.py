@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
@@ -113,14 +114,21 @@ def main(words: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(WRONG_INPUT)
-    found = tyro.cli(
-        one_of(COMMANDS, words),
-        prog="nag",
-        description="Noise Awareness Guidance for diffusers: measure and correct the noise shift of diffusion samplers.",
-        args=words,
-        use_underscores=True,
-        config=(OmitSubcommandPrefixes, PositionalMetavarFromFieldName),
-    )
+    try:
+        try:
+            found = tyro.cli(
+                one_of(COMMANDS, words),
+                prog="nag",
+                description="Noise Awareness Guidance for diffusers: measure and correct the noise shift of diffusion samplers.",
+                args=words,
+                use_underscores=True,
+                config=(OmitSubcommandPrefixes, PositionalMetavarFromFieldName),
+            )
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the help, into `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     options = found.joined() if hasattr(found, "joined") else found
     try:
         sys.modules[type(options).__module__].run(options)

@@ -198,3 +198,12 @@ def test_errors_reach_a_user_as_one_line(tmp_path):
 def test_a_flag_that_is_given_twice_is_refused():
     done = nag("shift", "model", "--data", "images", "--steps", 10, "--steps=20")
     assert (done.exit_code, "--steps" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["finetune", "--help"]])
+def test_help_into_a_closed_pipe_leaves_no_traceback(words):
+    with subprocess.Popen(
+        [sys.executable, "-m", "nag.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        done.stdout.close()
+        assert (done.stderr.read(), done.wait()) == (b"", 1)
