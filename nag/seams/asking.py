@@ -207,7 +207,8 @@ class Call:
         if u is not None:
             arguments[self.sample_name] = self._placed(arguments[self.sample_name], u, place)
         if timestep is not None:
-            arguments[self.timestep_name or "timestep"] = timestep.to(self.sample.device)
+            name = self.timestep_name or "timestep"
+            arguments[name] = _told(arguments.get(name), timestep.to(self.sample.device), place, rows)
         for name, value in (changes or {}).items():
             if value is not None and rows != size:
                 every = arguments[name].clone()
@@ -264,6 +265,16 @@ class Call:
             and not isinstance(wrapped, nn.DataParallel)
             and not getattr(unwrap(self.network), "is_cache_enabled", False)
         )
+
+
+def _told(given: Any, timestep: Tensor, place: slice, rows: int) -> Tensor:
+    """Another timestep, `()` or `(B,)`, for some rows, in the shape of the call's own: one for all rows or one for each."""
+    own = torch.as_tensor(0 if given is None else given)
+    if own.ndim == 0 and (timestep.ndim == 0 or len(timestep) == rows):
+        return timestep
+    every = (own if own.ndim > 1 else own.expand(rows)).to(timestep).clone()
+    every[place] = timestep.reshape(-1, *[1] * (every.ndim - 1))
+    return every
 
 
 def _level(network: nn.Module, mask: Tensor | str | None) -> AbstractContextManager[Any]:

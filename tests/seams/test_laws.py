@@ -188,6 +188,25 @@ def test_watched_states_are_those_of_the_scheduler(exhibit: Exhibit) -> None:
 
 
 @dataclass(frozen=True)
+class Levels(Correction):
+    """Asks again, told the level of the step's label, one for all samples and one for each: how far off the answers are."""
+
+    changes: list[Tensor] = field(default_factory=list)
+
+    def direction(self, at: Any) -> None:
+        level = at.levels.log_snr_of(torch.as_tensor(at.timestep).double())
+        for levels in (level, level.expand(len(at.u))):
+            self.changes.append((at.ask(log_snr=levels) - at.told).norm() / at.told.norm())
+
+
+@zoo_where(lambda case: not case.refused and case.name != "consistency model")  # its levels are not read
+def test_a_network_is_told_one_level_or_one_for_each_sample(exhibit: Exhibit) -> None:
+    levels = Levels()
+    corrected(exhibit, levels)
+    assert max(levels.changes) < 1e-3  # batches of another size
+
+
+@dataclass(frozen=True)
 class Inputs(Correction):
     """Writes down what the network is asked, the state in the same step, and how an answer changes if asked again about it."""
 
