@@ -191,7 +191,7 @@ def load(
     Nothing is written before everything is checked.
     """
     from nag.files import written_file
-    from nag.network.regressor import fingerprint
+    from nag.network.regressor import whole_fingerprint
     from nag.noise.read import read_settings
     from nag.quality.bench import (
         configured_schedulers,
@@ -242,14 +242,14 @@ def load(
                 "Use more images, or a network with fewer features."
             )
     settings: dict[str, Any] = {
-        "model": fingerprint(main_network(pipe)),
+        "model": whole_fingerprint(main_network(pipe)),
         "scheduler": read_settings(pipe.scheduler),
         "scheduler_config": assigned,
         "features": str(getattr(network, "fingerprint", type(network).__name__)),
         "data": fingerprint_of_images(images),
         "reference": fingerprint_of_images(real),
-        "regressor": None if pipe.regressor is None else fingerprint(pipe.regressor),
-        "judge": None if judge is None else fingerprint(judge),
+        "regressor": None if pipe.regressor is None else whole_fingerprint(pipe.regressor),
+        "judge": None if judge is None else whole_fingerprint(judge),
     }
     if settings["reference"] == settings["data"]:
         raise ValueError(

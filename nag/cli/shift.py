@@ -159,7 +159,7 @@ def _kept(
     from torch import nn
 
     from nag import __version__
-    from nag.network.regressor import fingerprint
+    from nag.network.regressor import whole_fingerprint
     from nag.noise.read import read_settings
     from nag.shift.calls import main_network
     from nag.shift.images import fingerprint_of_images
@@ -174,7 +174,9 @@ def _kept(
     about = {
         "version": __version__,
         "options": {name: value for name, value in plain(options).items() if name not in free},
-        "networks": {name: fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)},
+        "networks": {
+            name: whole_fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)
+        },
         "scheduler": read_settings(pipe.scheduler),
         "sampler": sampler | {"corrections": [one.settings() for one in sampler.get("corrections", ())]},
         "table": table,

@@ -85,7 +85,7 @@ def run(options: TuneOptions) -> Entry:
     from tqdm.auto import tqdm
 
     from nag.corrections.tuned import FILE_NAME, Sampler, refuse_known, save_entry
-    from nag.network.regressor import fingerprint
+    from nag.network.regressor import whole_fingerprint
     from nag.quality.bench import (
         configured_schedulers,
         open_bench,
@@ -132,8 +132,8 @@ def run(options: TuneOptions) -> Entry:
         "seed": options.seed,
         "max_recall_loss": options.max_recall_loss,
         "mixed_precision": options.mixed_precision,
-        "unet": fingerprint(main_network(pipe)),
-        "regressor": None if pipe.regressor is None else fingerprint(pipe.regressor),
+        "unet": whole_fingerprint(main_network(pipe)),
+        "regressor": None if pipe.regressor is None else whole_fingerprint(pipe.regressor),
         "images": fingerprint_of_images(bench.images),
         "references": [bench.reference.fingerprint, fresh.fingerprint],
     }

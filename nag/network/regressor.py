@@ -38,7 +38,7 @@ from nag.noise.discrete import DiscreteVP
 from nag.noise.process import Flow, GaussianProcess
 from nag.noise.read import read_settings, read_training
 
-__all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint", "tapped"]
+__all__ = ["NoiseEstimate", "NoiseLevelRegressor", "fingerprint", "tapped", "whole_fingerprint"]
 
 KINDS = ("frozen", "full", "encoder")
 KNOTS = 16
@@ -56,6 +56,13 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def whole_fingerprint(model: nn.Module) -> str:
+    """The fingerprint of a network, and of the null adapter beside it, or beside the network that a `frozen` head hears."""
+    (heard,) = getattr(model, "_borrowed", ()) or (model,)
+    adapter = vars(unwrap(heard)).get("null_adapter")
+    return "+".join(fingerprint(part) for part in (model, adapter) if part is not None)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from nag.files import Archive, written_file
-from nag.network.regressor import NoiseEstimate, fingerprint
+from nag.network.regressor import NoiseEstimate, fingerprint, whole_fingerprint
 from nag.noise.process import GaussianProcess
 from nag.seams.run import AUTOENCODERS, Diverged, first_question
 from nag.shift.calls import batch_of, sample_generators, silent
@@ -120,8 +120,8 @@ def place(regressor: LevelEstimator) -> tuple[torch.device, torch.dtype]:
 
 
 def fingerprint_of(regressor: LevelEstimator) -> str | None:
-    """A hash of an estimator's weights, so that two tables can be seen to come from one; None without weights."""
-    return fingerprint(regressor) if isinstance(regressor, nn.Module) else None
+    """A hash of all weights that an estimate depends on, so that two tables can be seen to come from one; None without any."""
+    return whole_fingerprint(regressor) if isinstance(regressor, nn.Module) else None
 
 
 def finite_estimate(estimate: NoiseEstimate, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 from nag.files import cache_folder
-from nag.network.regressor import NoiseEstimate
+from nag.network.regressor import NoiseEstimate, NoiseLevelRegressor
 from nag.noise.process import Flow
 from nag.shift import forward, forward_reference
 from tests.command import nag
-from tests.models import tiny_checkpoint
+from tests.models import tiny_checkpoint, tiny_unet
+from tests.network.test_null_adapter import filled
 from tests.seams.zoo_unets import stable_diffusion
 from tests.shift.test_any_pipeline import captioned, saved
 
@@ -40,7 +42,8 @@ def pictures(generator):
 def measured(pictures, levels, folder=None, regressor=None, **options):
     regressor = regressor or Counted()
     given = {"spacing": 10.0, "reach": 0.0, "progress": False} | options
-    return forward_reference(pictures, regressor, levels, cache_dir=folder, **given), regressor.seen
+    found = forward_reference(pictures, regressor, levels, cache_dir=folder, **given)
+    return found, getattr(regressor, "seen", None)
 
 
 def test_levels_are_measured_once(pictures, tmp_path, capsys):
@@ -116,3 +119,19 @@ def test_a_second_report_reads_what_the_first_command_measured(kind, tmp_path, m
     done = nag("shift", *words, "--output_dir", tmp_path / "report")
     assert done.exit_code == 0, done.output
     assert "levels read from cache" in done.output
+
+
+def test_estimates_beside_another_null_adapter_are_not_read(pictures, tmp_path):
+    """A frozen head hears its network without a level, and so the adapter that acts there."""
+    unet = tiny_unet()
+    regressor = NoiseLevelRegressor.from_unet(unet, DDIMScheduler()).eval()
+    states = pictures.repeat(1, 1, 2, 2)
+    for adapter in (None, filled(unet), filled(unet, 3)):
+        if adapter is not None:
+            adapter.attach(unet)
+        kept, own = (measured(states, [0.0], folder, regressor)[0] for folder in (tmp_path, None))
+        np.testing.assert_array_equal(kept.estimate, own.estimate)
+        assert kept.settings == own.settings
+        again = measured(states, [0.0], tmp_path, regressor)[0]
+        np.testing.assert_array_equal(again.estimate, own.estimate)
+    assert len([*tmp_path.rglob("*.safetensors")]) == 3
