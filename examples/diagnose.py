@@ -141,7 +141,7 @@ nag diagnose MODEL --data IMAGES --run    # minutes: one verdict, and a report
 | state | meaning |
 | --- | --- |
 | ok | it is there, and fits |
-| missing | it is not there; the line below makes it, if you want what it is for |
+| optional | it is not there; the line below makes it, if you want what it is for |
 | note | it is so, and has a consequence |
 | wrong | it hinders everything else; mend it first |
 

@@ -52,7 +52,7 @@ class Finding:
     """One line of a diagnosis."""
 
     name: str
-    state: str  # "ok", "missing", "note" or "wrong"
+    state: str  # "ok", "optional", "note" or "wrong"
     text: str
     command: str = ""  # what mends it
 
@@ -164,8 +164,8 @@ class _Looking:
             parts.append(f"--output_dir {shlex.quote(str(Path(self.model, place)) if local else place)}")
         return " ".join(parts)
 
-    def _missing(self, name: str, text: str, words: str, place: str = "", **options: str) -> Finding:
-        return Finding(name=name, state="missing", text=text, command=self._command(words, place, **options))
+    def _optional(self, name: str, text: str, words: str, place: str = "", **options: str) -> Finding:
+        return Finding(name=name, state="optional", text=text, command=self._command(words, place, **options))
 
     def pipeline(self) -> Finding:
         name = str(self.pipe.config.get("_class_name") or "")
@@ -348,7 +348,7 @@ class _Looking:
         if probe.trained is None:
             return Finding(name=name, state="ok" if recorded else "note", text=f"{text}: not enough to tell")
         must = f"{text}: it was not trained so, and noise guidance would compare with an output that nobody trained"
-        return self._missing(name, must, "finetune denoiser", NULL_ADAPTER_FOLDER, null_adapter_rank="8")
+        return self._optional(name, must, "finetune denoiser", NULL_ADAPTER_FOLDER, null_adapter_rank="8")
 
     def regressor(self) -> Finding:
         named, where = self.named, "given"
@@ -356,7 +356,7 @@ class _Looking:
         if named is None:
             if fetch_beside(self.model, f"{REGRESSOR_FOLDER}/config.json") is None:
                 text = "none beside the model; shift, calibration and noise guidance by gradient need one"
-                return self._missing("regressor", text, "finetune regressor", REGRESSOR_FOLDER)
+                return self._optional("regressor", text, "finetune regressor", REGRESSOR_FOLDER)
             named, where, options = self.model, "beside the model", {"subfolder": REGRESSOR_FOLDER}
         found = NoiseLevelRegressor.from_pretrained(named, **options)
         self.pipe.regressor = found
@@ -369,7 +369,7 @@ class _Looking:
         if path is None:
             need = "" if self.found.state("regressor") == "ok" else "; it needs a regressor"
             text = f"no {CALIBRATION_FILE} beside the model{need}"
-            return self._missing("calibration", text, "calibrate", steps=str(STEPS))
+            return self._optional("calibration", text, "calibrate", steps=str(STEPS))
         tables = read_tables(path)
         told = [f"{one.scheduler} with {one.num_inference_steps} steps{self._fits(one)}" for one in tables]
         return Finding(name="calibration", state="ok", text=", ".join(told) or "an empty file")
@@ -387,7 +387,7 @@ class _Looking:
         path = fetch_beside(self.model, TUNED_FILE)
         if path is None:
             text = f"no {TUNED_FILE} beside the model: which weight of noise guidance helps, if any, is not known"
-            return self._missing("tuned settings", text, "tune", steps=str(STEPS))
+            return self._optional("tuned settings", text, "tune", steps=str(STEPS))
         told = [f"{one.sampler}: {'tuned' if one.helps else 'leave it off'}" for one in read_entries(path)]
         return Finding(name="tuned settings", state="ok", text="; ".join(told) or "an empty file")
 
@@ -395,7 +395,7 @@ class _Looking:
         path = fetch_beside(self.model, f"{DIRECTION_FOLDER}/config.json")
         if path is None:
             text = "none beside the model; it gives guidance at the cost of the plain pass"
-            return self._missing("direction head", text, "finetune direction", DIRECTION_FOLDER)
+            return self._optional("direction head", text, "finetune direction", DIRECTION_FOLDER)
         head = DirectionHead.load(path.parent)
         head.require(next(iter(denoisers(self.pipe).values())))
         text = f'beside the model, for this network, weak model {head.config.weak}: noise_guidance="fast"'
@@ -405,7 +405,7 @@ class _Looking:
         names = ("model_index.json", "adapter.json")
         if all(fetch_beside(self.model, f"student/{name}") is None for name in names):
             text = "none beside the model; guidance by a weak model, distilled, in one pass"
-            return self._missing("student", text, "finetune distill", "student", weak="train")
+            return self._optional("student", text, "finetune distill", "student", weak="train")
         return Finding(
             name="student", state="ok", text="student/ beside the model: merged:network=student,strength=0.5"
         )
@@ -415,7 +415,7 @@ class _Looking:
             return Finding(name="feature network", state="ok", text="classifier/ beside the model")
         text = "none beside the model; compare and tune need one"
         command = self._command("features classifier")
-        return Finding(name="feature network", state="missing", text=text, command=command)
+        return Finding(name="feature network", state="optional", text=text, command=command)
 
     def device(self) -> Finding:
         modules = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]

@@ -36,7 +36,7 @@ def test_a_look(place, tmp_path):
     assert re.search(r"^  network +ok +UNet2DModel", done.output, re.M)
     found = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert [one["name"] for one in found["findings"]][:3] == ["pipeline", "network", "images"]
-    assert {one["state"] for one in found["findings"]} <= {"ok", "missing", "note", "wrong"}
+    assert {one["state"] for one in found["findings"]} <= {"ok", "optional", "note", "wrong"}
     assert "Mend first: prediction." in done.output  # it was never trained
 
 

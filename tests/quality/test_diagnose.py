@@ -148,7 +148,7 @@ def test_every_kind_of_checkpoint(kind, data, tmp_path):
     for name, text in wanted.items():
         assert re.search(text, found[name].text), found[name]
     assert found["prediction"].state == "wrong"  # it was never trained
-    assert found["regressor"].state == "missing"
+    assert found["regressor"].state == "optional"
     model = tmp_path / "model"
     if kind in ("DDPM", "flow", "x_0"):
         line = f"nag finetune regressor {model} --data {data.data} --output_dir {model / 'regressor'}"
@@ -196,7 +196,7 @@ def test_a_network_that_was_never_trained_without_its_level_is_noticed(tmp_path,
     data = DataOptions(data=str(tmp_path))
     found = {one.name: one for one in diagnose(str(tmp_path), data).findings}
     assert found["prediction"].state == "ok"
-    assert found["level dropout"].state == "missing"
+    assert found["level dropout"].state == "optional"
     place = tmp_path / "null_adapter"
     assert found["level dropout"].command == (
         f"nag finetune denoiser {tmp_path} --data {tmp_path} --null_adapter_rank 8 --output_dir {place}"
