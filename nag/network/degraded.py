@@ -5,9 +5,10 @@
     "block"        the residual branch of a block is 0: it answers with its input, or with what its shortcut makes of it
                    (skip-layer guidance, as in diffusers' pipeline for Stable Diffusion 3)
 
-in the middle of the network or everywhere. Known are the blocks of diffusers' U-nets and the transformers that are made of its
-`BasicTransformerBlock`; joint attention to image and text has no map for the image alone. diffusers' own `LayerSkipConfig` knows no
-residual blocks of U-nets and leaves its registry behind.
+in the middle of the network or everywhere. Known are the blocks of diffusers' U-nets, its `BasicTransformerBlock`, and for "block"
+those of its `TransformerBlockRegistry` too; joint attention to image and text has no map for the image alone. diffusers' own
+`LayerSkipConfig` knows no residual blocks of U-nets, leaves hooks behind, and mixes up image and prompt where a block answers with
+the prompt first.
 
 References:
     Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, Ahn 2024, arXiv 2403.17377 (identity map).
@@ -17,10 +18,12 @@ References:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -50,11 +53,26 @@ class _ValuesAlone(Instrument):
         return (output + hidden_states if self.residual_connection else output) / self.rescale_output_factor
 
 
+def _registered(cls: type) -> TransformerBlockMetadata | None:
+    """What diffusers knows of the answers of a transformer's block; of Bria's, which answers with both, it says the image alone."""
+    try:
+        return None if cls.__name__ == "BriaTransformerBlock" else TransformerBlockRegistry.get(cls)
+    except ValueError:
+        return None
+
+
 class _Skipped(Instrument):
     """A block without its residual branch, which is not computed."""
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         x = [*args, *kwargs.values()][0]
+        known = _registered(self.plain_class)
+        if known is not None:
+            given = inspect.signature(self.plain_class.forward).bind(self, *args, **kwargs).arguments
+            x = given.get(known.hidden_states_argument_name, x)
+            prompt = given.get(known.encoder_hidden_states_argument_name)
+            first = known.return_encoder_hidden_states_index
+            return x if first is None else (prompt, x) if first == 0 else (x, prompt)
         if isinstance(self, Transformer2DModel):
             return Transformer2DModelOutput(sample=x) if kwargs.get("return_dict", True) else (x,)
         shortcut = getattr(self, "conv_shortcut", None)
@@ -78,7 +96,7 @@ def _block(name: str, module: nn.Module) -> nn.Module | None:
     elif isinstance(module, Attention):
         found = _attention(name, module) is not None and module.residual_connection
     else:
-        found = isinstance(module, Transformer2DModel | BasicTransformerBlock)
+        found = isinstance(module, Transformer2DModel) or _registered(type(module)) is not None
     return module if found else None
 
 

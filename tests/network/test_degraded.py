@@ -124,11 +124,11 @@ def test_networks_without_such_parts_are_refused():
     bare = tiny_unet(
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False
     )
-    joint = make("SD3Transformer2DModel")
+    joint, other = make("SD3Transformer2DModel"), make("BriaTransformer2DModel")
     for model, how, what in (
         (bare, "attention", "self-attention .* got UNet2DModel"),
         (joint, "attention", "self-attention .* got SD3Transformer2DModel"),
-        (joint, "block", "residual blocks .* got SD3Transformer2DModel"),
+        (other, "block", "residual blocks .* got BriaTransformer2DModel"),
     ):
         with pytest.raises(ValueError, match=f"network must have {what}"), degraded(model, how):
             pass

@@ -33,6 +33,7 @@ TOLD = {"t": (3.0, 900.0), "t-1": (2.0, 899.0), "t/T": (0.003, 0.9), "1-t/T": (0
 MASK = torch.tensor([True, False, True])
 
 
+BY_INDEX = ("WanVACETransformer3DModel", "LatteTransformer3DModel")  # what a block gets depends on its place
 WITHOUT_LAYERS = "UNet1DModel"
 SLOW = {"WanAnimate2Transformer3DModel"}  # five seconds, for its attention is not compiled
 
@@ -122,6 +123,25 @@ def test_every_network_is_weakened_or_refused(case, how):
     for part in PARTS:
         with degraded(model, how, part):
             assert_differ(call(model, inputs), plain)
+
+
+def test_a_transformer_without_a_block_is_as_if_it_had_been_taken_out(case):
+    """Whether its blocks answer with image and prompt, in either order, or with the image alone."""
+    name, model = case
+    if "Transformer" not in name or name in BY_INDEX:
+        return
+    try:
+        (block,) = degraded_modules(model, "block")
+    except ValueError:
+        return
+    inputs, shorter = arguments(name, 3) | told(name, model), copy.deepcopy(model)
+    path = next(path for path, module in model.named_modules() if module is block)
+    stack, _, index = path.rpartition(".")
+    del shorter.get_submodule(stack)[int(index)]
+    with degraded(model, "block"):
+        found = call(model, inputs)
+    for one, other in zip(found, call(shorter, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_else_is_hidden(case):
