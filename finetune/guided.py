@@ -1,9 +1,8 @@
 r"""What the trainings share that learn guidance by a weak model: options, the two predictions, the states, figures by level.
 
-The weak prediction f_weak of a network f is its own without the level or without the class, or that of another network
-(`nag.finetune.weak`). States
-are noisy images, and with `--trajectories` also what the guided network reaches from noise, in a share of the batch: what learns
-sees states there that noisy images are not.
+The weak prediction f_weak of a network f is its own, without the level, the class or a part of it, or that of another network
+(`nag.finetune.weak`). States are noisy images, and with `--trajectories` also what the guided network reaches from noise, in a
+share of the batch: what learns sees states there that noisy images are not.
 
 References:
     Efficient Distillation of Classifier-Free Guidance using Adapters, Jensen 2025, arXiv 2503.07274 (trajectories).
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BINS", "GuidanceOptions", "GuidanceTask", "by_level", "guided_states", "train_guided"]
 
+DEGRADED = {"block_drop": "block", "perturbed_attention": "attention"}
+OWN = ("null", "class", "exit", *DEGRADED)  # weak models that the network is itself
 BINS = (-2.5, 0.0, 2.5)  # log-SNR between which figures are told apart
 
 
@@ -37,9 +38,10 @@ class GuidanceOptions(TrainingOptions):
     """The guidance that is learned."""
 
     weak: str = "null"
-    """The weak model: null (the network without its level), class (without its class), train (one of half the width, trained
-    first, into the folder weak of the output), snapshot (the earliest that `denoiser --snapshots` left in MODEL), a pipeline's
-    folder or Hub id, or for `direction` exit (what the head itself predicts after the middle of the network's own pass)."""
+    """The weak model: null (the network without its level), class (without its class), block_drop (without its middle block),
+    perturbed_attention (without its middle attention map), train (one of half the width, trained first, into the folder weak of
+    the output), snapshot (the earliest that `denoiser --snapshots` left in MODEL), a pipeline's folder or Hub id, or for
+    `direction` exit (what the head itself predicts after the middle of the network's own pass)."""
     weak_train_steps: int = 1500
     """--weak train: steps of that training."""
     weak_learning_rate: float = 0.001
@@ -97,6 +99,7 @@ class GuidanceTask:
         options: Any,
     ) -> None:
         from nag.finetune.training_objectives import objective_of_network
+        from nag.network.degraded import degraded_modules
 
         self.model, self.subject, self.weak = model, subject, weak
         self.teacher, self.heldout, self.options = subject.network, heldout, options
@@ -104,7 +107,10 @@ class GuidanceTask:
         self.process = self.objective.process
         self.classless = weak is None and options.weak == "class"
         self.exit = weak is None and options.weak == "exit"
-        self.blind = weak is None and not self.classless and not self.exit
+        self.degraded = DEGRADED.get(options.weak) if weak is None else None
+        self.blind = weak is None and not (self.classless or self.exit or self.degraded)
+        if self.degraded:
+            degraded_modules(self.teacher, self.degraded)
         if self.objective.prediction == "x_0" and self.blind:
             raise ValueError(
                 "weak must be another network for one that predicts x_0, got 'null'. With and without its level it predicts the "
@@ -156,10 +162,11 @@ class GuidanceTask:
         self, u: Tensor, t: Tensor, labels: Tensor, hidden: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The teacher's prediction, without its level where `hidden` is set, and the weak one or 0, each `(B, *shape)`."""
-        from contextlib import nullcontext
+        from contextlib import ExitStack, nullcontext
 
         import torch
 
+        from nag.network.degraded import degraded
         from nag.network.null import null_level
 
         timestep, subject = self.objective.timestep(t), self.subject
@@ -173,7 +180,11 @@ class GuidanceTask:
                 assert subject.null is not None
                 conditions = subject.conditions(torch.full_like(labels, subject.null))
             asked = self.teacher if self.weak is None else self.weak
-            with null_level(self.teacher) if self.blind else nullcontext():
+            with ExitStack() as weakened:
+                if self.blind:
+                    weakened.enter_context(null_level(asked))
+                if self.degraded:
+                    weakened.enter_context(degraded(asked, self.degraded))
                 return told, subject.ask(asked, u, timestep, conditions).float()
 
     def batch(self, images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -254,6 +265,7 @@ def guided_states(task: GuidanceTask, device: Any) -> tuple[Tensor, Tensor, Tens
         network=task.weak,
         blind=task.blind,
         unconditional=task.classless,
+        degraded=task.degraded,
         interval=ends,  # type: ignore[arg-type]
     )
     subject, count = task.subject, options.trajectories
@@ -298,7 +310,7 @@ def train_guided(
         )
     heldout = table.subset(range(len(table) - count, len(table)))
     table, weak = table.subset(range(len(table) - count)), None
-    if options.weak not in ("null", "class", "exit"):
+    if options.weak not in OWN:
         weak = weak_network(options, subject, table)
     torch.manual_seed(mix(options.seed, "init") % 2**63)
     model = model_of(teacher, weak, options)

@@ -50,8 +50,8 @@ class DirectionHead(ModelMixin, ConfigMixin):
         patch: pixels along the side of a token.
         hidden: width.
         network: fingerprint of the network that it belongs to.
-        weak: "null" (that network without its level), "class" (without its class), the fingerprint of another, or "exit": the
-            head itself, from the middle.
+        weak: "null" (that network without its level), "class" (without its class), "block_drop" or "perturbed_attention", the
+            fingerprint of another, or "exit": the head itself, from the middle.
         scale: w that guidance takes if nobody says another.
         interval: log-SNR within which it was trained, noisy end first; None for an open side.
         steps: how long it was trained.

@@ -1,5 +1,6 @@
 """Training a direction head: its loss by hand, what it reaches, resuming, weak models, and its use beside a checkpoint."""
 
+import copy
 import logging
 import math
 from dataclasses import replace
@@ -67,7 +68,7 @@ def task_of(checkpoint, unet, network=None, **changes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("weak", ["null", "class", "network", "exit"])
+@pytest.mark.parametrize("weak", ["null", "class", "network", "exit", "block_drop"])
 def test_what_is_learned_by_hand(checkpoint, weak):
     unet, other = tiny_unet(num_class_embeds=3), tiny_unet(seed=7, num_class_embeds=3)
     task = task_of(checkpoint, unet, other if weak == "network" else None, weak=weak)
@@ -82,7 +83,10 @@ def test_what_is_learned_by_hand(checkpoint, weak):
     hook.remove()
     with null_level(unet):
         null = unet(u, steps, class_labels=LABELS).sample
+    bare = copy.deepcopy(unet)
+    bare.mid_block.forward = lambda x, *_: x
     found = {
+        "block_drop": bare(u, steps, class_labels=LABELS).sample,
         "null": null,
         "class": unet(u, steps, class_labels=torch.tensor([2, 2])).sample,
         "network": other(u, steps, class_labels=LABELS).sample,

@@ -18,6 +18,7 @@ from nag.finetune.merge import MergeOptions
 from nag.finetune.subject import Subject
 from nag.finetune.weak import half_width
 from nag.load import NAGPipeline
+from nag.network.degraded import degraded
 from nag.network.null import null_level
 from nag.shift.images import load_images
 from tests.models import seeded, tiny_checkpoint, tiny_unet
@@ -46,13 +47,13 @@ def options_of(folder, **changes):
     return replace(made, **changes)
 
 
-def task_of(checkpoint, weak=None, **changes):
+def task_of(checkpoint, network=None, **changes):
     options = options_of(checkpoint, **changes)
     teacher = tiny_unet(num_class_embeds=3)
     table = load_images(options.data, channels=1, resolution=8, label_column="label")
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     subject = Subject.of_unet(teacher, scheduler)
-    return DistillTask(tiny_unet(num_class_embeds=3), subject, weak, table.subset(range(8)), options)
+    return DistillTask(tiny_unet(num_class_embeds=3), subject, network, table.subset(range(8)), options)
 
 
 def unet_of(folder) -> UNet2DModel:
@@ -98,8 +99,9 @@ def test_shuffled_changes_are_those_of_other_samples(checkpoint):
     torch.testing.assert_close(shuffled - told, (plain - told).roll(1, dims=0), rtol=0, atol=1e-6)
 
 
-def test_states_are_those_of_the_guided_teacher(checkpoint):
-    task = task_of(checkpoint, scale=1.0, trajectories=3, trajectory_steps=4)
+@pytest.mark.parametrize("name", ["null", "perturbed_attention"])
+def test_states_are_those_of_the_guided_teacher(checkpoint, name):
+    task = task_of(checkpoint, scale=1.0, trajectories=3, trajectory_steps=4, weak=name)
     states, t, classes = guided_states(task, "cpu")
     assert states.shape == (4, 3, 1, 8, 8)
     assert classes.tolist() == [0, 1, 0]
@@ -111,7 +113,7 @@ def test_states_are_those_of_the_guided_teacher(checkpoint):
     first = scheduler.timesteps[0]
     with torch.no_grad():
         told = task.teacher(start, first, class_labels=classes).sample
-        with null_level(task.teacher):
+        with null_level(task.teacher) if name == "null" else degraded(task.teacher, "attention"):
             null = task.teacher(start, first, class_labels=classes).sample
     reached = scheduler.step(2 * told - null, first, start).prev_sample
     torch.testing.assert_close(states[1].float(), reached, rtol=1e-3, atol=1e-3)
