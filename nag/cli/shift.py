@@ -159,6 +159,7 @@ def _kept(
     from torch import nn
 
     from nag import __version__
+    from nag.corrections.calibration import read_tables
     from nag.network.regressor import whole_fingerprint
     from nag.noise.read import read_settings
     from nag.shift.calls import main_network
@@ -167,9 +168,8 @@ def _kept(
 
     pipe = bench.pipeline
     parts = pipe.components | {"regressor": bench.regressor, "network": main_network(pipe)}
-    table = sampler.get("noise_calibration")
-    if table is not None:
-        table = Path(pipe.noise_calibration_path if table == "auto" else table).read_text()
+    named = sampler.get("noise_calibration")
+    tables = read_tables(pipe.noise_calibration_path if named == "auto" else named) if named else []
     free = (*ROWS, "output_dir", "overwrite")
     about = {
         "version": __version__,
@@ -179,7 +179,7 @@ def _kept(
         },
         "scheduler": read_settings(pipe.scheduler),
         "sampler": sampler | {"corrections": [one.settings() for one in sampler.get("corrections", ())]},
-        "table": table,
+        "tables": tables,
         "images": fingerprint_of_images(bench.images),
     }
     identity = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()

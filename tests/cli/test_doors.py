@@ -133,7 +133,7 @@ def test_rows_are_checked_before_the_first_is_sampled(checkpoint, tmp_path, monk
     assert done.exit_code == 0, done.output
     assert "heun 3 plain is left out: scheduler must step from the state it is handed" in done.output
     assert len(json.loads((table / "noise_calibration.json").read_text())["tables"]) == 1
-    calibrated = ("--corrections", "calibrated", "--calibration", table / "noise_calibration.json")
+    calibrated = ("--corrections", "calibrated", "--calibration", table)
     with monkeypatch.context() as patch:
         patch.setattr(bench.Bench, "forward_reference", None)
         done = nag(*words, "--scheduler", "heun", *calibrated)
