@@ -43,6 +43,7 @@ CONTROLS = {
     "direction head for the null branch": "direction:head=outputs/one_pass/direction_null,",
     "exit head, internal guidance": "exit_head:head=outputs/one_pass/exit,",
     "exit head, second training": "exit_head:head=outputs/one_pass/exit_1,",
+    "exit head, three times the steps": "exit_head:head=outputs/one_pass/exit_long,",
     "null branch as the weak model, distilled": "merged:network=outputs/one_pass/student_null",
     "LoRA of rank 16 instead of the whole network": "merged:network=outputs/one_pass/student_lora",
 }
@@ -169,7 +170,13 @@ def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | precision | recall |", "| --- " * 5 + "|"]
     found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads")]
-    found += [*rows("heads_second"), *rows("head_null"), *rows("others"), *rows("students")]
+    found += [
+        *rows("heads_second"),
+        *rows("heads_long"),
+        *rows("head_null"),
+        *rows("others"),
+        *rows("students"),
+    ]
     found = [row for row in found if row["scheduler"] == "ddim"]
     first = {
         "plain": "plain",
@@ -242,6 +249,7 @@ def shares() -> str:
             CONTROLS["direction head, second training of it and of the weak network"],
         ),
         ("second exit head", "heads_second", CONTROLS["exit head, second training"]),
+        ("exit head, three times the steps", "heads_long", CONTROLS["exit head, three times the steps"]),
     ]
     for every in (2, 4):
         for how in REUSES:
@@ -298,7 +306,7 @@ def of_plain(head: str, study: str = "heads") -> str:
 
 def with_dpm() -> str:
     """The heads with DPM-Solver++, if they were measured."""
-    found = [*rows("heads_dpm++"), *rows("heads_second")]
+    found = [*rows("heads_dpm++"), *rows("heads_second"), *rows("heads_long")]
     found = [row for row in found if row["scheduler"] == "dpm++"]
     titles = {title: text for title, text in CONTROLS.items() if "head" in title}
     said = [f"{title} {cell(row)}" for title, text in titles.items() if (row := of(found, text)) is not None]

@@ -171,6 +171,12 @@ STUDIES: dict[str, dict[str, Any]] = {
             "direction:head={models}/direction_1,scale=1|2",
         ],
     },
+    "heads_long": SMALL
+    | {
+        "schedulers": ["ddim", "dpm++"],
+        "evaluations": [20],
+        "corrections": ["exit_head:head={models}/exit_long,scale=0.125|0.25|0.5"],
+    },
     "head_null": SMALL
     | {
         "schedulers": ["ddim"],

@@ -76,6 +76,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     # what the network predicts after its middle block, as the weak model
     "exit": ("direction", HEAD | {"weak": "exit", "max_train_steps": 500, "seed": 0}),
     "direction_1": ("direction", HEAD | {"weak": "{output}/weak_1", "seed": 1}),
+    "exit_long": ("direction", HEAD | {"weak": "exit", "max_train_steps": 1500, "seed": 0}),
     "exit_1": ("direction", HEAD | {"weak": "exit", "max_train_steps": 500, "seed": 1}),
     # other weak models and forms
     "student_null": ("distill", STUDENT | {"weak": "null", "interval": "-2.5 inf", "seed": 0}),
