@@ -253,7 +253,7 @@ class DenoiserTask:
                 self.options,
                 title=title(self.scheduler, self.options),
                 text=self._text(),
-                whole=self.adapter is None and not self.options.lora_rank,
+                relation="adapter" if self.adapter is not None or self.options.lora_rank else "finetune",
             )
         upload(folder, self.options)
 

@@ -112,7 +112,7 @@ class DistillTask(GuidanceTask):
                     "`nag finetune merge --strength`; `nag tune` finds it for a sampler."
                 ),
                 figures=self.figures,
-                whole=not options.lora_rank,
+                relation="adapter" if options.lora_rank else "finetune",
             )
         upload(folder, options)
 

@@ -34,6 +34,7 @@ def run(options: MergeOptions) -> None:
     regressor, null adapter, direction head, calibration and tuned settings lie beside the first alone.
     """
     from nag.files import written_whole
+    from nag.finetune.model_card import write_model_card
     from nag.load import NAGPipeline
     from nag.network.merged import merged, set_weights
     from nag.seams import detach
@@ -47,6 +48,14 @@ def run(options: MergeOptions) -> None:
     set_weights(network, merged(network, options.other, options.strength))
     with written_whole(folder) as part:
         detach(pipe).save_pretrained(part)
+        write_model_card(
+            part,
+            "merge",
+            options,
+            title="Denoiser between two others",
+            text=f"Weights {options.strength:g} of the way from the first model to the second.",
+            relation="merge",
+        )
     print(f"Written: {folder}")
 
 

@@ -13,12 +13,13 @@ from nag.finetune.options import TrainingOptions
 
 __all__ = ["command_line", "repository", "upload", "write_model_card"]
 
-UNTOLD = ("model", "resume_from_checkpoint", "overwrite", "pause_at_step")
+POSITIONAL = ("model", "other")
+UNTOLD = (*POSITIONAL, "resume_from_checkpoint", "overwrite", "pause_at_step")
 
 
-def command_line(name: str, options: TrainingOptions) -> str:
+def command_line(name: str, options: Any) -> str:
     """The command that gives these options."""
-    words = [f"nag finetune {name}" + ("" if options.model is None else f" {options.model}")]
+    words = [" ".join(["nag finetune", name, *_models(options)])]
     for item in fields(options):
         value = getattr(options, item.name)
         if value is None or value == item.default or item.name in UNTOLD:
@@ -30,29 +31,36 @@ def command_line(name: str, options: TrainingOptions) -> str:
     return " \\\n  ".join(words)
 
 
+def _models(options: Any) -> list[str]:
+    """The models that a result is made of."""
+    return [str(one) for name in POSITIONAL if (one := getattr(options, name, None)) is not None]
+
+
 def write_model_card(
     folder: Path,
     name: str,
-    options: TrainingOptions,
+    options: Any,
     *,
     title: str,
     text: str,
     figures: dict[str, Any] | None = None,
-    whole: bool = False,
+    relation: str = "adapter",
 ) -> None:
     """Writes `README.md` with the Hub's metadata, the exact command and the measured figures.
 
-    A `whole` model is a fine-tuned one of its base, everything else something beside it. `samples.png` in the folder is shown.
+    The relation to its base is one of the Hub's: "finetune" for a whole model, "merge", and "adapter" for what lies beside one.
+    `samples.png` in the folder is shown.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    base = options.model if options.model and not Path(options.model).exists() else None
+    bases = [one for one in _models(options) if not Path(one).exists()]
+    data_set = getattr(options, "data", None)
     lora = (folder / "pytorch_lora_weights.safetensors").exists()
     data = ModelCardData(
         library_name="diffusers",
-        base_model=base,
-        base_model_relation=base and ("finetune" if whole else "adapter"),
-        datasets=None if Path(options.data).exists() else options.data,
+        base_model=bases if len(bases) > 1 else next(iter(bases), None),
+        base_model_relation=relation if bases else None,
+        datasets=None if data_set is None or Path(data_set).exists() else data_set,
         tags=["diffusers", *["lora"] * lora, "noise-awareness-guidance", "arxiv:2510.12497"],
     )
     parts = [
@@ -60,7 +68,7 @@ def write_model_card(
         f"# {title}\n",
         f"{text}\n",
         *["![samples](samples.png)\n"] * (folder / "samples.png").exists(),
-        f"## Training\n\n```\n{command_line(name, options)}\n```\n",
+        f"## Command\n\n```\n{command_line(name, options)}\n```\n",
     ]
     if figures:
         rows = "\n".join(

@@ -79,7 +79,7 @@ def load_network(pipeline: str) -> nn.Module:
     """The denoiser of a saved pipeline, a folder or a Hub id, without the pipeline's other parts."""
     parts = read_json(fetch("network", pipeline, "model_index.json"))
     for name, part in parts.items():
-        if not name.startswith("_") and part[1] in {*ARCHITECTURES, *REFUSED}:
+        if isinstance(part, list) and part[1] in {*ARCHITECTURES, *REFUSED}:  # the rest is settings
             cls = getattr(diffusers, part[1])
             options: dict[str, Any] = {"subfolder": name}
             model: nn.Module = safely(pipeline, options, lambda: cls.from_pretrained(pipeline, **options))  # noqa: B023

@@ -6,6 +6,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
 from nag.files import HTTP_ERROR
+from nag.finetune import merge
+from nag.finetune.merge import MergeOptions
 from nag.load import NAGPipeline
 from nag.network.direction import DirectionHead
 from tests.finetune.test_latents import command, sampled
@@ -61,6 +63,17 @@ def test_a_whole_network_is_a_fine_tuned_one(pushed):
     assert (card.data.base_model, card.data.base_model_relation) == (BASE, "finetune")
     assert "samples.png" not in card.text
     assert type(DiffusionPipeline.from_pretrained("someone/denoiser")).__name__ == "StableDiffusionPipeline"
+
+
+def test_a_merged_network_names_both(pushed, hub, tmp_path):
+    pushed("denoiser", "--num_validation_images", 0)
+    options = MergeOptions(
+        model=BASE, other="someone/denoiser", strength=-0.5, output_dir=tmp_path / "merged"
+    )
+    merge.run(options)
+    card = ModelCard.load(tmp_path / "merged" / "README.md")
+    assert (card.data.base_model, card.data.base_model_relation) == ([BASE, "someone/denoiser"], "merge")
+    assert f"nag finetune merge {BASE} someone/denoiser \\\n  --strength -0.5" in card.text
 
 
 def test_a_null_adapter_comes_from_the_hub(pushed):
