@@ -109,6 +109,10 @@ class GuidanceTask:
         self.exit = weak is None and options.weak == "exit"
         self.degraded = DEGRADED.get(options.weak) if weak is None else None
         self.blind = weak is None and not (self.classless or self.exit or self.degraded)
+        if self.exit and options.trajectories:
+            raise ValueError(
+                f"trajectories must be 0 for an exit head, which would have to guide them untrained, got {options.trajectories}."
+            )
         if self.degraded:
             degraded_modules(self.teacher, self.degraded)
         if self.objective.prediction == "x_0" and self.blind:
@@ -255,7 +259,7 @@ def guided_states(task: GuidanceTask, device: Any) -> tuple[Tensor, Tensor, Tens
     from nag.corrections import Recorder, WeakModel
     from nag.noise.read import read_levels
     from nag.seams import corrected
-    from nag.shift.calls import silent
+    from nag.shift.calls import silent, takes
 
     options = task.options
     states: list[Tensor] = []
@@ -271,10 +275,11 @@ def guided_states(task: GuidanceTask, device: Any) -> tuple[Tensor, Tensor, Tens
     subject, count = task.subject, options.trajectories
     pipe = subject.pipeline_with(task.teacher, type(subject.scheduler).from_config(subject.scheduler.config))
     pipe.to(device)
-    seen = Recorder(seen=lambda at, u: states.append(u.detach().half().cpu()))
+    seen = Recorder(seen=lambda at, u: states.append(u[:count].detach().half().cpu()))
+    alone = {"guidance_scale": 1.001 if subject.reads_captions else 1.0}  # with captions the empty one is encoded above 1 only
     with silent(pipe), corrected(pipe, guidance, seen):
         pipe(
-            **subject.sampled(count),
+            **subject.sampled(count) | (alone if task.classless and takes(pipe, "guidance_scale") else {}),
             num_inference_steps=options.trajectory_steps,
             generator=torch.Generator().manual_seed(options.seed + 2),
             output_type="latent",

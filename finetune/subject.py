@@ -51,6 +51,7 @@ class Subject:
         told: from the scheduler's timesteps `(B,)` to the network's.
         sign: of the network's output, as the scheduler takes it.
         shape: of a state, `(1, *shape)`.
+        sized: arguments of the pipeline's call for its resolution.
     """
 
     network: Any
@@ -64,6 +65,7 @@ class Subject:
     told: Told = staticmethod(lambda timestep: timestep)
     sign: int = 1
     shape: tuple[int, ...] | None = None
+    sized: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_unet(cls, unet: Any, scheduler: Any) -> Subject:
@@ -99,6 +101,7 @@ class Subject:
             told=question.run.clock.as_told,
             sign=question.run.layout.sign,
             shape=(1, *asked.u.shape[1:]),
+            sized=sizes(pipeline, resolution),
         )
 
     def caption_rows(self, captions: Sequence[str], resolution: int | None = None) -> dict[str, Tensor]:
@@ -162,7 +165,7 @@ class Subject:
     def sampled(self, count: int) -> dict[str, Any]:
         """Arguments of the pipeline's call for some samples: captions in turn, classes in turn, or their number."""
         if self.reads_captions:
-            return {"prompt": [self.texts[i % len(self.texts)] for i in range(count)]}
+            return {"prompt": [self.texts[i % len(self.texts)] for i in range(count)], **self.sized}
         classes = [i % max(self.null, 1) for i in range(count)] if self.null else None
         if self.pipeline is None:
             return {"batch_size": count, "class_labels": classes}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -58,9 +58,14 @@ def run(options: AccuracyOptions) -> None:
     bench = bench.holding(held_out_images(bench.pipeline, options, num_images, with_labels=with_labels))
     results = {}
     for name, regressor in named.items():
-        labels = bench.image_labels if regressor.config.uses_class else None
+        judged = replace(bench, regressor=regressor)
         results[name] = measure_accuracy(
-            regressor, bench.images, class_labels=labels, seed=seed, batch_size=batch_size
+            regressor,
+            bench.images,
+            class_labels=judged.labels(),
+            told=judged.told(),
+            seed=seed,
+            batch_size=batch_size,
         )
         found = results[name]
         print(

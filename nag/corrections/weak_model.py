@@ -61,7 +61,8 @@ class WeakModel(Correction):
             training process, which is used and never changed; None asks the sampler's own.
         blind: hide its level from it.
         unconditional: ask it without prompt and class: with the null class of its table of classes, or with the pipeline's own
-            negative prompt. The sampler's own network so asked *is* class guidance, and the pipeline's own stays off.
+            negative prompt. The sampler's own network so asked *is* class guidance, and the pipeline's own stays off, but where
+            it takes prompts: there it is needed for the negative one, and both add up (`guidance_scale=1.01` leaves it to this).
         degraded: weaken whom it asks: "attention" for the identity as the map of self-attention, "block" for blocks without their
             residual branch; None does not.
         part: what of it is weakened: "middle" for the middle block, or "all".
@@ -125,7 +126,12 @@ class WeakModel(Correction):
             degraded_modules(self._asked(at), self.degraded, self.part)
         if self.network is not None:
             self._check_other(self.network, unwrap(at.network))
-        elif self.unconditional and not (self.blind or self.degraded) and at.question.several:
+        elif (
+            self.unconditional
+            and not (self.blind or self.degraded)
+            and at.question.several
+            and at.question.class_labels is not None
+        ):
             raise ValueError(
                 "guidance_scale of the pipeline must be 1 with WeakModel(unconditional=True), got class guidance. "
                 "Set the scale in WeakModel alone."

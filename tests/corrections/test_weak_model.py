@@ -1,6 +1,8 @@
 """Guidance by a weaker prediction against plain calls of the networks, exact fields and noise guidance."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ from nag.network.degraded import degraded
 from nag.network.null import null_level
 from nag.noise.process import VarianceExploding
 from nag.noise.read import read_levels
+from nag.seams import corrected
 from nag.theory import FiniteData, LevelPrior
 from tests.corrections.steps import saying, seeded, set_timesteps, step_of
 from tests.models import tiny_unet
 from tests.oracles import CLOSE, COMPARABLE, answered, guided, real, situation
+from tests.seams.zoo_transformers import sd3
+from tests.seams.zoo_unets import stable_diffusion
 
 # Autoguidance and its control
 
@@ -238,3 +243,28 @@ def test_class_guidance_twice_is_refused(class_unet: UNet2DModel) -> None:
         answered(
             class_unet, u, ask, WeakModel(scale=1.0, unconditional=True, **fine), class_labels=labels, guidance_scale=2.0
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [stable_diffusion, sd3])
+def test_beside_the_class_guidance_of_a_pipeline_with_prompts_both_add_up(make: Callable[[], Any]) -> None:
+    """Oracle: the pipeline's own class guidance of the sum."""
+    pipe = make()
+    pipe.set_progress_bar_config(disable=True)
+
+    def sampled(scale: float) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        given = {
+            "prompt": "a cat",
+            "negative_prompt": "a dog",
+            "guidance_scale": scale,
+            "generator": generator,
+        }
+        return pipe(**given, num_inference_steps=3, height=16, width=16, output_type="latent").images
+
+    expected, plain = sampled(3.5), sampled(1.5)
+    with corrected(pipe, WeakModel(scale=2.0, unconditional=True)):
+        found = sampled(1.5)
+    change = float((expected - plain).abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * change)
+    with corrected(pipe, WeakModel(scale=2.0, unconditional=True, interval=(50, None))):
+        assert torch.equal(sampled(1.5), plain)

@@ -199,6 +199,8 @@ def test_without_one_the_command_is_told(checkpoint):
 
 
 def test_what_cannot_be_learned_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="trajectories must be 0 for an exit head, .* got 2"):
+        task_of(checkpoint, tiny_unet(), weak="exit", trajectories=2)
     with pytest.raises(ValueError, match="weak must be null or a network .* got 'class'"):
         task_of(checkpoint, tiny_unet(), weak="class")
     with pytest.raises(ValueError, match="weak must be a model that predicts by itself .* got 'exit'"):

@@ -114,12 +114,16 @@ def test_the_whole_way(name, tmp_path):
     guided = sampled(NAGPipeline.from_pretrained(tmp_path / "denoiser"), noise_guidance_scale=1.0)
     assert np.isfinite(guided).all()
     assert not np.array_equal(plain, guided)
-    lora = ("--weak", "null", "--lora_rank", 2, "--held_out_samples", 4, "--scale", 1)
-    command("distill", tmp_path / "denoiser", tmp_path, *lora)
+    lora = ("--lora_rank", 2, "--held_out_samples", 4, "--scale", 1)
+    reached = ("--trajectories", 3, "--trajectory_steps", 2)
+    weak = "class" if name in ("sd", "dit") else "null"  # the others are asked without class guidance
+    command("distill", tmp_path / "denoiser", tmp_path, "--weak", weak, *lora, *reached)
     assert (tmp_path / "distill" / "adapter.json").is_file()
     kind = ("--kind", "frozen", "--held_out_samples", 40, "--hidden_size", 8)
     command("regressor", tmp_path / "denoiser", tmp_path, *kind)
     assert len(list((tmp_path / "cache").glob("latents-*"))) == 1  # encoded once for all
+    judge = ("--regressor", tmp_path / "regressor", "--data", tmp_path / "data", "--num_images", 16)
+    said("accuracy", tmp_path / "denoiser", *judge, "--resolution", 16, "--output_dir", tmp_path / "accuracy")
     measured = tmp_path / "shift"
     sized = ("--num_samples", 8, "--batch_size", 8, "--num_images", 16, "--resolution", 16, "--steps", 4)
     judged = ("--regressor", tmp_path / "regressor", "--data", tmp_path / "data", "--output_dir", measured)
