@@ -66,14 +66,18 @@ def run(options: CalibrateOptions) -> None:
     }
 
     def known(scheduler: Any, steps: int, arguments: dict[str, Any]) -> NoiseCalibration | None:
-        scheduler.set_timesteps(steps)
         acting = tuple(one.settings() for one in arguments.get("corrections", ()))
         try:
+            made = bench.with_timesteps(scheduler, steps)
             return NoiseCalibration.load(
-                output, scheduler, corrections=acting, **sampler_of(bench.pipeline, arguments)
+                output, made, corrections=acting, **sampler_of(bench.pipeline, arguments)
             )
         except ValueError:
             return None
+
+    def untouched(scheduler: Any, steps: int) -> dict[str, Any]:
+        """A calibration that changes nothing: what cannot be calibrated refuses it."""
+        return {"noise_calibration": [None] * len(bench.with_timesteps(scheduler, steps).timesteps)}
 
     found = (
         {} if options.overwrite or not output.exists() else {name: known(*one) for name, one in asked.items()}
@@ -87,7 +91,7 @@ def run(options: CalibrateOptions) -> None:
     for scheduler in named.values():
         print(scheduler_line(scheduler))
     left_out = bench.left_out(
-        {name: (one, steps, rest | _untouched(one, steps)) for name, (one, steps, rest) in asked.items()}
+        {name: (one, steps, rest | untouched(one, steps)) for name, (one, steps, rest) in asked.items()}
     )
     tables = dict[str, NoiseCalibration]()
     for name, (scheduler, steps, arguments) in asked.items():
@@ -120,9 +124,3 @@ def run(options: CalibrateOptions) -> None:
         )
     picture = draw_calibrations(tables, output.with_suffix(".png"))
     print(f"Calibration: {output}\nPicture: {picture}")
-
-
-def _untouched(scheduler: Any, steps: int) -> dict[str, Any]:
-    """A calibration that changes nothing: what cannot be calibrated refuses it."""
-    scheduler.set_timesteps(steps)
-    return {"noise_calibration": [None] * len(scheduler.timesteps)}

@@ -296,12 +296,10 @@ def _space(bench: Bench, options: TuneOptions) -> Space:
     from nag.corrections import NoiseGuidance
     from nag.corrections.base import PURE_NOISE
     from nag.corrections.text import parse_method
-    from nag.noise.named import make_scheduler
     from nag.noise.read import read_levels
     from nag.quality.tune import OTHERS, Space
 
-    scheduler = make_scheduler(None, bench.pipeline.scheduler)
-    scheduler.set_timesteps(options.steps)
+    scheduler = bench.with_timesteps(bench.pipeline.scheduler, options.steps)
     levels = read_levels(scheduler)
 
     beside = Path(options.model, "student")

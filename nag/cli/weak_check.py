@@ -77,7 +77,11 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
         weak[text] = found[0]
     bench.left_out(
         {
-            (f"{options.steps} steps", text): (pipe.scheduler, options.steps, {"corrections": [one]})
+            (f"{options.steps} steps", text): (
+                pipe.scheduler,
+                options.steps,
+                bench.sized | {"corrections": [one]},
+            )
             for text, one in weak.items()
         }
     )
@@ -89,6 +93,7 @@ def run(options: WeakCheckOptions) -> list[LevelScreen]:
         bench.holding(table).images,
         weak,
         conditions=given,
+        arguments=bench.sized,
         num_inference_steps=options.steps,
         ahead=options.ahead,
         seed=options.seed,

@@ -78,14 +78,17 @@ def level_modules(model: nn.Module) -> list[nn.Module]:
 def load_network(pipeline: str) -> nn.Module:
     """The denoiser of a saved pipeline, a folder or a Hub id, without the pipeline's other parts."""
     parts = read_json(fetch("network", pipeline, "model_index.json"))
-    for name, part in parts.items():
-        if isinstance(part, list) and part[1] in {*ARCHITECTURES, *REFUSED}:  # the rest is settings
+    components = {
+        k: v for k, v in parts.items() if k[0] != "_" and isinstance(v, list)
+    }  # the rest is settings
+    for name, part in components.items():
+        if part[1] in {*ARCHITECTURES, *REFUSED}:
             cls = getattr(diffusers, part[1])
             options: dict[str, Any] = {"subfolder": name}
             model: nn.Module = safely(pipeline, options, lambda: cls.from_pretrained(pipeline, **options))  # noqa: B023
             return model
     raise ValueError(
-        f"network must be named by a pipeline's folder or Hub id, got {pipeline!r} with {', '.join(parts)}."
+        f"network must be named by a pipeline's folder or Hub id, got {pipeline!r} with {', '.join(components)}."
     )
 
 

@@ -31,6 +31,7 @@ from nag.shift.calls import (
     silent,
     sizes,
     takes,
+    with_timesteps,
 )
 from nag.shift.data import DataOptions
 from nag.shift.forward import ForwardReference, Told, forward_reference
@@ -194,6 +195,13 @@ class Bench:
         finally:
             pipe.scheduler = before
         return None
+
+    def with_timesteps(self, scheduler: Any, steps: int) -> Any:
+        """A copy of a scheduler with its timesteps for so many steps; see `nag.shift.calls.with_timesteps`."""
+        sized = {name: value for name, value in self.arguments.items() if name != "eta"}
+        return with_timesteps(
+            self.pipeline, scheduler, sized | self.conditions.of(1) | {"num_inference_steps": steps}
+        )
 
     def left_out(
         self, rows: Mapping[tuple[str, str], tuple[Any, int, Mapping[str, Any]]]

@@ -86,9 +86,8 @@ def arguments_of_candidates(
                     "regressor must be given to calibrate, got none beside the model. Train one with "
                     "`nag finetune regressor` and pass --regressor."
                 )
-            made = make_scheduler(None, scheduler)
-            made.set_timesteps(10)
-            arguments = arguments | {"noise_calibration": [None] * len(made.timesteps)}
+            steps = len(bench.with_timesteps(scheduler, 10).timesteps)
+            arguments = arguments | {"noise_calibration": [None] * steps}
         return bench.why_not(scheduler, arguments)
 
     unstochastic = {name: value for name, value in bench.arguments.items() if name != "eta"}
@@ -196,8 +195,7 @@ class Comparison:
         """
         pipe, arguments = self.choosing.pipeline, self.arguments[candidate.label]
         if candidate.calibrated:
-            pipe.scheduler.set_timesteps(cell.budget)
-            require_calibratable(pipe.scheduler)
+            require_calibratable(self.choosing.with_timesteps(pipe.scheduler, cell.budget))
         one = self.choosing.conditions.of(1)
         paid = largest_steps(pipe, arguments, cell.budget, each=one, guess=guess)
         if paid is not None and not candidate.calibrated:
@@ -221,14 +219,10 @@ class Comparison:
         path = self.folder / "calibrations" / f"{cell_name(cell.scheduler, steps, candidate.label)}.json"
         corrections = arguments.get("corrections", [])
         if path.exists():
-            pipe.scheduler.set_timesteps(steps)
             settings = tuple(one.settings() for one in corrections)
             others = {k: v for k, v in arguments.items() if k not in ("corrections", "num_inference_steps")}
-            found = NoiseCalibration.load(
-                path, pipe.scheduler, corrections=settings, **sampler_of(pipe, others)
-            )
-            self._use(cell.scheduler)
-            return found
+            scheduler = self.choosing.with_timesteps(pipe.scheduler, steps)
+            return NoiseCalibration.load(path, scheduler, corrections=settings, **sampler_of(pipe, others))
         table = self.choosing.calibrate(
             num_samples=self.sizes.calibration_samples,
             batch_size=max(8, self.choosing.batch_size),

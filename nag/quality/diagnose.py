@@ -31,12 +31,11 @@ from nag.network.null import recorded_dropout
 from nag.network.null_adapter import NULL_ADAPTER_FOLDER
 from nag.network.regressor import NoiseLevelRegressor
 from nag.network.table import architecture_of, unwrap
-from nag.noise.named import make_scheduler
 from nag.noise.relevel import require_calibratable
 from nag.quality.bench import held_out_images, scheduler_line
 from nag.quality.null_branch import NullBranch, probe_null_branch
 from nag.seams.run import autoencoder_of, denoisers, first_question
-from nag.shift.calls import batch_of, classes_of, encoded, image_size, silent, sizes, takes
+from nag.shift.calls import batch_of, classes_of, encoded, image_size, silent, sizes, takes, with_timesteps
 from nag.shift.data import DataOptions
 from nag.shift.images import ImageTable
 
@@ -375,10 +374,10 @@ class _Looking:
         return Finding(name="calibration", state="ok", text=", ".join(told) or "an empty file")
 
     def _fits(self, table: NoiseCalibration) -> str:
-        scheduler = make_scheduler(None, self.pipe.scheduler)
+        given = {"num_inference_steps": table.num_inference_steps} | sizes(self.pipe, self.data.resolution)
+        given |= {"prompt": [""], "class_labels": [0]}  # what the pipeline does not take is left out
         try:
-            scheduler.set_timesteps(table.num_inference_steps)
-            table.check(scheduler)
+            table.check(with_timesteps(self.pipe, self.pipe.scheduler, given))
         except ValueError:
             return " (not as this model's scheduler is set)"
         return ""

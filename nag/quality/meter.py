@@ -154,11 +154,9 @@ class Meter:
         Some schedulers do not end a step where the next begins unless the number of steps divides that of the training
         (DDIM with trailing spacing). Plain sampling is not to lose by that: 27 steps serve where 34 would be worse.
         """
-        scheduler = self.bench.pipeline.scheduler
 
         def mismatch(count: int) -> float:
-            scheduler.set_timesteps(count)
-            levels = read_levels(scheduler)
+            levels = read_levels(self.bench.with_timesteps(self.bench.pipeline.scheduler, count))
             gap = (levels.log_snr - levels.arrival_log_snr)[1:].abs()  # the first state is drawn, not reached
             return float(gap.mean()) if len(gap) else 0.0
 

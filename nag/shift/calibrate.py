@@ -29,7 +29,7 @@ from nag.noise.read import read_levels
 from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
 from nag.seams.run import corrected
-from nag.shift.calls import batch_of, silent
+from nag.shift.calls import batch_of, silent, with_timesteps
 from nag.shift.forward import LevelEstimator, Told, fingerprint_of, finite_estimate, forward_reference, place
 from nag.shift.response import measure_levels
 from nag.shift.trajectory import check_coordinates
@@ -92,8 +92,9 @@ def calibrate(
     """
     acting = [corrections] if isinstance(corrections, Correction) else list(corrections)
     acting = [one for one in acting if one.on]
-    scheduler = pipeline.scheduler
-    scheduler.set_timesteps(num_inference_steps)
+    labels = None if class_labels is None else torch.as_tensor(class_labels)
+    called = pipeline_kwargs | {"num_inference_steps": num_inference_steps, "class_labels": labels}
+    scheduler = with_timesteps(pipeline, pipeline.scheduler, called, num_samples=num_samples)
     require_calibratable(scheduler)
     levels = read_levels(scheduler)
     check_coordinates(regressor, levels)
@@ -113,8 +114,6 @@ def calibrate(
     table: list[float | None] = [None] * len(nominal)
     errors = np.zeros(len(nominal))
     seen: list[list[np.ndarray]] = [[] for _ in nominal]
-    labels = None if class_labels is None else torch.as_tensor(class_labels)
-    called = pipeline_kwargs | {"num_inference_steps": num_inference_steps, "class_labels": labels}
     sampler = sampler_of(pipeline, called)
     starts = range(0, num_samples - num_samples % batch_size or num_samples, batch_size)
     with (

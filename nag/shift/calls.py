@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from nag.network.table import architecture_of, unwrap
-from nag.seams.run import autoencoder_of, denoisers
+from nag.noise.named import make_scheduler
+from nag.seams.run import autoencoder_of, denoisers, first_question
 
 __all__ = [
     "PER_SAMPLE",
@@ -31,6 +32,7 @@ __all__ = [
     "silent",
     "sizes",
     "takes",
+    "with_timesteps",
 ]
 
 PER_SAMPLE = (
@@ -128,6 +130,25 @@ def batch_of(
     if not sized and takes(pipe, "batch_size"):
         found["batch_size"] = stop - start
     return found | {"generator": sample_generators(seed, start, stop)}
+
+
+def with_timesteps(pipe: Any, scheduler: Any, arguments: Mapping[str, Any], *, num_samples: int = 1) -> Any:
+    """A copy of a scheduler with the timesteps that the pipeline's own call sets: some follow from the size of the images.
+
+    Args:
+        pipe: which is called, up to its first question.
+        scheduler: of any class.
+        arguments: of that call, as of `batch_of`, `num_inference_steps` among them.
+        num_samples: how many they are for.
+    """
+    before, pipe.scheduler = pipe.scheduler, make_scheduler(None, scheduler)
+    try:
+        call = batch_of(pipe, arguments, 0, 1, num_samples=num_samples, seed=0)
+        with silent(pipe):
+            first_question(pipe, lambda: pipe(**call))
+        return pipe.scheduler
+    finally:
+        pipe.scheduler = before
 
 
 @dataclass(frozen=True, kw_only=True)

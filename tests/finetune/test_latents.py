@@ -124,11 +124,14 @@ def test_the_whole_way(name, tmp_path):
     assert len(list((tmp_path / "cache").glob("latents-*"))) == 1  # encoded once for all
     judge = ("--regressor", tmp_path / "regressor", "--data", tmp_path / "data", "--num_images", 16)
     said("accuracy", tmp_path / "denoiser", *judge, "--resolution", 16, "--output_dir", tmp_path / "accuracy")
-    measured = tmp_path / "shift"
-    sized = ("--num_samples", 8, "--batch_size", 8, "--num_images", 16, "--resolution", 16, "--steps", 4)
-    judged = ("--regressor", tmp_path / "regressor", "--data", tmp_path / "data", "--output_dir", measured)
-    said("shift", tmp_path / "denoiser", *judged, *sized)
-    assert json.loads((tmp_path / "shift" / "shift.json").read_text())["runs"]
+    sized = ("--num_samples", 8, "--batch_size", 8, "--resolution", 16, "--steps", 4)
+    said("calibrate", tmp_path / "denoiser", *judge, *sized, "--output_dir", tmp_path / "tables")
+    table = ("--corrections", "calibrated", "--calibration", tmp_path / "tables")
+    said("shift", tmp_path / "denoiser", *judge, *sized, *table, "--output_dir", tmp_path / "shift")
+    found = json.loads((tmp_path / "shift" / "shift.json").read_text())["runs"]
+    assert [run["name"].endswith(" calibrated") for run in found] == [False, True]
+    weak = ("--weak", "null_autoguidance", "--steps", 4, "--ahead", 1, "--output_dir", tmp_path / "weak")
+    said("weak-check", tmp_path / "denoiser", *judge[2:], "--batch_size", 8, "--resolution", 16, *weak)
 
 
 def test_a_lora_is_one_for_plain_diffusers(tmp_path):
