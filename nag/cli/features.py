@@ -86,7 +86,7 @@ def _classifier(options: FeaturesOptions) -> None:
     folder = _folder(options)
     pipe = NAGPipeline.from_pretrained(str(options.model), regressor=False)
     channels, resolution = image_size(pipe)
-    size = min(resolution, LARGEST)
+    size = min(options.resolution or resolution, LARGEST)
     labelled = _has_labels(options, classes_of(pipe) is not None)
     table = options.images(
         channels=channels, resolution=size, labels=labelled, max_samples=options.max_train_samples

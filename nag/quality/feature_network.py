@@ -127,7 +127,7 @@ class _Classifying(nn.Module):
 
 
 class SmallClassifierFeatures(_Classifying):
-    """A `SmallClassifier` as a feature network; it is not copied. Larger images are reduced to its size, by area."""
+    """A `SmallClassifier` as a feature network; it is not copied. It sees its own size: larger images by area, smaller ones bilinearly."""
 
     def __init__(self, classifier: SmallClassifier) -> None:
         super().__init__()
@@ -136,8 +136,9 @@ class SmallClassifierFeatures(_Classifying):
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = self.classifier.config.sample_size
-        if images.shape[2] > size:
-            images = F.interpolate(images, (size, size), mode="area")
+        if images.shape[2] != size:
+            how = "area" if images.shape[2] > size else "bilinear"
+            images = F.interpolate(images, (size, size), mode=how)
         features = self.classifier.features(images)
         return features, self.classifier.to_logits(self.classifier.drop(features))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nag.cli import features
@@ -44,6 +45,13 @@ def test_a_classifier_lies_beside_the_model_where_commands_find_it(checkpoint):
     again = made(checkpoint)
     assert (again.exit_code, f"output_dir must be new or empty, got {folder}" in again.output) == (2, True)
     assert made(checkpoint, "--overwrite").exit_code == 0
+
+
+def test_it_sees_images_of_the_resolution_that_is_asked_for(checkpoint, tmp_path):
+    done = made(checkpoint, "--resolution", 12, "--output_dir", tmp_path / "out")
+    assert "on 300 images of 12x12" in (tmp_path / "out" / "README.md").read_text(), done.output
+    network = feature_network(FeatureOptions(model="", data="", features=str(tmp_path / "out")), "cpu")
+    assert network(torch.zeros(2, 1, 12, 12)).shape == network(torch.zeros(2, 1, 8, 8)).shape == (2, 64)
 
 
 def test_without_labels_it_tells_how_images_are_turned(tmp_path):
