@@ -127,7 +127,10 @@ class _Classifying(nn.Module):
 
 
 class SmallClassifierFeatures(_Classifying):
-    """A `SmallClassifier` as a feature network; it is not copied. It sees its own size: larger images by area, smaller ones bilinearly."""
+    """A `SmallClassifier` as a feature network; it is not copied.
+
+    Images of another size are brought to its own: larger ones by area, smaller ones bilinearly.
+    """
 
     def __init__(self, classifier: SmallClassifier) -> None:
         super().__init__()
