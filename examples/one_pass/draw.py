@@ -239,6 +239,11 @@ def shares() -> str:
     kinds = [
         ("student", "heads", COLUMNS["student"]),
         ("second student", "heads", COLUMNS["second student"]),
+        (
+            "student, twice the steps",
+            "long_share",
+            CONTROLS["the student after twice as many steps, at twice the rate"],
+        ),
         ("both students' mean", "students", CONTROLS["both students' mean, in weights"]),
         ("student of w = 1", "students", CONTROLS["a student of w = 1"]),
         ("direction head", "heads", CONTROLS["direction head for the same weak network"]),

@@ -106,6 +106,13 @@ STUDIES: dict[str, dict[str, Any]] = {
         "seeds": [101, 102],
         "corrections": ["merged:network={models}/student_long,strength=0.5|0.75|1|1.2"],
     },
+    # with the strength that `long` has chosen, for the share that it keeps
+    "long_share": SMALL
+    | {
+        "schedulers": ["ddim"],
+        "evaluations": [20],
+        "corrections": ["merged:network={models}/student_long,strength=1"],
+    },
     "students": SMALL
     | {
         "schedulers": ["ddim", "dpm++"],
