@@ -351,6 +351,11 @@ def tuning(study: str, start: str) -> str:
     )
 
 
+def distance(study: str, sampler: str, start: str) -> str:
+    """The distance of a method, and the strength that was chosen."""
+    return cell(of([row for row in rows(study) if row["scheduler"] == sampler], start))
+
+
 def precision(study: str, name: str) -> str:
     """The precision of a method of the first table."""
     row = of(rows(study), COLUMNS.get(name, name))
@@ -377,6 +382,7 @@ def page() -> str:
         timing=timing,
         plain_of=plain_of,
         of_plain=of_plain,
+        distance=distance,
         dpm=with_dpm(),
         correlations=correlations,
         columns=COLUMNS,
