@@ -276,7 +276,8 @@ def guided_states(task: GuidanceTask, device: Any) -> tuple[Tensor, Tensor, Tens
     pipe = subject.pipeline_with(task.teacher, type(subject.scheduler).from_config(subject.scheduler.config))
     pipe.to(device)
     seen = Recorder(seen=lambda at, u: states.append(u[:count].detach().half().cpu()))
-    alone = {"guidance_scale": 1.001 if subject.reads_captions else 1.0}  # with captions the empty one is encoded above 1 only
+    # without class guidance; a pipeline with captions encodes the empty one above 1 only
+    alone = {"guidance_scale": 1.001 if subject.reads_captions else 1.0}
     with silent(pipe), corrected(pipe, guidance, seen):
         pipe(
             **subject.sampled(count) | (alone if task.classless and takes(pipe, "guidance_scale") else {}),
