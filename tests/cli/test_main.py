@@ -127,7 +127,7 @@ def test_calibrate_then_shift(checkpoint, tmp_path):
     assert table.with_suffix(".png").is_file()
     again = nag(*words)
     assert again.exit_code == WRONG_INPUT
-    assert "output_dir must not hold the table of" in again.output
+    assert "output_dir must not hold the table of ddim 3 plain, got" in again.output
     assert nag(*words, "--overwrite").exit_code == 0
 
     report = tmp_path / "report"
