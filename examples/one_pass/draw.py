@@ -79,6 +79,11 @@ def rows(study: str) -> list[dict[str, Any]]:
     return [row | sizes for row in found["rows"] if row["refused"] is None]
 
 
+def by(sampler: str, *studies: str) -> list[dict[str, Any]]:
+    """What a sampler has in some studies."""
+    return [row for study in studies for row in rows(study) if row["scheduler"] == sampler]
+
+
 def of(found: list[dict[str, Any]], start: str) -> dict[str, Any] | None:
     """The row of the method whose text begins so; the one with most samples."""
     fitting = [row for row in found if row["method"].startswith(start)]
@@ -106,8 +111,7 @@ def cell(row: dict[str, Any] | None) -> str:
 
 def at_20(name: str) -> list[dict[str, Any]]:
     """All that a sampler has at 20 evaluations."""
-    found = [row for study in ("second", "controls") for row in rows(study) if row["scheduler"] == name]
-    return [*rows(f"{name}_20"), *rows(f"{name}_20_others"), *found]
+    return by(name, f"{name}_20", f"{name}_20_others", "second", "controls")
 
 
 def main_table() -> str:
@@ -169,15 +173,18 @@ def budgets() -> str:
 def controls() -> str:
     """What else could have made the gain."""
     lines = ["| DDIM 20 | Fréchet distance | minus plain | precision | recall |", "| --- " * 5 + "|"]
-    found = [*rows("ddim_20"), *rows("controls"), *rows("long"), *rows("heads")]
-    found += [
-        *rows("heads_second"),
-        *rows("heads_long"),
-        *rows("head_null"),
-        *rows("others"),
-        *rows("students"),
-    ]
-    found = [row for row in found if row["scheduler"] == "ddim"]
+    studies = (
+        "ddim_20",
+        "controls",
+        "long",
+        "heads",
+        "heads_second",
+        "heads_long",
+        "head_null",
+        "others",
+        "students",
+    )
+    found = by("ddim", *studies)
     first = {
         "plain": "plain",
         "the student": COLUMNS["student"],
@@ -204,7 +211,7 @@ def others() -> str:
     ]
     for part, title in (("mnist", "MNIST"), ("quickdraw", "QuickDraw")):
         for sampler in ("ddim", "dpm++"):
-            found = [row for row in rows(f"{part}_20") if row["scheduler"] == sampler]
+            found = by(sampler, f"{part}_20")
             starts = ["plain", *(COLUMNS[name].replace("one_pass/", f"one_pass/{part}_") for name in names)]
             own = [of(found, start) for start in starts]
             if (plain := own[0]) is None or (student := own[1]) is None:
@@ -227,11 +234,6 @@ def share(plain: Any, cheap: Any, exact: Any, seeds: tuple[int, ...] = (101, 102
     kept = (p - c) / (p - e)
     error = (((1 - kept) * p_error) ** 2 + c_error**2 + (kept * e_error) ** 2) ** 0.5 / (p - e)
     return f"{kept:.2f} ± {error:.2f}"
-
-
-def of_ddim(study: str) -> list[dict[str, Any]]:
-    """The rows of a study that DDIM sampled."""
-    return [row for row in rows(study) if row["scheduler"] == "ddim"]
 
 
 def shares() -> str:
@@ -264,7 +266,7 @@ def shares() -> str:
     if exact is None or plain is None:
         return "not run"
     lines = ["| DDIM | steps | evaluations | Fréchet distance | share kept |", "| --- " * 5 + "|"]
-    found = {"plain": plain} | {title: of(of_ddim(study), start) for title, study, start in kinds}
+    found = {"plain": plain} | {title: of(by("ddim", study), start) for title, study, start in kinds}
     for title, row in (found | {"exact": exact}).items():
         if row is not None:
             kept = {"plain": "0", "exact": "1"}.get(title) or share(plain, row, exact)
@@ -303,7 +305,7 @@ HEADS = {"direction head": "direction:head", "exit head": "exit_head:head"}
 
 def of_plain(head: str, study: str = "heads") -> str:
     """What a head takes off the distance of the study's plain sampling."""
-    plain, row = of(rows(study), "plain"), of(rows(study), HEADS[head])
+    plain, row = (of(by("ddim", study), start) for start in ("plain", HEADS[head]))
     if plain is None or row is None:
         return "not run"
     return f"{100 * (1 - row['frechet']['value'] / plain['frechet']['value']):.0f} %"
@@ -311,8 +313,7 @@ def of_plain(head: str, study: str = "heads") -> str:
 
 def with_dpm() -> str:
     """The heads with DPM-Solver++, if they were measured."""
-    found = [*rows("heads_dpm++"), *rows("heads_second"), *rows("heads_long")]
-    found = [row for row in found if row["scheduler"] == "dpm++"]
+    found = by("dpm++", "heads_dpm++", "heads_second", "heads_long")
     titles = {title: text for title, text in CONTROLS.items() if "head" in title}
     said = [f"{title} {cell(row)}" for title, text in titles.items() if (row := of(found, text)) is not None]
     return "; ".join([f"plain {plain_of('heads_dpm++')}", *said]) if said else ""
@@ -353,7 +354,7 @@ def tuning(study: str, start: str) -> str:
 
 def distance(study: str, sampler: str, start: str) -> str:
     """The distance of a method, and the strength that was chosen."""
-    return cell(of([row for row in rows(study) if row["scheduler"] == sampler], start))
+    return cell(of(by(sampler, study), start))
 
 
 def precision(study: str, name: str) -> str:
