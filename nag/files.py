@@ -7,6 +7,7 @@ a plain user's download.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -38,6 +39,7 @@ __all__ = [
     "fetch_beside",
     "hide_from_download",
     "hub_options",
+    "identity_of",
     "parse_json",
     "read_json",
     "refuse_pickles",
@@ -63,6 +65,11 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path | None:
     if named is not None:
         return Path(named).expanduser() if named else None
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nag")
+
+
+def identity_of(about: Any) -> str:
+    """A hash of all that something kept depends on; what JSON cannot hold counts by its text."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -5,11 +5,8 @@ A finished run is kept in the folder of the result until the report is written, 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +52,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     from nag.files import read_json
     from nag.noise.named import SCHEDULERS, make_scheduler
     from nag.quality.bench import configured_schedulers, load_bench, read_assignments, scheduler_line
-    from nag.shift import ReportRun, measure_shift, record, write_report
+    from nag.shift import ReportRun, measure_shift, write_report
     from nag.shift.page import Answer, check_output
     from nag.shift.report import FILES
 
@@ -75,6 +72,7 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
                 arguments["noise_calibration"] = options.calibration
             asked[f"{name or type(scheduler).__name__} {steps}", method.label] = scheduler, steps, arguments
     left_out = bench.left_out(asked)
+    depends_on = _dependencies(options, bench)
     trajectories: dict[str, Any] = {}
     baselines: dict[str, str | None] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -93,21 +91,10 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
             is None,
         }
         bench.pipeline.scheduler = make_scheduler(None, scheduler)
-        sampler = {"num_inference_steps": steps} | arguments
-
-        def sample(sampler: dict[str, Any] = sampler) -> Trajectory:
-            return record(
-                bench.pipeline,
-                bench.regressor,
-                num_samples=options.num_samples,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                **bench.conditions.of(options.num_samples),
-                **sampler,
-            )
-
         try:
-            trajectories[label] = _kept(options, bench, sampler, sample)
+            trajectories[label] = _kept(
+                options, bench, depends_on, {"num_inference_steps": steps} | arguments
+            )
         except KeyboardInterrupt:
             done, rows = len(trajectories), len(asked) - len(left_out)
             raise KeyboardInterrupt(
@@ -152,43 +139,54 @@ def run(options: ShiftOptions) -> dict[str, NoiseShift]:
     return shifts
 
 
-def _kept(
-    options: ShiftOptions, bench: Bench, sampler: dict[str, Any], sample: Callable[[], Trajectory]
-) -> Trajectory:
-    """A run of an interrupted command, if all that it depends on is the same; else a new one, kept for the next."""
+def _dependencies(options: ShiftOptions, bench: Bench) -> dict[str, Any]:
+    """What every run of the command depends on: the weights, which take a while to read, and all else but its sampler."""
     from torch import nn
 
     from nag import __version__
-    from nag.corrections.calibration import read_tables
     from nag.network.regressor import whole_fingerprint
-    from nag.noise.read import read_settings
-    from nag.shift.calls import main_network
     from nag.shift.images import fingerprint_of_images
-    from nag.shift.trajectory import Trajectory
 
-    pipe = bench.pipeline
-    parts = pipe.components | {"regressor": bench.regressor, "network": main_network(pipe)}
-    named = sampler.get("noise_calibration")
-    tables = read_tables(pipe.noise_calibration_path if named == "auto" else named) if named else []
+    parts = bench.pipeline.components | {"regressor": bench.regressor}
     free = (*ROWS, "output_dir", "overwrite")
-    about = {
+    return {
         "version": __version__,
         "options": {name: value for name, value in plain(options).items() if name not in free},
-        "networks": {
-            name: whole_fingerprint(part) for name, part in parts.items() if isinstance(part, nn.Module)
-        },
-        "scheduler": read_settings(pipe.scheduler),
-        "sampler": sampler | {"corrections": [one.settings() for one in sampler.get("corrections", ())]},
-        "tables": tables,
+        "networks": {k: whole_fingerprint(part) for k, part in parts.items() if isinstance(part, nn.Module)},
         "images": fingerprint_of_images(bench.images),
     }
-    identity = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-    path = options.output_dir / UNFINISHED / f"{identity[:16]}.npz"
+
+
+def _kept(
+    options: ShiftOptions, bench: Bench, depends_on: dict[str, Any], sampler: dict[str, Any]
+) -> Trajectory:
+    """A run of an interrupted command, if all that it depends on is the same; else a new one, kept for the next."""
+    from nag.corrections.calibration import read_tables
+    from nag.files import identity_of
+    from nag.noise.read import read_settings
+    from nag.shift import record
+    from nag.shift.trajectory import Trajectory
+
+    pipe, named = bench.pipeline, sampler.get("noise_calibration")
+    about = depends_on | {
+        "scheduler": read_settings(pipe.scheduler),
+        "sampler": sampler | {"corrections": [one.settings() for one in sampler.get("corrections", ())]},
+        "tables": read_tables(pipe.noise_calibration_path if named == "auto" else named) if named else [],
+    }
+    path = options.output_dir / UNFINISHED / f"{identity_of(about)[:16]}.npz"
     try:
-        found = Trajectory.load(path)
+        return Trajectory.load(path)
     except (OSError, ValueError):
-        found = sample()
-        found.save(path)
+        found = record(
+            pipe,
+            bench.regressor,
+            num_samples=options.num_samples,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            **bench.conditions.of(options.num_samples),
+            **sampler,
+        )
+    found.save(path)
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,6 +83,7 @@ def run(options: TuneOptions) -> Entry:
     from tqdm.auto import tqdm
 
     from nag.corrections.tuned import FILE_NAME, Sampler, refuse_known, save_entry
+    from nag.files import identity_of
     from nag.network.regressor import whole_fingerprint
     from nag.quality.bench import (
         configured_schedulers,
@@ -137,7 +136,7 @@ def run(options: TuneOptions) -> Entry:
         "images": fingerprint_of_images(bench.images),
         "references": [bench.reference.fingerprint, fresh.fingerprint],
     }
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    name = identity_of(identity)[:16]
     meter = Meter(
         bench,
         num_inference_steps=options.steps,

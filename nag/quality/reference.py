@@ -7,7 +7,6 @@ never used, nor mixed with this one. A run that stops goes on from its last part
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nag.files import parse_json, written_file
+from nag.files import identity_of, parse_json, written_file
 from nag.quality.distances import FeatureMoments
 from nag.quality.feature_network import features_and_classes
 from nag.shift.images import fingerprint_of_images
@@ -129,7 +128,7 @@ def reference_features(
         "image_shape": list(images.shape[1:]),
         "max_kept": max_kept,
     }
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    name = identity_of(identity)[:16]
     whole, part = (Path(cache_dir or "", f"reference-{name}{end}.safetensors") for end in ("", ".part"))
     cached = None if cache_dir is None else _cached(whole, identity)
     if cached is not None:

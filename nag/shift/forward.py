@@ -13,8 +13,6 @@ reason the estimates of one level depend on no other level: in a cache they are 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,7 +27,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from nag.files import Archive, written_file
+from nag.files import Archive, identity_of, written_file
 from nag.network.regressor import NoiseEstimate, fingerprint, whole_fingerprint
 from nag.noise.process import GaussianProcess
 from nag.seams.run import AUTOENCODERS, Diverged, first_question
@@ -291,8 +289,8 @@ class _Kept:
             "told": None if told is None else told.identity(),
             "seed": seed,
         }
-        identity = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-        return cls(folder / "forward" / f"{identity[:16]}.safetensors", identity)
+        found = identity_of(about)
+        return cls(folder / "forward" / f"{found[:16]}.safetensors", found)
 
     def read(self) -> dict[float, tuple[np.ndarray, np.ndarray]]:
         """Means and variances by level; nothing where there is no file, or a damaged one."""
