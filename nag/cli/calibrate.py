@@ -65,23 +65,27 @@ def run(options: CalibrateOptions) -> None:
         for (name, scheduler), steps, method in itertools.product(named.items(), options.steps, methods)
     }
 
-    def known(scheduler: Any, steps: int, arguments: dict[str, Any]) -> NoiseCalibration | None:
+    made = {
+        f"{name or type(scheduler).__name__} {steps}": bench.with_timesteps(scheduler, steps)
+        for (name, scheduler), steps in itertools.product(named.items(), options.steps)
+    }
+
+    def known(sampler: str, arguments: dict[str, Any]) -> NoiseCalibration | None:
         acting = tuple(one.settings() for one in arguments.get("corrections", ()))
         try:
-            made = bench.with_timesteps(scheduler, steps)
             return NoiseCalibration.load(
-                output, made, corrections=acting, **sampler_of(bench.pipeline, arguments)
+                output, made[sampler], corrections=acting, **sampler_of(bench.pipeline, arguments)
             )
         except ValueError:
             return None
 
-    def untouched(scheduler: Any, steps: int) -> dict[str, Any]:
+    def untouched(sampler: str) -> dict[str, Any]:
         """A calibration that changes nothing: what cannot be calibrated refuses it."""
-        return {"noise_calibration": [None] * len(bench.with_timesteps(scheduler, steps).timesteps)}
+        return {"noise_calibration": [None] * len(made[sampler].timesteps)}
 
-    found = (
-        {} if options.overwrite or not output.exists() else {name: known(*one) for name, one in asked.items()}
-    )
+    found = {}
+    if output.exists() and not options.overwrite:
+        found = {name: known(name[0], arguments) for name, (_, _, arguments) in asked.items()}
     there = {name: table for name, table in found.items() if table is not None}
     if len(there) == len(asked):
         raise FileExistsError(
@@ -91,7 +95,7 @@ def run(options: CalibrateOptions) -> None:
     for scheduler in named.values():
         print(scheduler_line(scheduler))
     left_out = bench.left_out(
-        {name: (one, steps, rest | untouched(one, steps)) for name, (one, steps, rest) in asked.items()}
+        {name: (one, steps, rest | untouched(name[0])) for name, (one, steps, rest) in asked.items()}
     )
     tables = dict[str, NoiseCalibration]()
     for name, (scheduler, steps, arguments) in asked.items():

@@ -24,6 +24,7 @@ from nag.shift.calibrate import calibrate
 from nag.shift.calls import (
     Conditions,
     batch_of,
+    begun,
     classes_of,
     encoded,
     image_size,
@@ -31,7 +32,6 @@ from nag.shift.calls import (
     silent,
     sizes,
     takes,
-    with_timesteps,
 )
 from nag.shift.data import DataOptions
 from nag.shift.forward import ForwardReference, Told, forward_reference
@@ -184,24 +184,17 @@ class Bench:
         The call is begun and ends at its first question: nothing is sampled.
         """
         pipe = self.pipeline
-        before, pipe.scheduler = pipe.scheduler, make_scheduler(None, scheduler)
         try:
             rest, acting = split_arguments(pipe, {**arguments, "num_inference_steps": steps})
-            call = batch_of(pipe, rest | self.conditions.of(1), 0, 1, num_samples=1, seed=0)
-            with silent(pipe):
-                first_question(pipe, lambda: pipe(**call), *acting, sampler=sampler_of(pipe, rest))
+            begun(pipe, scheduler, rest | self.conditions.of(1), *acting, sampler=sampler_of(pipe, rest))
         except ValueError as error:
             return str(error)
-        finally:
-            pipe.scheduler = before
         return None
 
     def with_timesteps(self, scheduler: Any, steps: int) -> Any:
-        """A copy of a scheduler with its timesteps for so many steps; see `nag.shift.calls.with_timesteps`."""
-        sized = {name: value for name, value in self.arguments.items() if name != "eta"}
-        return with_timesteps(
-            self.pipeline, scheduler, sized | self.conditions.of(1) | {"num_inference_steps": steps}
-        )
+        """A copy of a scheduler with its timesteps for so many steps, as the pipeline's own call sets them."""
+        arguments = self.sized | self.conditions.of(1) | {"num_inference_steps": steps}
+        return begun(self.pipeline, scheduler, arguments).scheduler
 
     def left_out(
         self, rows: Mapping[tuple[str, str], tuple[Any, int, Mapping[str, Any]]]

@@ -35,7 +35,7 @@ from nag.noise.relevel import require_calibratable
 from nag.quality.bench import held_out_images, scheduler_line
 from nag.quality.null_branch import NullBranch, probe_null_branch
 from nag.seams.run import autoencoder_of, denoisers, first_question
-from nag.shift.calls import batch_of, classes_of, encoded, image_size, silent, sizes, takes, with_timesteps
+from nag.shift.calls import batch_of, begun, classes_of, encoded, image_size, silent, sizes, takes
 from nag.shift.data import DataOptions
 from nag.shift.images import ImageTable
 
@@ -377,7 +377,7 @@ class _Looking:
         given = {"num_inference_steps": table.num_inference_steps} | sizes(self.pipe, self.data.resolution)
         given |= {"prompt": [""], "class_labels": [0]}  # what the pipeline does not take is left out
         try:
-            table.check(with_timesteps(self.pipe, self.pipe.scheduler, given))
+            table.check(begun(self.pipe, self.pipe.scheduler, given).scheduler)
         except ValueError:
             return " (not as this model's scheduler is set)"
         return ""

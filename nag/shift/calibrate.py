@@ -29,7 +29,7 @@ from nag.noise.read import read_levels
 from nag.noise.relevel import require_calibratable
 from nag.seams.attach import sampler_of
 from nag.seams.run import corrected
-from nag.shift.calls import batch_of, silent, with_timesteps
+from nag.shift.calls import batch_of, begun, silent
 from nag.shift.forward import LevelEstimator, Told, fingerprint_of, finite_estimate, forward_reference, place
 from nag.shift.response import measure_levels
 from nag.shift.trajectory import check_coordinates
@@ -94,7 +94,7 @@ def calibrate(
     acting = [one for one in acting if one.on]
     labels = None if class_labels is None else torch.as_tensor(class_labels)
     called = pipeline_kwargs | {"num_inference_steps": num_inference_steps, "class_labels": labels}
-    scheduler = with_timesteps(pipeline, pipeline.scheduler, called, num_samples=num_samples)
+    scheduler = begun(pipeline, pipeline.scheduler, called, num_samples=num_samples).scheduler
     require_calibratable(scheduler)
     levels = read_levels(scheduler)
     check_coordinates(regressor, levels)

@@ -23,6 +23,7 @@ __all__ = [
     "Conditions",
     "balanced_labels",
     "batch_of",
+    "begun",
     "classes_of",
     "encoded",
     "image_size",
@@ -32,7 +33,6 @@ __all__ = [
     "silent",
     "sizes",
     "takes",
-    "with_timesteps",
 ]
 
 PER_SAMPLE = (
@@ -132,21 +132,31 @@ def batch_of(
     return found | {"generator": sample_generators(seed, start, stop)}
 
 
-def with_timesteps(pipe: Any, scheduler: Any, arguments: Mapping[str, Any], *, num_samples: int = 1) -> Any:
-    """A copy of a scheduler with the timesteps that the pipeline's own call sets: some follow from the size of the images.
+def begun(
+    pipe: Any,
+    scheduler: Any,
+    arguments: Mapping[str, Any],
+    *corrections: Any,
+    num_samples: int = 1,
+    sampler: dict[str, Any] | None = None,
+) -> Any:
+    """The first question (`At`) of a call for one sample with a copy of a scheduler, which ends there.
+
+    The copy, its `scheduler`, has the timesteps that the pipeline sets: some follow from the size of the images.
 
     Args:
-        pipe: which is called, up to its first question.
+        pipe: which is called; its own scheduler stays.
         scheduler: of any class.
-        arguments: of that call, as of `batch_of`, `num_inference_steps` among them.
-        num_samples: how many they are for.
+        arguments: of the call, as of `batch_of`, `num_inference_steps` among them.
+        corrections: that are checked.
+        num_samples: how many samples the arguments are for.
+        sampler: as of `nag.seams.run.first_question`.
     """
     before, pipe.scheduler = pipe.scheduler, make_scheduler(None, scheduler)
     try:
         call = batch_of(pipe, arguments, 0, 1, num_samples=num_samples, seed=0)
         with silent(pipe):
-            first_question(pipe, lambda: pipe(**call))
-        return pipe.scheduler
+            return first_question(pipe, lambda: pipe(**call), *corrections, sampler=sampler)
     finally:
         pipe.scheduler = before
 
