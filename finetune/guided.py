@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BINS", "GuidanceOptions", "GuidanceTask", "by_level", "guided_states", "train_guided"]
 
-DEGRADED = {"block_drop": "block", "perturbed_attention": "attention"}
-OWN = ("null", "class", "exit", *DEGRADED)  # weak models that the network is itself
+OWN = ("null", "class", "exit", "block_drop", "perturbed_attention")  # weak models that the network is itself
 BINS = (-2.5, 0.0, 2.5)  # log-SNR between which figures are told apart
 
 
@@ -98,6 +97,7 @@ class GuidanceTask:
         heldout: ImageTable,
         options: Any,
     ) -> None:
+        from nag.corrections import WeakModel
         from nag.finetune.training_objectives import objective_of_network
         from nag.network.degraded import degraded_modules
 
@@ -107,7 +107,7 @@ class GuidanceTask:
         self.process = self.objective.process
         self.classless = weak is None and options.weak == "class"
         self.exit = weak is None and options.weak == "exit"
-        self.degraded = DEGRADED.get(options.weak) if weak is None else None
+        self.degraded = WeakModel.texts.get(options.weak, {}).get("degraded") if weak is None else None
         self.blind = weak is None and not (self.classless or self.exit or self.degraded)
         if self.exit and options.trajectories:
             raise ValueError(
@@ -276,11 +276,12 @@ def guided_states(task: GuidanceTask, device: Any) -> tuple[Tensor, Tensor, Tens
     pipe = subject.pipeline_with(task.teacher, type(subject.scheduler).from_config(subject.scheduler.config))
     pipe.to(device)
     seen = Recorder(seen=lambda at, u: states.append(u[:count].detach().half().cpu()))
-    # without class guidance; a pipeline with captions encodes the empty one above 1 only
-    alone = {"guidance_scale": 1.001 if subject.reads_captions else 1.0}
+    alone = {}  # without class guidance; a pipeline with captions encodes the empty one above 1 only
+    if task.classless and takes(pipe, "guidance_scale"):
+        alone["guidance_scale"] = 1.001 if subject.reads_captions else 1.0
     with silent(pipe), corrected(pipe, guidance, seen):
         pipe(
-            **subject.sampled(count) | (alone if task.classless and takes(pipe, "guidance_scale") else {}),
+            **subject.sampled(count) | alone,
             num_inference_steps=options.trajectory_steps,
             generator=torch.Generator().manual_seed(options.seed + 2),
             output_type="latent",

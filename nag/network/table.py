@@ -78,9 +78,7 @@ def level_modules(model: nn.Module) -> list[nn.Module]:
 def load_network(pipeline: str) -> nn.Module:
     """The denoiser of a saved pipeline, a folder or a Hub id, without the pipeline's other parts."""
     parts = read_json(fetch("network", pipeline, "model_index.json"))
-    components = {
-        k: v for k, v in parts.items() if k[0] != "_" and isinstance(v, list)
-    }  # the rest is settings
+    components = {k: v for k, v in parts.items() if k[0] != "_" and isinstance(v, list)}
     for name, part in components.items():
         if part[1] in {*ARCHITECTURES, *REFUSED}:
             cls = getattr(diffusers, part[1])

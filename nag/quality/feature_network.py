@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -112,12 +113,12 @@ class SmallClassifier(ModelMixin, ConfigMixin):
         return self.logits(x)
 
 
-class _Classifying(nn.Module):
+class _Classifying(nn.Module, ABC):
     """A feature network that may give class scores, and whose call gives the features alone."""
 
+    @abstractmethod
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, F) of images (B, C, H, W) in [-1, 1], and class scores (B, classes) where it is a classifier."""
-        raise NotImplementedError
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]

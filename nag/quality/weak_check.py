@@ -116,7 +116,6 @@ def screen(
     weak: Mapping[str, WeakModel],
     *,
     conditions: Mapping[str, Any] | None = None,
-    arguments: Mapping[str, Any] | None = None,
     num_inference_steps: int = 20,
     ahead: int = 3,
     seed: int = 0,
@@ -129,8 +128,7 @@ def screen(
         pipe: any pipeline that `nag.corrected` takes.
         images: `(M, *shape)`, held-out images as states of the pipeline.
         weak: weak models by name.
-        conditions: of the images, one entry for each: class_labels or prompt.
-        arguments: of the pipeline's call besides, such as its height and width.
+        conditions: arguments of the pipeline's call: of class_labels or prompt one entry for each image; height and width.
         num_inference_steps: of the sampler, whose levels are asked about.
         ahead: steps before a reached state.
         seed: of the noise.
@@ -143,13 +141,12 @@ def screen(
     for start in range(0, len(images), batch_size):
         stop = min(start + batch_size, len(images))
         asked = Asked(weak=weak, x_0=images[start:stop], eps=eps[start:stop], ahead=ahead)
-        given = {
+        arguments = {
             **(conditions or {}),
-            **(arguments or {}),
             "num_inference_steps": num_inference_steps,
             "output_type": "latent",
         }
-        call = batch_of(pipe, given, start, stop, num_samples=len(images), seed=seed)
+        call = batch_of(pipe, arguments, start, stop, num_samples=len(images), seed=seed)
         with silent(pipe), corrected(pipe, asked):
             pipe(**call)
         for key, sums in asked.found.items():
